@@ -1,0 +1,7 @@
+//! Devices: what the guest finds in its machine. None of them knows about KVM; what they need of
+//! the machine is [`host::Host`].
+
+pub mod bus;
+pub mod host;
+pub mod pci;
+pub mod virtio;

@@ -1,0 +1,36 @@
+//! The PCI bus: configuration space, BARs, MSI-X and the host bridge.
+//!
+//! One segment; functions sit in fixed slots so that a guest's names for them never change.
+
+/// A function's place: bus, device, function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// Bus number.
+    pub bus: u8,
+    /// Device number, below 32.
+    pub device: u8,
+    /// Function number, below 8.
+    pub function: u8,
+}
+
+/// One PCI function, as the root complex sees it.
+pub trait PciFunction: Send {
+    /// Reads `data.len()` bytes (1, 2 or 4, aligned) of configuration space at `offset`.
+    fn config_read(&mut self, offset: u16, data: &mut [u8]);
+
+    /// Writes configuration space. The function notes a BAR's move by itself.
+    fn config_write(&mut self, offset: u16, data: &[u8]);
+
+    /// The memory windows that are decoded now: base and length, by BAR number; empty while
+    /// the command register's memory bit is off.
+    fn windows(&self) -> Vec<(u8, u64, u64)>;
+
+    /// Reads inside BAR `bar` at `offset`.
+    fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// Writes inside BAR `bar` at `offset`.
+    fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]);
+
+    /// Back to the state after power-on; workers stopped.
+    fn reset(&mut self);
+}

@@ -1,0 +1,84 @@
+//! Virtio devices (virtio 1.2). [`VirtioDevice`] is what every device is; the transport
+//! (`transport`, virtio over PCI, section 4.1) drives it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
+
+use virtio_queue::Queue;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::devices::host::MsiVector;
+
+/// Guest memory as devices hold it.
+pub type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// A device behind a virtio transport. A device owns its worker thread: [`VirtioDevice::activate`]
+/// starts it with the queues that the driver set up, [`VirtioDevice::reset`] stops it.
+pub trait VirtioDevice: Send {
+    /// Virtio device id (section 5): 1 net, 2 block, 4 entropy, 19 socket.
+    fn id(&self) -> u16;
+
+    /// The largest size of each queue; a power of two each. Their number is the device's.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// The features that the device offers, `VIRTIO_F_VERSION_1` among them.
+    fn features(&self) -> u64;
+
+    /// Reads the device's configuration space at `offset`; bytes past its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the device's configuration space. Most have nothing to write.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver set DRIVER_OK: start working. An error sets DEVICE_NEEDS_RESET.
+    fn activate(&mut self, activation: Activation) -> io::Result<()>;
+
+    /// Stops the worker and waits for it; what the driver had been promised is finished first
+    /// (a flush that was asked for is done). Idempotent.
+    fn reset(&mut self);
+}
+
+/// What a device gets at DRIVER_OK.
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// The features that both sides agreed on.
+    pub features: u64,
+    /// The queues, by index; `None` where the driver left one disabled.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// To tell the driver that the configuration space changed.
+    pub config_interrupt: Interrupt,
+}
+
+/// A queue that the driver set up.
+pub struct ActiveQueue {
+    /// The ring.
+    pub queue: Queue,
+    /// Signalled when the driver kicks (an ioeventfd).
+    pub kick: EventFd,
+    /// To tell the driver of used buffers.
+    pub interrupt: Interrupt,
+}
+
+/// An interrupt of a device: its MSI-X vector, looked up each time because the driver may move
+/// it, and nothing where the driver chose `VIRTIO_MSI_NO_VECTOR`.
+#[derive(Clone)]
+pub struct Interrupt {
+    /// The MSI-X table's vectors.
+    pub vectors: Arc<Vec<Arc<dyn MsiVector>>>,
+    /// Which of them; 0xffff is none.
+    pub vector: Arc<AtomicU16>,
+}
+
+impl Interrupt {
+    /// Raises the interrupt, where the driver wants one.
+    pub fn trigger(&self) -> io::Result<()> {
+        let index = self.vector.load(std::sync::atomic::Ordering::Acquire);
+        match self.vectors.get(usize::from(index)) {
+            Some(vector) => vector.trigger(),
+            None => Ok(()),
+        }
+    }
+}

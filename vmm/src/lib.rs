@@ -1,0 +1,3 @@
+//! Peapod's VMM: a KubeVirt VirtualMachineInstance booted by one small process.
+
+pub mod devices;
