@@ -1,1 +1,3 @@
+//! The `peapod` command.
+
 fn main() {}

@@ -4,4 +4,6 @@
 pub mod bus;
 pub mod host;
 pub mod pci;
+pub mod platform;
+pub mod serial;
 pub mod virtio;

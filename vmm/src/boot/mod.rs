@@ -1,0 +1,6 @@
+//! What is in guest memory before the first instruction: the kernel, its command line and
+//! initramfs, and the tables that describe the machine.
+
+pub mod acpi;
+pub mod kernel;
+pub mod pvh;

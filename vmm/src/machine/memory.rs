@@ -1,0 +1,95 @@
+//! Where the guest's memory lies: RAM from 0, a hole below 4 GiB for devices, the rest above it.
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// The hole for 32-bit devices; RAM goes on at 4 GiB.
+pub const HOLE_START: u64 = 0xc000_0000;
+/// End of the hole and first address of high RAM.
+pub const HOLE_END: u64 = 0x1_0000_0000;
+/// Where PCI functions' BARs go: from the hole's start up to [`ECAM_START`].
+pub const BAR_START: u64 = HOLE_START;
+/// PCI configuration space of bus 0, a MiB (PCI Firmware Specification 3.3, MCFG).
+pub const ECAM_START: u64 = 0xe800_0000;
+/// Length of [`ECAM_START`]'s window: one bus.
+pub const ECAM_LEN: u64 = 0x10_0000;
+/// The least memory that a guest may have.
+pub const MIN_MEMORY: u64 = 64 << 20;
+/// The most.
+pub const MAX_MEMORY: u64 = 1 << 40;
+
+const PAGE: u64 = 4096;
+
+/// Why a guest cannot have the memory that it was given.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Too little, too much, or not whole pages.
+    #[error("guest memory of {0} bytes: it must be whole pages between 64 MiB and 1 TiB")]
+    Size(u64),
+    /// The host has no room for it.
+    #[error("cannot map {0} bytes of guest memory: {1}")]
+    Map(u64, vm_memory::mmap::FromRangesError),
+}
+
+/// The pieces of `size` bytes of RAM, as base and length, around the hole.
+pub fn ranges(size: u64) -> Vec<(u64, u64)> {
+    let low = size.min(HOLE_START);
+    let mut ranges = vec![(0, low)];
+    if size > low {
+        ranges.push((HOLE_END, size - low));
+    }
+    ranges
+}
+
+/// Maps `size` bytes of fresh, zeroed, private memory.
+pub fn map(size: u64) -> Result<GuestMemoryMmap, MemoryError> {
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) || !size.is_multiple_of(PAGE) {
+        return Err(MemoryError::Size(size));
+    }
+    let mut places = Vec::new();
+    for (base, len) in ranges(size) {
+        let len = usize::try_from(len).map_err(|_| MemoryError::Size(size))?;
+        places.push((GuestAddress(base), len));
+    }
+    GuestMemoryMmap::from_ranges(&places).map_err(|error| MemoryError::Map(size, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+    use super::*;
+
+    #[test]
+    fn ram_goes_round_the_hole_and_keeps_its_size() {
+        for size in [
+            MIN_MEMORY,
+            HOLE_START - PAGE,
+            HOLE_START,
+            HOLE_START + PAGE,
+            5 << 30,
+            MAX_MEMORY,
+        ] {
+            let ranges = ranges(size);
+            assert_eq!(ranges.iter().map(|(_, len)| len).sum::<u64>(), size);
+            for (base, len) in ranges {
+                assert!(base + len <= HOLE_START || base >= HOLE_END);
+            }
+        }
+    }
+
+    #[test]
+    fn a_size_that_no_guest_can_have_is_refused() {
+        for size in [0, MIN_MEMORY - PAGE, MIN_MEMORY + 1, MAX_MEMORY + PAGE] {
+            assert!(matches!(map(size), Err(MemoryError::Size(_))), "{size}");
+        }
+    }
+
+    #[test]
+    fn memory_is_mapped_where_it_was_laid_out() {
+        let memory = map(HOLE_START + (1 << 20)).unwrap();
+        assert_eq!(memory.num_regions(), 2);
+        let high = memory.find_region(GuestAddress(HOLE_END)).unwrap();
+        assert_eq!(high.len(), 1 << 20);
+        assert!(memory.find_region(GuestAddress(HOLE_START)).is_none());
+    }
+}

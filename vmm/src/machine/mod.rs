@@ -1,0 +1,278 @@
+//! The machine: KVM, memory, vCPUs, interrupts, and the loop of its life.
+
+pub mod cpuid;
+pub mod interrupts;
+pub mod memory;
+mod threads;
+pub mod vcpu;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VmFd};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::boot::acpi::{self, Platform};
+use crate::boot::kernel::{Kernel, KernelError};
+use crate::boot::pvh::{self, StartWith};
+use crate::devices::bus::{Bus, SharedDevice, WindowError};
+use crate::devices::platform::{KeyboardController, PmTimer, Reset, SleepControl};
+use crate::devices::serial::{self, Line, SerialPort};
+use crate::power::{Outcome, Power};
+use interrupts::KvmHost;
+use vcpu::{Buses, Vcpu};
+
+/// The most vCPUs that a machine may have.
+pub const MAX_VCPUS: u8 = 64;
+/// Where KVM keeps a task state segment on Intel, below the firmware's place.
+const TSS: usize = 0xfffb_d000;
+const KEYBOARD_COMMAND: u64 = 0x64;
+
+/// What a machine is made of.
+#[derive(Debug)]
+pub struct Config {
+    /// vCPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The initramfs.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// Why a machine cannot be made or run.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM refused.
+    #[error("KVM can't {0}: {1}")]
+    Kvm(&'static str, kvm_ioctls::Error),
+    /// An eventfd or thread could not be had.
+    #[error("cannot {0}: {1}")]
+    Io(&'static str, io::Error),
+    /// The number of vCPUs.
+    #[error("{0} vCPUs: a machine has 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
+    /// The guest's memory.
+    #[error(transparent)]
+    Memory(#[from] memory::MemoryError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The initramfs.
+    #[error("initramfs {0}: {1}")]
+    Initramfs(PathBuf, io::Error),
+    /// The initramfs and the kernel do not both fit.
+    #[error("initramfs {0}: its {1} bytes and the kernel do not fit in the guest's memory")]
+    InitramfsRoom(PathBuf, u64),
+    /// What the kernel starts from.
+    #[error(transparent)]
+    Pvh(#[from] pvh::PvhError),
+    /// The tables.
+    #[error(transparent)]
+    Acpi(#[from] acpi::AcpiError),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+}
+
+/// A machine that has not started: devices are added, then it runs once. A guest's reset ends
+/// that run; the caller makes the machine anew, with the same disks, sockets and listeners.
+pub struct Machine {
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    memory: GuestMemoryMmap,
+    host: Arc<KvmHost>,
+    buses: Buses,
+    power: Power,
+}
+
+impl Machine {
+    /// A machine with memory, interrupt controllers and the board's own ports. The serial port
+    /// writes to `console`.
+    pub fn new(
+        kvm: Kvm,
+        memory_size: u64,
+        power: Power,
+        console: impl Write + Send + 'static,
+    ) -> Result<Self, MachineError> {
+        let failed = |what| move |error| MachineError::Kvm(what, error);
+        let vm = Arc::new(kvm.create_vm().map_err(failed("make a VM"))?);
+        vm.set_tss_address(TSS).map_err(failed("place the TSS"))?;
+        vm.create_irq_chip()
+            .map_err(failed("make the interrupt controllers"))?;
+        let memory = memory::map(memory_size)?;
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the mapping is `memory`'s. Machine drops its vCPUs and the VM before the
+            // memory, or every holder of the memory keeps it mapped.
+            unsafe { vm.set_user_memory_region(region) }
+                .map_err(failed("take the guest's memory"))?;
+        }
+        let host = KvmHost::new(vm.clone()).map_err(|e| MachineError::Io("route interrupts", e))?;
+        let mut machine = Self {
+            kvm,
+            vm,
+            memory,
+            host: Arc::new(host),
+            buses: Buses::default(),
+            power,
+        };
+        machine.add_board(console)?;
+        Ok(machine)
+    }
+
+    fn add_board(&mut self, console: impl Write + Send + 'static) -> Result<(), MachineError> {
+        let line =
+            EventFd::new(EFD_NONBLOCK).map_err(|e| MachineError::Io("make an eventfd", e))?;
+        self.vm
+            .register_irqfd(&line, serial::IRQ)
+            .map_err(|e| MachineError::Kvm("attach the serial port's interrupt", e))?;
+        let power = &self.power;
+        let ports: [(u64, u64, SharedDevice); 5] = [
+            (
+                serial::COM1,
+                serial::LEN,
+                shared(SerialPort::new(Line(line), console)),
+            ),
+            (
+                u64::from(acpi::SLEEP_CONTROL_PORT),
+                1,
+                shared(SleepControl(power.clone())),
+            ),
+            (
+                u64::from(acpi::PM_TIMER_PORT),
+                4,
+                shared(PmTimer(Instant::now())),
+            ),
+            (u64::from(acpi::RESET_PORT), 1, shared(Reset(power.clone()))),
+            (
+                KEYBOARD_COMMAND,
+                1,
+                shared(KeyboardController(power.clone())),
+            ),
+        ];
+        for (base, len, device) in ports {
+            self.buses.pio.insert(base, len, device)?;
+        }
+        Ok(())
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// What devices may ask of the machine.
+    pub fn host(&self) -> Arc<KvmHost> {
+        self.host.clone()
+    }
+
+    /// The port space, to add devices to.
+    pub fn ports(&mut self) -> &mut Bus {
+        &mut self.buses.pio
+    }
+
+    /// The memory space, to add devices to.
+    pub fn mmio(&mut self) -> &mut Bus {
+        &mut self.buses.mmio
+    }
+
+    /// Loads the kernel and runs the guest until it or somebody else ends it. Every vCPU thread
+    /// has ended when this returns.
+    pub fn run(self, config: &Config) -> Result<Outcome, MachineError> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            return Err(MachineError::Vcpus(config.vcpus));
+        }
+        let entry = self.load(config)?;
+        let mut vcpus = Vec::new();
+        for id in 0..config.vcpus {
+            let vcpu = Vcpu::new(&self.kvm, &self.vm, id, config.vcpus, entry)
+                .map_err(|error| MachineError::Kvm("make a vCPU", error))?;
+            vcpus.push(vcpu);
+        }
+        threads::run(vcpus, &Arc::new(self.buses), &self.power)
+            .map_err(|error| MachineError::Io("start a vCPU thread", error))
+    }
+
+    fn load(&self, config: &Config) -> Result<GuestAddress, MachineError> {
+        let loaded = config.kernel.load(&self.memory)?;
+        let ram: Vec<_> = self
+            .memory
+            .iter()
+            .map(|region| (region.start_addr().0, region.len()))
+            .collect();
+        let low_end = ram.first().map_or(0, |(base, len)| base + len);
+        let initramfs = match &config.initramfs {
+            Some(path) => Some(self.load_initramfs(path, loaded.end, low_end)?),
+            None => None,
+        };
+        let ecam = (memory::ECAM_START, memory::ECAM_LEN);
+        pvh::write(
+            &self.memory,
+            &StartWith {
+                cmdline: &config.cmdline,
+                initramfs,
+                ram: &ram,
+                ecam,
+            },
+        )?;
+        let bars = (memory::BAR_START as u32, memory::ECAM_START as u32);
+        acpi::write(
+            &self.memory,
+            &Platform {
+                vcpus: config.vcpus,
+                bars,
+                ecam: ecam.0,
+            },
+        )?;
+        Ok(loaded.entry)
+    }
+
+    /// Puts the initramfs at the top of low memory, away from where the kernel unpacks itself.
+    fn load_initramfs(
+        &self,
+        path: &PathBuf,
+        kernel_end: GuestAddress,
+        low_end: u64,
+    ) -> Result<(GuestAddress, u64), MachineError> {
+        let failed = |error| MachineError::Initramfs(path.clone(), error);
+        let mut file = File::open(path).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        let no_room = || MachineError::InitramfsRoom(path.clone(), size);
+        let start = low_end.checked_sub(size).ok_or_else(no_room)? & !0xfff;
+        if start < kernel_end.0 {
+            return Err(no_room());
+        }
+        let len = usize::try_from(size).map_err(|_| no_room())?;
+        let slice = self
+            .memory
+            .get_slice(GuestAddress(start), len)
+            .map_err(|_| no_room())?;
+        file.read_exact_volatile(&mut slice.clone())
+            .map_err(|error| failed(io::Error::other(error)))?;
+        Ok((GuestAddress(start), size))
+    }
+}
+
+fn shared(device: impl crate::devices::bus::BusDevice + 'static) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+#[cfg(test)]
+mod tests;

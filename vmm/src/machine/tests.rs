@@ -1,0 +1,162 @@
+//! Guests of a few instructions, which run on any /dev/kvm.
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+
+use super::*;
+use crate::power::Crash;
+
+/// Where the tiny kernels are loaded and entered.
+const LOAD: u32 = 0x10_0000;
+
+/// An ELF image of one segment at [`LOAD`] that is `code`, with the PVH note that enters it.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let mut note = Vec::new();
+    // name size, descriptor size, XEN_ELFNOTE_PHYS32_ENTRY
+    for word in [4u32, 8, 18] {
+        note.extend(word.to_le_bytes());
+    }
+    note.extend(b"Xen\0");
+    note.extend(u64::from(LOAD).to_le_bytes());
+    let headers = 64 + 2 * 56;
+    let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    image.extend(2u16.to_le_bytes());
+    image.extend(62u16.to_le_bytes());
+    image.extend(1u32.to_le_bytes());
+    for word in [u64::from(LOAD), 64, 0] {
+        image.extend(word.to_le_bytes());
+    }
+    image.extend(0u32.to_le_bytes());
+    for half in [64u16, 56, 2, 64, 0, 0] {
+        image.extend(half.to_le_bytes());
+    }
+    let note_at = headers as u64;
+    let code_at = note_at + note.len() as u64;
+    for (kind, at, len) in [(4u32, note_at, note.len()), (1, code_at, code.len())] {
+        image.extend(kind.to_le_bytes());
+        image.extend(7u32.to_le_bytes());
+        for word in [
+            at,
+            u64::from(LOAD),
+            u64::from(LOAD),
+            len as u64,
+            len as u64,
+            4,
+        ] {
+            image.extend(word.to_le_bytes());
+        }
+    }
+    image.extend(note);
+    image.extend(code);
+    image
+}
+
+#[derive(Clone)]
+struct Console(mpsc::Sender<u8>);
+
+impl Write for Console {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        data.iter()
+            .for_each(|byte| self.0.send(*byte).unwrap_or(()));
+        Ok(data.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs `code` on `vcpus` vCPUs; how it ended, and what it wrote to the serial port.
+fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kernel");
+    fs::write(&path, elf(code)).unwrap();
+    let kernel = Kernel::open(&path, Path::new("/nonexistent")).unwrap();
+    let config = Config {
+        vcpus,
+        memory: 64 << 20,
+        kernel,
+        initramfs: None,
+        cmdline: String::new(),
+    };
+    let (sender, receiver) = mpsc::channel();
+    let kvm = Kvm::new().expect("these tests need /dev/kvm");
+    let machine = Machine::new(kvm, config.memory, power.clone(), Console(sender)).unwrap();
+    let outcome = machine.run(&config).unwrap();
+    (outcome, receiver.into_iter().collect())
+}
+
+/// mov dx, port; mov al, value; out dx, al
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
+}
+
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+#[test]
+fn a_guest_writes_to_the_serial_port_and_powers_off() {
+    let code = [
+        out(0x3f8, b'h'),
+        out(0x3f8, b'i'),
+        out(0x600, 0x34),
+        SPIN.to_vec(),
+    ]
+    .concat();
+    let (outcome, console) = run(&code, 1, &Power::default());
+    assert_eq!((outcome, &console[..]), (Outcome::PowerOff, &b"hi"[..]));
+}
+
+#[test]
+fn both_ways_of_resetting_are_seen() {
+    for (port, value) in [(acpi::RESET_PORT, acpi::RESET_VALUE), (0x64, 0xfe)] {
+        let code = [out(port, value), SPIN.to_vec()].concat();
+        assert_eq!(run(&code, 1, &Power::default()).0, Outcome::Reset);
+    }
+}
+
+#[test]
+fn a_triple_fault_is_a_crash_with_registers() {
+    // lidt [0] with nothing there would do; ud2 without an IDT is enough
+    let (outcome, _) = run(&[0x0f, 0x0b], 1, &Power::default());
+    let Outcome::Crash(Crash {
+        vcpu: 0,
+        reason,
+        registers,
+    }) = outcome
+    else {
+        panic!("{outcome:?}");
+    };
+    assert!(
+        !reason.is_empty() && registers.contains("rip=0x100000"),
+        "{reason} {registers}"
+    );
+}
+
+#[test]
+fn a_guest_that_spins_is_stopped_from_outside_and_so_are_its_idle_vcpus() {
+    let power = Power::default();
+    let stopper = power.clone();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        stopper.end(Outcome::Stopped);
+    });
+    assert_eq!(run(&SPIN, 4, &power).0, Outcome::Stopped);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_machine_that_ended_leaves_no_descriptor_open() {
+    let code = out(acpi::RESET_PORT, acpi::RESET_VALUE);
+    // Other tests run beside this one, so only a growth that goes on is a leak.
+    let count = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = count();
+    for _ in 0..50 {
+        run(&code, 2, &Power::default());
+    }
+    assert!(
+        count() < before + 50,
+        "{before} descriptors became {}",
+        count()
+    );
+}

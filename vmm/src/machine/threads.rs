@@ -1,0 +1,62 @@
+//! One thread a vCPU, and how they are all brought to an end.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::{Arc, Once};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::vcpu::{Buses, Vcpu};
+use crate::power::{Outcome, Power};
+
+/// How long between two kicks of a thread that has not ended. One kick may come just before
+/// KVM_RUN and be lost, so they are repeated.
+const KICK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Only there to make KVM_RUN return.
+extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Runs the vCPUs, a thread each, until the machine is off.
+pub fn run(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, power: &Power) -> io::Result<Outcome> {
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(|| {
+        // The signal is a valid one, so this cannot fail.
+        let _ = register_signal_handler(SIGRTMIN(), kicked);
+    });
+    let mut threads = Vec::new();
+    let mut result = Ok(());
+    for (id, vcpu) in vcpus.into_iter().enumerate() {
+        let (buses, power) = (buses.clone(), power.clone());
+        let thread = std::thread::Builder::new().name(format!("vcpu{id}"));
+        match thread.spawn(move || vcpu.run(&buses, &power)) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    if result.is_err() {
+        power.end(Outcome::Stopped);
+    }
+    let outcome = power.wait();
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        threads
+            .iter()
+            .filter(|thread| !thread.is_finished())
+            .for_each(kick);
+        std::thread::sleep(KICK_INTERVAL);
+    }
+    for thread in threads {
+        // A panic has been reported by the panic handler.
+        let _ = thread.join();
+    }
+    result.map(|()| outcome)
+}
+
+fn kick(thread: &JoinHandle<()>) {
+    // SAFETY: the thread has not been joined, so its handle is valid; the signal has a handler.
+    unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+}
