@@ -2,6 +2,11 @@
 //!
 //! One segment; functions sit in fixed slots so that a guest's names for them never change.
 
+pub mod bridge;
+pub mod config;
+pub mod msix;
+pub mod root;
+
 /// A function's place: bus, device, function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
