@@ -1,18 +1,24 @@
 //! Virtio devices (virtio 1.2). [`VirtioDevice`] is what every device is; the transport
-//! (`transport`, virtio over PCI, section 4.1) drives it.
+//! ([`transport`], virtio over PCI, section 4.1) drives it.
+
+pub mod block;
+pub mod queue;
+pub mod rng;
+pub mod transport;
+pub mod worker;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
 use virtio_queue::Queue;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::host::MsiVector;
 
-/// Guest memory as devices hold it.
-pub type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap>;
+/// Guest memory as devices hold it: a clone is another handle of the same memory.
+pub type GuestMemory = GuestMemoryMmap;
 
 /// A device behind a virtio transport. A device owns its worker thread: [`VirtioDevice::activate`]
 /// starts it with the queues that the driver set up, [`VirtioDevice::reset`] stops it.

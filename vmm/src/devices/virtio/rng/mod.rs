@@ -1,0 +1,112 @@
+//! The entropy device (virtio 1.2, section 5.4): the host's randomness.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
+use vmm_sys_util::epoll::EventSet;
+
+use super::queue::Chain;
+use super::worker::{Job, Worker};
+use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
+
+const ID: u16 = 4;
+const QUEUE_SIZES: [u16; 1] = [64];
+/// The most that one request is given: a guest must not keep the host's generator busy.
+const MAX_REQUEST: usize = 64 << 10;
+
+/// The entropy device.
+#[derive(Default)]
+pub struct Rng {
+    worker: Option<Worker<RngWorker>>,
+}
+
+impl VirtioDevice for Rng {
+    fn id(&self) -> u16 {
+        ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    }
+
+    fn read_config(&self, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let Some(Some(queue)) = activation.queues.into_iter().next() else {
+            return Ok(());
+        };
+        let watched = [(queue.kick.as_raw_fd(), 0)];
+        let job = RngWorker {
+            queue,
+            memory: activation.memory,
+            broken: false,
+        };
+        self.worker = Some(Worker::spawn("rng", &watched, job)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+struct RngWorker {
+    queue: ActiveQueue,
+    memory: GuestMemory,
+    broken: bool,
+}
+
+impl Job for RngWorker {
+    fn ready(&mut self, _: u64, _: EventSet) {
+        if self.broken {
+            let _ = self.queue.kick.read();
+        } else if let Err(error) = self.queue.serve(&self.memory, fill) {
+            tracing::warn!("rng: {error}");
+            self.broken = true;
+        }
+    }
+}
+
+/// Fills the chain's writable buffers; how many bytes were written.
+fn fill(chain: Chain<'_>) -> u32 {
+    let buffers = chain.clone().writable();
+    let memory = chain.memory();
+    let mut written = 0;
+    for descriptor in buffers {
+        let len = (descriptor.len() as usize).min(MAX_REQUEST - written);
+        let Ok(slice) = memory.get_slice(descriptor.addr(), len) else {
+            break;
+        };
+        if !randomize(&slice) {
+            break;
+        }
+        written += len;
+    }
+    written as u32
+}
+
+fn randomize(slice: &VolatileSlice<'_>) -> bool {
+    let mut done = 0;
+    while done < slice.len() {
+        let guard = slice.ptr_guard_mut();
+        // SAFETY: `done` is below the slice's length, so the pointer and what is left of it lie
+        // in the guest's memory, which the slice keeps mapped; the guest's own accesses race
+        // with nothing that Rust sees.
+        let n = unsafe { libc::getrandom(guard.as_ptr().add(done).cast(), slice.len() - done, 0) };
+        match usize::try_from(n) {
+            Ok(n) => done += n,
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}

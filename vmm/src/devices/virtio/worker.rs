@@ -1,0 +1,89 @@
+//! The thread that each device works on: it waits for its descriptors and for the word to stop.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// What a worker does.
+pub trait Job: Send + 'static {
+    /// The descriptor that was watched under `token` is ready.
+    fn ready(&mut self, token: u64, events: EventSet);
+}
+
+const STOP: u64 = u64::MAX;
+const BATCH: usize = 32;
+
+/// A running worker. Dropped, it is stopped and waited for.
+pub struct Worker<J: Job> {
+    thread: Option<JoinHandle<J>>,
+    stop: EventFd,
+}
+
+impl<J: Job> Worker<J> {
+    /// Starts a thread called `name` that calls `job` when one of `watched`, each with its token,
+    /// can be read.
+    pub fn spawn(name: &str, watched: &[(RawFd, u64)], mut job: J) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        for (fd, token) in watched {
+            epoll.ctl(
+                ControlOperation::Add,
+                *fd,
+                EpollEvent::new(EventSet::IN, *token),
+            )?;
+        }
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let event = EpollEvent::new(EventSet::IN, STOP);
+        epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), event)?;
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                work(&epoll, &mut job);
+                job
+            })?;
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+        })
+    }
+
+    /// Stops the worker after what it is doing and returns the job; `None` where it panicked.
+    pub fn stop(mut self) -> Option<J> {
+        self.halt()
+    }
+
+    fn halt(&mut self) -> Option<J> {
+        let thread = self.thread.take()?;
+        // The counter cannot be full: this is its only write.
+        let _ = self.stop.write(1);
+        thread.join().ok()
+    }
+}
+
+impl<J: Job> Drop for Worker<J> {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+fn work(epoll: &Epoll, job: &mut impl Job) {
+    let mut events = [EpollEvent::default(); BATCH];
+    loop {
+        let count = match epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                tracing::error!("a device's worker cannot wait: {error}");
+                return;
+            }
+        };
+        for event in events.iter().take(count) {
+            if event.data() == STOP {
+                return;
+            }
+            job.ready(event.data(), event.event_set());
+        }
+    }
+}
