@@ -1,1 +1,169 @@
-//! Block.
+//! The block device (virtio 1.2, section 5.2).
+
+pub mod disk;
+mod lock;
+mod request;
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::epoll::EventSet;
+
+use super::worker::{Job, Worker};
+use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
+use disk::{Disk, SECTOR};
+use request::{MAX_RANGE_SECTORS, MAX_RANGES, SERIAL};
+
+const ID: u16 = 2;
+const QUEUE_SIZE: u16 = 128;
+const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
+/// Data buffers of a request: what is left of a ring beside header and status.
+const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+const CONFIG: usize = 60;
+
+/// A block device round a disk, which it keeps across a guest's resets.
+pub struct Block {
+    /// `None` while the worker has it.
+    disk: Option<Box<dyn Disk>>,
+    worker: Option<Worker<BlockWorker>>,
+    features: u64,
+    config: [u8; CONFIG],
+    serial: [u8; SERIAL],
+}
+
+impl Block {
+    /// A device for `disk` that tells `serial`, of which the guest sees the first 20 bytes.
+    pub fn new(disk: Box<dyn Disk>, serial: &str) -> Self {
+        let mut features = 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_FLUSH;
+        features |= if disk.is_read_only() {
+            1 << VIRTIO_BLK_F_RO
+        } else {
+            1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        };
+        let mut id = [0; SERIAL];
+        id.iter_mut()
+            .zip(serial.bytes())
+            .for_each(|(byte, new)| *byte = new);
+        let config = config(disk.size() / SECTOR);
+        Self {
+            disk: Some(disk),
+            worker: None,
+            features,
+            config,
+            serial: id,
+        }
+    }
+}
+
+/// `struct virtio_blk_config` (section 5.2.4).
+fn config(sectors: u64) -> [u8; CONFIG] {
+    let mut config = [0; CONFIG];
+    let mut set = |at: usize, value: &[u8]| {
+        config
+            .iter_mut()
+            .skip(at)
+            .zip(value)
+            .for_each(|(byte, new)| *byte = *new);
+    };
+    set(0, &sectors.to_le_bytes());
+    set(12, &MAX_SEGMENTS.to_le_bytes());
+    set(20, &(SECTOR as u32).to_le_bytes());
+    for (max_sectors, max_ranges) in [(36, 40), (48, 52)] {
+        set(max_sectors, &MAX_RANGE_SECTORS.to_le_bytes());
+        set(max_ranges, &MAX_RANGES.to_le_bytes());
+    }
+    // A discard may start at any multiple of 8 sectors: a page of most file systems.
+    set(44, &8u32.to_le_bytes());
+    set(56, &[1]);
+    config
+}
+
+impl VirtioDevice for Block {
+    fn id(&self) -> u16 {
+        ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (i, byte) in data.iter_mut().enumerate() {
+            *byte = self
+                .config
+                .get(from.saturating_add(i))
+                .copied()
+                .unwrap_or(0);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let Some(Some(queue)) = activation.queues.into_iter().next() else {
+            return Ok(());
+        };
+        let Some(disk) = self.disk.take() else {
+            return Err(io::Error::other("the disk was lost when its worker failed"));
+        };
+        let watched = [(queue.kick.as_raw_fd(), 0)];
+        let memory = activation.memory;
+        let job = BlockWorker {
+            queue,
+            memory,
+            disk,
+            serial: self.serial,
+            broken: false,
+        };
+        self.worker = Some(Worker::spawn("block", &watched, job)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(job) = self.worker.take().and_then(Worker::stop) {
+            self.disk = Some(job.disk);
+        }
+    }
+}
+
+struct BlockWorker {
+    queue: ActiveQueue,
+    memory: GuestMemory,
+    disk: Box<dyn Disk>,
+    serial: [u8; SERIAL],
+    broken: bool,
+}
+
+impl Job for BlockWorker {
+    fn ready(&mut self, _: u64, _: EventSet) {
+        if self.broken {
+            let _ = self.queue.kick.read();
+            return;
+        }
+        let (disk, serial) = (&mut *self.disk, &self.serial);
+        if let Err(error) = self
+            .queue
+            .serve(&self.memory, |chain| request::execute(chain, disk, serial))
+        {
+            tracing::warn!("block: {error}");
+            self.broken = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! Requests as a driver makes them, and as a hostile one does.
+
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::disk::{CowDisk, DiskError, RawDisk};
+use super::*;
+
+const WRITE: u16 = 2;
+const HEADER: u64 = 0x1_0000;
+const DATA: u64 = 0x2_0000;
+const STATUS: u64 = 0x3_0000;
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+fn memory() -> GuestMemory {
+    GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+}
+
+fn image(directory: &Path, sectors: usize) -> std::path::PathBuf {
+    let path = directory.join("disk.img");
+    let bytes: Vec<u8> = (0..sectors * 512).map(|i| (i / 512) as u8).collect();
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// Executes one request: its type, sector and buffers (address, length, flags) behind the header.
+fn request(
+    memory: &GuestMemory,
+    disk: &mut dyn Disk,
+    kind: u32,
+    sector: u64,
+    buffers: &[(u64, u32, u16)],
+) -> u32 {
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&kind.to_le_bytes());
+    header[8..].copy_from_slice(&sector.to_le_bytes());
+    memory.write_slice(&header, GuestAddress(HEADER)).unwrap();
+    let mut descriptors = vec![RawDescriptor::from(Descriptor::new(HEADER, 16, 0, 0))];
+    for (at, len, flags) in buffers {
+        descriptors.push(RawDescriptor::from(Descriptor::new(*at, *len, *flags, 0)));
+    }
+    chain(memory, disk, &descriptors)
+}
+
+fn chain(memory: &GuestMemory, disk: &mut dyn Disk, descriptors: &[RawDescriptor]) -> u32 {
+    let mock = MockSplitQueue::create(memory, GuestAddress(0), 16);
+    mock.build_desc_chain(descriptors).unwrap();
+    let mut queue: Queue = mock.create_queue().unwrap();
+    let chain = queue.pop_descriptor_chain(memory).unwrap();
+    request::execute(chain, disk, b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0")
+}
+
+fn status(memory: &GuestMemory) -> u8 {
+    memory.read_obj(GuestAddress(STATUS)).unwrap()
+}
+
+#[test]
+fn what_was_written_is_read_back_and_is_in_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path(), 8);
+    let (memory, mut disk) = (memory(), RawDisk::open(&path, false).unwrap());
+    memory
+        .write_slice(&[0xaa; 1024], GuestAddress(DATA))
+        .unwrap();
+    request(
+        &memory,
+        &mut disk,
+        1,
+        2,
+        &[(DATA, 600, 0), (DATA + 600, 424, 0), (STATUS, 1, WRITE)],
+    );
+    assert_eq!(status(&memory), OK);
+    request(&memory, &mut disk, 4, 0, &[(STATUS, 1, WRITE)]);
+    assert_eq!(status(&memory), OK);
+    let written = request(
+        &memory,
+        &mut disk,
+        0,
+        1,
+        &[(DATA, 2048, WRITE), (STATUS, 1, WRITE)],
+    );
+    assert_eq!((status(&memory), written), (OK, 2049));
+    let mut back = [0; 2048];
+    memory.read_slice(&mut back, GuestAddress(DATA)).unwrap();
+    assert_eq!(
+        (back[0], back[512], back[1535], back[1536]),
+        (1, 0xaa, 0xaa, 4)
+    );
+    assert_eq!(fs::read(&path).unwrap()[1024..2048], [0xaa; 1024]);
+}
+
+#[test]
+fn a_discarded_or_zeroed_range_reads_as_zeros() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path(), 32);
+    let (memory, mut disk) = (memory(), RawDisk::open(&path, false).unwrap());
+    for (kind, sector, flags) in [(11u32, 8u64, 0u32), (13, 16, 0), (13, 24, 1)] {
+        let range = [
+            &sector.to_le_bytes()[..],
+            &2u32.to_le_bytes(),
+            &flags.to_le_bytes(),
+        ]
+        .concat();
+        memory.write_slice(&range, GuestAddress(DATA)).unwrap();
+        request(
+            &memory,
+            &mut disk,
+            kind,
+            0,
+            &[(DATA, 16, 0), (STATUS, 1, WRITE)],
+        );
+        assert_eq!(status(&memory), OK);
+        let at = sector as usize * 512;
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes[at..at + 1024], [0; 1024]);
+        assert_eq!(bytes[at + 1024], sector as u8 + 2);
+    }
+}
+
+#[test]
+fn what_does_not_fit_or_is_not_known_is_refused_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path(), 8);
+    let before = fs::read(&path).unwrap();
+    let (memory, mut disk) = (memory(), RawDisk::open(&path, false).unwrap());
+    let end = (STATUS, 1, WRITE);
+    for (kind, sector, buffers, expected) in [
+        (1, 7, vec![(DATA, 1024, 0), end], IOERR),
+        (1, u64::MAX, vec![(DATA, 512, 0), end], IOERR),
+        (1, 0, vec![(DATA, 100, 0), end], IOERR),
+        (0, 8, vec![(DATA, 512, WRITE), end], IOERR),
+        (99, 0, vec![end], UNSUPPORTED),
+        (11, 0, vec![(DATA, 15, 0), end], IOERR),
+    ] {
+        request(&memory, &mut disk, kind, sector, &buffers);
+        assert_eq!(status(&memory), expected, "{kind} {sector}");
+    }
+    // no room for a status, or memory that is not there
+    assert_eq!(request(&memory, &mut disk, 1, 0, &[(DATA, 512, 0)]), 0);
+    assert_eq!(
+        request(&memory, &mut disk, 1, 0, &[(1 << 40, 512, 0), end]),
+        0
+    );
+    assert_eq!(fs::read(&path).unwrap(), before);
+    let mut read_only = RawDisk::from_bytes("seed", &[7; 1024]).unwrap();
+    request(&memory, &mut read_only, 1, 0, &[(DATA, 512, 0), end]);
+    assert_eq!(status(&memory), IOERR);
+}
+
+#[test]
+fn a_layer_takes_the_writes_and_its_base_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path(), 300);
+    let before = fs::read(&path).unwrap();
+    let base = RawDisk::open(&path, true).unwrap();
+    let (memory, mut disk) = (memory(), CowDisk::new(base, directory.path()).unwrap());
+    memory
+        .write_slice(&[0xbb; 2048], GuestAddress(DATA))
+        .unwrap();
+    // over the border of the first two clusters
+    request(
+        &memory,
+        &mut disk,
+        1,
+        126,
+        &[(DATA, 2048, 0), (STATUS, 1, WRITE)],
+    );
+    assert_eq!(status(&memory), OK);
+    request(
+        &memory,
+        &mut disk,
+        0,
+        124,
+        &[(DATA, 4096, WRITE), (STATUS, 1, WRITE)],
+    );
+    let mut back = [0; 4096];
+    memory.read_slice(&mut back, GuestAddress(DATA)).unwrap();
+    let sectors: Vec<u8> = back.chunks(512).map(|sector| sector[0]).collect();
+    assert_eq!(sectors, [124, 125, 0xbb, 0xbb, 0xbb, 0xbb, 130, 131]);
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn an_image_that_is_written_is_nobody_else_s_and_readers_share() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path(), 8);
+    let writer = RawDisk::open(&path, false).unwrap();
+    assert!(matches!(
+        RawDisk::open(&path, false),
+        Err(DiskError::InUse(_))
+    ));
+    assert!(matches!(
+        RawDisk::open(&path, true),
+        Err(DiskError::InUse(_))
+    ));
+    drop(writer);
+    let _reader = RawDisk::open(&path, true).unwrap();
+    assert!(RawDisk::open(&path, true).is_ok());
+    assert!(matches!(
+        RawDisk::open(&path, false),
+        Err(DiskError::InUse(_))
+    ));
+}
+
+#[test]
+fn a_truncated_or_missing_image_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("short.img");
+    fs::write(&path, [0; 700]).unwrap();
+    let error = RawDisk::open(&path, false).unwrap_err().to_string();
+    assert!(
+        error.contains("short.img") && error.contains("700 bytes"),
+        "{error}"
+    );
+    let missing = RawDisk::open(Path::new("/nowhere.img"), false)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        missing.starts_with("disk /nowhere.img: No such file"),
+        "{missing}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_chain_panics_or_reaches_past_the_disk(
+        header in prop::array::uniform16(any::<u8>()),
+        kind in 0u32..16,
+        buffers in prop::collection::vec((0u64..0x11_0000, 0u32..0x2000, any::<bool>()), 0..8),
+    ) {
+        let memory = memory();
+        let mut disk = RawDisk::from_bytes("x", &[0; 4096]).unwrap();
+        memory.write_slice(&header, GuestAddress(HEADER)).unwrap();
+        memory.write_slice(&kind.to_le_bytes(), GuestAddress(HEADER)).unwrap();
+        let mut descriptors = vec![RawDescriptor::from(Descriptor::new(HEADER, 16, 0, 0))];
+        for (at, len, write) in buffers {
+            let flags = if write { WRITE } else { 0 };
+            descriptors.push(RawDescriptor::from(Descriptor::new(at, len, flags, 0)));
+        }
+        chain(&memory, &mut disk, &descriptors);
+        prop_assert_eq!(disk.size(), 4096);
+    }
+}
