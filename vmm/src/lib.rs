@@ -1,6 +1,15 @@
 //! Peapod's VMM: a KubeVirt VirtualMachineInstance booted by one small process.
 
 pub mod boot;
+pub mod checks;
+pub mod cli;
+pub mod containerdisk;
 pub mod devices;
+pub mod doctor;
+pub mod host;
+pub mod launch;
 pub mod machine;
+pub mod plan;
 pub mod power;
+pub mod seed;
+pub mod vmi;

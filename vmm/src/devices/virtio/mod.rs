@@ -2,6 +2,7 @@
 //! ([`transport`], virtio over PCI, section 4.1) drives it.
 
 pub mod block;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod transport;

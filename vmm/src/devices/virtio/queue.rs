@@ -64,5 +64,12 @@ pub fn next<'a>(
     if available.0 > queue.size() {
         return Err(QueueError(virtio_queue::Error::InvalidAvailRingIndex));
     }
-    Ok(queue.pop_descriptor_chain(memory))
+    if available.0 == 0 {
+        return Ok(None);
+    }
+    // A head that is no descriptor would be found there for ever.
+    let chain = queue.pop_descriptor_chain(memory);
+    Ok(Some(
+        chain.ok_or(virtio_queue::Error::InvalidDescriptorIndex)?,
+    ))
 }

@@ -1,0 +1,145 @@
+//! The command line: a file a subcommand, thin: parse, call, print.
+
+pub mod doctor;
+pub mod run;
+
+use std::fmt;
+use std::io::Write;
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+use crate::plan::Outcome;
+
+/// Shown at the end of `--help`; docs/exit-status.md says the same at length.
+const EXIT_STATUSES: &str = "\
+Exit status of `run`:
+  0  the guest powered off, of itself or on SIGTERM
+  1  internal failure
+  2  bad input: nothing was started
+  3  the guest rebooted, and the manifest's rebootPolicy is Terminate
+  4  ended by force: the guest was not off within its grace period
+  5  the guest crashed
+
+Exit status of `doctor`: 0 all that is needed is there, 1 something needed is missing, 2 bad input
+
+Environment:
+  PEAPOD_IMAGES  directory of kernel, initramfs and container disks
+                 (default: $XDG_DATA_HOME/peapod, then /usr/share/peapod)
+  RUST_LOG       log filter, over -v and -q";
+
+/// A KubeVirt VirtualMachineInstance booted by one small process.
+#[derive(Debug, Parser)]
+#[command(name = "peapod", version, after_help = EXIT_STATUSES)]
+pub struct Cli {
+    /// Log more: -v for debug, -vv for everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Log errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot the machine that a manifest describes, and stay until it ends
+    Run(run::Args),
+    /// Say what of this host will work, and what to do about the rest
+    Doctor(doctor::Args),
+}
+
+/// Exit statuses of the program.
+pub mod status {
+    /// Did its job.
+    pub const OK: u8 = 0;
+    /// Internal failure; `doctor`: something needed is missing.
+    pub const FAILURE: u8 = 1;
+    /// Bad input; nothing was started.
+    pub const BAD_INPUT: u8 = 2;
+    /// The guest rebooted under `rebootPolicy: Terminate`.
+    pub const REBOOTED: u8 = 3;
+    /// The grace period ended first.
+    pub const FORCED: u8 = 4;
+    /// The guest crashed.
+    pub const CRASHED: u8 = 5;
+}
+
+/// The exit status that tells how a machine ended.
+pub fn exit_status(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::PoweredOff => status::OK,
+        Outcome::Rebooted => status::REBOOTED,
+        Outcome::Forced => status::FORCED,
+        Outcome::Crashed(_) => status::CRASHED,
+    }
+}
+
+/// Sends the log to standard error, which keeps standard output for what was asked for.
+pub fn start_log(cli: &Cli) {
+    let level = match (cli.quiet, cli.verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::INFO,
+        (false, 1) => LevelFilter::DEBUG,
+        (false, _) => LevelFilter::TRACE,
+    };
+    let filter = EnvFilter::builder()
+        .with_default_directive(level.into())
+        .from_env_lossy();
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(ansi);
+    // A second start is a caller's test; the first one's log serves.
+    let _ = log.with_writer(std::io::stderr).try_init();
+}
+
+/// Says why the program ends: `peapod: ...`, a line a problem.
+pub fn complain(problem: &dyn fmt::Display) {
+    let mut err = std::io::stderr().lock();
+    for line in problem.to_string().lines() {
+        // Nobody is left to hear of a closed standard error.
+        let _ = writeln!(err, "peapod: {line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_help_tells_the_exit_statuses() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("5  the guest crashed"), "{help}");
+    }
+
+    #[test]
+    fn every_outcome_has_its_own_status() {
+        let crashed = Outcome::Crashed(String::new());
+        let all = [
+            Outcome::PoweredOff,
+            Outcome::Rebooted,
+            Outcome::Forced,
+            crashed,
+        ];
+        assert_eq!(all.map(|o| exit_status(&o)), [0, 3, 4, 5]);
+    }
+
+    #[test]
+    fn run_takes_podmans_publish_several_times() {
+        let cli = Cli::parse_from(["peapod", "run", "-p", "8080:80", "--publish=53:53/udp", "x"]);
+        let Command::Run(args) = cli.command else {
+            panic!()
+        };
+        assert_eq!(args.publish.len(), 2);
+        assert!(Cli::try_parse_from(["peapod", "run", "-p", "80", "x"]).is_err());
+    }
+}

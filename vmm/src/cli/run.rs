@@ -1,0 +1,398 @@
+//! `peapod run`: everything is checked here, and a [`Plan`] made; only then does a machine start.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::plan::{self, Backing, Forward, Plan, PlannedDisk};
+use crate::vmi::{self, HostDiskType, Machine, Source};
+use crate::{checks, containerdisk, host, seed};
+
+/// What we need beside the guest's memory: our code and heap, page tables, queues, buffers.
+const OVERHEAD: u64 = 16 << 20;
+/// A manifest is read no further; `vmi` refuses what is longer than 1 MiB.
+const MANIFEST_READ: u64 = (1 << 20) + 1;
+
+/// Arguments of `peapod run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A VirtualMachineInstance, YAML or JSON
+    pub manifest: PathBuf,
+    /// vmlinux or bzImage [default: `vmlinux` or `vmlinuz` of the images]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initramfs with Peapod's agent [default: `initramfs.cpio` of the images]
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
+    /// Words to add to the kernel's command line
+    #[arg(long, value_name = "CMDLINE")]
+    pub append: Option<String>,
+    /// Publish a port of the guest, instead of all of the manifest's on 127.0.0.1; may be repeated
+    #[arg(short, long, value_name = "[IP:]HOSTPORT:GUESTPORT[/tcp|udp]",
+          value_parser = plan::parse_publish)]
+    pub publish: Vec<Forward>,
+    /// Directory for sockets and what the guest writes to ephemeral disks [default: a new one
+    /// below $XDG_RUNTIME_DIR or /tmp, removed in the end]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The manifest cannot be read.
+    #[error("{path}: {}", checks::cause(cause))]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Said by the system.
+        cause: io::Error,
+    },
+    /// The manifest was refused.
+    #[error(transparent)]
+    Invalid(#[from] vmi::Invalid),
+    /// No kernel or initramfs is where it is looked for.
+    #[error("no {what}: looked for {looked}; `make images` builds it, --{what} names another")]
+    NotFound {
+        /// `kernel` or `initramfs`.
+        what: &'static str,
+        /// The paths tried.
+        looked: String,
+    },
+    /// A file or port will not do.
+    #[error(transparent)]
+    Check(#[from] checks::Error),
+    /// A containerDisk cannot be had.
+    #[error("disk `{disk}`: {source}")]
+    ContainerDisk {
+        /// Its name.
+        disk: String,
+        /// Why.
+        source: containerdisk::Error,
+    },
+    /// The manifest has no disk to boot from.
+    #[error("{0}: spec.volumes: no disk to boot from")]
+    NoRoot(String),
+    /// Too large for this host or cgroup.
+    #[error(
+        "{file}: spec.domain.memory: {guest} MiB for the guest and {} MiB for peapod exceed {origin}, {limit} MiB",
+        OVERHEAD >> 20
+    )]
+    Memory {
+        /// The manifest.
+        file: String,
+        /// In MiB.
+        guest: u64,
+        /// Who sets the limit.
+        origin: String,
+        /// In MiB.
+        limit: u64,
+    },
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] host::KvmError),
+    /// A directory or file cannot be made.
+    #[error("cannot make {path}: {cause}")]
+    Make {
+        /// Its path.
+        path: PathBuf,
+        /// Said by the system.
+        cause: io::Error,
+    },
+    /// The host does not tell its limits.
+    #[error("cannot read the host's memory limits: {0}")]
+    Limits(#[source] io::Error),
+}
+
+/// Reads a manifest and logs its warnings.
+pub fn read_manifest(path: &Path) -> Result<Machine, Error> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|f| f.take(MANIFEST_READ).read_to_end(&mut bytes));
+    read.map_err(|cause| Error::Manifest {
+        path: path.to_owned(),
+        cause,
+    })?;
+    let parsed = vmi::parse(&path.display().to_string(), &bytes)?;
+    for warning in parsed.warnings {
+        tracing::warn!("{}: {warning}", path.display());
+    }
+    Ok(parsed.machine)
+}
+
+/// Checks everything and makes the plan. The cheap checks come first; only the last steps write:
+/// a container disk's cache, a `DiskOrCreate` disk, the state directory.
+pub fn prepare(args: &Args) -> Result<Plan, Error> {
+    let file = args.manifest.display().to_string();
+    let machine = read_manifest(&args.manifest)?;
+    if machine.root_disk().is_none() {
+        return Err(Error::NoRoot(file));
+    }
+    let images = image_dirs();
+    let kernel = find(
+        args.kernel.as_ref(),
+        "kernel",
+        &["vmlinux", "vmlinuz"],
+        &images,
+    )?;
+    checks::kernel(&kernel)?;
+    let initramfs = find(
+        args.initramfs.as_ref(),
+        "initramfs",
+        &["initramfs.cpio"],
+        &images,
+    )?;
+    checks::initramfs(&initramfs)?;
+    for disk in &machine.disks {
+        if let Source::HostDisk { path, kind, .. } = &disk.source
+            && (*kind == HostDiskType::Disk || path.exists())
+        {
+            checks::disk(&disk.name, path, !disk.readonly)?;
+        }
+    }
+    memory(&file, machine.memory)?;
+    host::open_kvm()?;
+    let forwards = plan::forwards(&machine, &args.publish);
+    checks::ports(&forwards)?;
+
+    let disks = machine
+        .disks
+        .iter()
+        .map(|disk| {
+            Ok(PlannedDisk {
+                name: disk.name.clone(),
+                backing: backing(&machine, disk, &images)?,
+                readonly: disk.readonly,
+                serial: disk.serial.clone(),
+            })
+        })
+        .collect::<Result<_, Error>>()?;
+    let state_dir = state_dir(args.state_dir.as_ref(), &machine)?;
+    Ok(Plan {
+        kernel,
+        initramfs,
+        append: args.append.clone(),
+        disks,
+        forwards,
+        remove_state_dir: args.state_dir.is_none(),
+        state_dir,
+        machine,
+    })
+}
+
+/// Where kernel, initramfs and container disks are looked for.
+fn image_dirs() -> Vec<PathBuf> {
+    match std::env::var_os("PEAPOD_IMAGES").filter(|v| !v.is_empty()) {
+        Some(dir) => vec![PathBuf::from(dir)],
+        None => {
+            let user = host::data_home().map(|dir| dir.join("peapod"));
+            user.into_iter()
+                .chain([PathBuf::from("/usr/share/peapod")])
+                .collect()
+        }
+    }
+}
+
+fn find(
+    given: Option<&PathBuf>,
+    what: &'static str,
+    names: &[&str],
+    dirs: &[PathBuf],
+) -> Result<PathBuf, Error> {
+    if let Some(path) = given {
+        return Ok(path.clone());
+    }
+    let candidates: Vec<PathBuf> = dirs
+        .iter()
+        .flat_map(|dir| names.iter().map(|name| dir.join(name)))
+        .collect();
+    candidates
+        .iter()
+        .find(|path| path.exists())
+        .cloned()
+        .ok_or_else(|| {
+            let looked: Vec<_> = candidates.iter().map(|p| p.display().to_string()).collect();
+            Error::NotFound {
+                what,
+                looked: looked.join(", "),
+            }
+        })
+}
+
+fn memory(file: &str, guest: u64) -> Result<(), Error> {
+    let limit = host::memory_limit().map_err(Error::Limits)?;
+    if guest.saturating_add(OVERHEAD) > limit.bytes {
+        return Err(Error::Memory {
+            file: file.to_owned(),
+            guest: guest >> 20,
+            limit: limit.bytes >> 20,
+            origin: limit.origin,
+        });
+    }
+    Ok(())
+}
+
+fn backing(machine: &Machine, disk: &vmi::Disk, images: &[PathBuf]) -> Result<Backing, Error> {
+    let make = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| Error::Make { path, cause }
+    };
+    match &disk.source {
+        Source::HostDisk { path, capacity, .. } => {
+            if !path.exists() {
+                // Sparse, whole sectors, and never over a file that appears meanwhile.
+                let size = capacity.unwrap_or(0).next_multiple_of(512);
+                let file = File::options().write(true).create_new(true).open(path);
+                file.and_then(|f| f.set_len(size)).map_err(make(path))?;
+            }
+            Ok(Backing::File(path.clone()))
+        }
+        Source::ContainerDisk { image, path } => {
+            let cache = host::cache_home().unwrap_or_else(std::env::temp_dir);
+            let cache = cache.join("peapod/containerdisks");
+            let present = images
+                .iter()
+                .find(|dir| dir.join("containerdisks").is_dir());
+            let dir = present
+                .or(images.first())
+                .map_or(Path::new("."), PathBuf::as_path);
+            let base =
+                containerdisk::unpack(image, path.as_deref(), dir, &cache).map_err(|source| {
+                    Error::ContainerDisk {
+                        disk: disk.name.clone(),
+                        source,
+                    }
+                })?;
+            checks::disk(&disk.name, &base, false)?;
+            Ok(Backing::Base(base))
+        }
+        Source::Seed {
+            user_data,
+            network_data,
+        } => {
+            let network = network_data.as_deref();
+            let image = seed::image(&machine.uuid, &machine.hostname, user_data, network);
+            image
+                .map(Backing::Memory)
+                .map_err(make(Path::new("the seed")))
+        }
+    }
+}
+
+fn state_dir(given: Option<&PathBuf>, machine: &Machine) -> Result<PathBuf, Error> {
+    let made = match given {
+        Some(dir) => fs::create_dir_all(dir)
+            .map(|()| dir.clone())
+            .map_err(|e| (dir.clone(), e)),
+        None => {
+            let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+            let base = runtime
+                .filter(|dir| dir.is_dir())
+                .unwrap_or_else(std::env::temp_dir);
+            // mkdir fails on whatever is there, a link included; nobody else may look in.
+            let name = format!("peapod-{}-{}", machine.name, std::process::id());
+            let dir = base.join(name);
+            DirBuilder::new()
+                .mode(0o700)
+                .create(&dir)
+                .map(|()| dir.clone())
+                .map_err(|e| (dir, e))
+        }
+    };
+    made.map_err(|(path, cause)| Error::Make { path, cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(manifest: &Path) -> Args {
+        Args {
+            manifest: manifest.to_owned(),
+            kernel: None,
+            initramfs: None,
+            append: None,
+            publish: Vec::new(),
+            state_dir: None,
+        }
+    }
+
+    fn manifest(dir: &Path, memory: &str, port: u16) -> PathBuf {
+        let path = dir.join("vm.yaml");
+        let root = dir.join("root.img");
+        let text = format!(
+            "apiVersion: kubevirt.io/v1\nkind: VirtualMachineInstance\nmetadata: {{name: t}}\n\
+             spec:\n  domain:\n    memory: {{guest: {memory}}}\n    devices:\n      interfaces:\n\
+             \x20     - {{name: n, masquerade: {{}}, ports: [{{port: {port}}}]}}\n\
+             \x20 networks: [{{name: n, pod: {{}}}}]\n\
+             \x20 volumes: [{{name: r, hostDisk: {{path: {}, type: Disk}}}}]\n",
+            root.display()
+        );
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Each check in turn, as the files it looks at come to be.
+    #[test]
+    fn each_missing_thing_is_one_line_and_nothing_is_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let say = |args: &Args| prepare(args).unwrap_err().to_string();
+        let missing = say(&args(&dir.path().join("none.yaml")));
+        assert!(missing.contains("none.yaml: no such file"), "{missing}");
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut args = args(&manifest(dir.path(), "999Ti", port));
+        args.kernel = Some(dir.path().join("vmlinux"));
+        assert!(say(&args).starts_with("kernel /"), "{}", say(&args));
+        let mut kernel = vec![0; 2048];
+        kernel[..4].copy_from_slice(b"\x7fELF");
+        fs::write(dir.path().join("vmlinux"), kernel).unwrap();
+        args.initramfs = Some(dir.path().join("initramfs.cpio"));
+        assert!(
+            say(&args).ends_with("initramfs.cpio: no such file"),
+            "{}",
+            say(&args)
+        );
+        fs::write(dir.path().join("initramfs.cpio"), [0x1f, 0x8b, 8]).unwrap();
+        assert!(
+            say(&args).ends_with("root.img: no such file"),
+            "{}",
+            say(&args)
+        );
+        fs::write(dir.path().join("root.img"), [1; 1000]).unwrap();
+        assert!(
+            say(&args).contains("truncated: 1000 bytes"),
+            "{}",
+            say(&args)
+        );
+        fs::write(dir.path().join("root.img"), [1; 1024]).unwrap();
+        let memory = say(&args);
+        assert!(
+            memory.contains("spec.domain.memory: ") && memory.contains("exceed"),
+            "{memory}"
+        );
+        assert_eq!(memory.lines().count(), 1);
+
+        manifest(dir.path(), "64Mi", port);
+        let last = say(&args);
+        // Without KVM that is what is said; with it, that the port is taken.
+        assert!(
+            last.contains("/dev/kvm") || last.contains("already taken"),
+            "{last}"
+        );
+    }
+
+    #[test]
+    fn a_missing_kernel_is_reported_with_where_it_was_looked_for() {
+        let dirs = [PathBuf::from("/a"), PathBuf::from("/b")];
+        let error = find(None, "kernel", &["vmlinux", "vmlinuz"], &dirs)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "no kernel: looked for /a/vmlinux, /a/vmlinuz, /b/vmlinux, /b/vmlinuz; \
+             `make images` builds it, --kernel names another"
+        );
+    }
+}

@@ -1,0 +1,126 @@
+//! The network device (virtio 1.2, section 5.1): netdev's engine behind two queues.
+
+mod link;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::thread::JoinHandle;
+
+use netdev::engine::Engine;
+use netdev::wire::Mac;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{Activation, VirtioDevice};
+use link::QueueLink;
+
+const ID: u16 = 1;
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+/// `struct virtio_net_config` up to its MTU (section 5.1.4).
+const CONFIG: usize = 12;
+/// Status: the link is up.
+const LINK_UP: u8 = 1;
+
+/// A network device, which keeps its engine, and so the listening sockets, across a guest's
+/// resets.
+pub struct Net {
+    /// `None` while it runs.
+    engine: Option<Engine>,
+    worker: Option<(JoinHandle<Engine>, EventFd)>,
+    config: [u8; CONFIG],
+}
+
+impl Net {
+    /// A device for `engine`, whose guest has the address `mac` and is told `mtu`.
+    pub fn new(engine: Engine, mac: Mac, mtu: u16) -> Self {
+        let mut config = [0; CONFIG];
+        let bytes = [&mac[..], &[LINK_UP, 0, 1, 0], &mtu.to_le_bytes()].concat();
+        config
+            .iter_mut()
+            .zip(bytes)
+            .for_each(|(byte, new)| *byte = new);
+        Self {
+            engine: Some(engine),
+            worker: None,
+            config,
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn id(&self) -> u16 {
+        ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_NET_F_MAC
+            | 1 << VIRTIO_NET_F_MTU
+            | 1 << VIRTIO_NET_F_STATUS
+            | 1 << VIRTIO_NET_F_CSUM
+            | 1 << VIRTIO_NET_F_HOST_TSO4
+            | 1 << VIRTIO_NET_F_GUEST_CSUM
+            | 1 << VIRTIO_NET_F_GUEST_TSO4
+            | 1 << VIRTIO_NET_F_MRG_RXBUF
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (i, byte) in data.iter_mut().enumerate() {
+            *byte = self
+                .config
+                .get(from.saturating_add(i))
+                .copied()
+                .unwrap_or(0);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let mut queues = activation.queues.into_iter();
+        let (Some(Some(receive)), Some(Some(transmit))) = (queues.next(), queues.next()) else {
+            return Err(io::Error::other(
+                "the driver enabled only one of its queues",
+            ));
+        };
+        let Some(mut engine) = self.engine.take() else {
+            return Err(io::Error::other(
+                "the network was lost when its worker failed",
+            ));
+        };
+        let mut link = QueueLink::new(activation.memory, receive, transmit, activation.features);
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let stopped = stop.try_clone()?;
+        let thread = std::thread::Builder::new()
+            .name("net".to_owned())
+            .spawn(move || {
+                if let Err(error) = engine.run(&mut link, stopped.as_raw_fd()) {
+                    tracing::error!("the network has stopped: {error}");
+                }
+                engine
+            })?;
+        self.worker = Some((thread, stop));
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some((thread, stop)) = self.worker.take() {
+            // The counter cannot be full: this is its only write.
+            let _ = stop.write(1);
+            self.engine = thread.join().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

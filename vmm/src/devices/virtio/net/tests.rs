@@ -1,0 +1,121 @@
+//! Frames over queues that a driver set up.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
+
+use netdev::link::{Link, Offload};
+use virtio_queue::Queue;
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::mock::MockSplitQueue;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::devices::virtio::{ActiveQueue, GuestMemory, Interrupt};
+
+const WRITE: u16 = 2;
+const ALL: u64 = !(1 << VIRTIO_RING_F_EVENT_IDX);
+
+fn memory() -> GuestMemory {
+    GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+}
+
+fn active(queue: Queue) -> ActiveQueue {
+    ActiveQueue {
+        queue,
+        kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+        interrupt: Interrupt {
+            vectors: Arc::default(),
+            vector: Arc::new(AtomicU16::new(0)),
+        },
+    }
+}
+
+/// A link whose receive queue has `receive` and whose transmit queue has `transmit`.
+fn link<'m>(
+    memory: &'m GuestMemory,
+    receive: &[RawDescriptor],
+    transmit: &[RawDescriptor],
+) -> (QueueLink, MockSplitQueue<'m, GuestMemory>) {
+    let rx = MockSplitQueue::create(memory, GuestAddress(0), 16);
+    let tx = MockSplitQueue::create(memory, GuestAddress(0x8000), 16);
+    for descriptor in receive.chunks(1) {
+        assert_eq!(descriptor.len(), 1);
+    }
+    if !receive.is_empty() {
+        rx.add_desc_chains(receive, 0).unwrap();
+    }
+    if !transmit.is_empty() {
+        tx.build_desc_chain(transmit).unwrap();
+    }
+    let queues = (
+        active(rx.create_queue().unwrap()),
+        active(tx.create_queue().unwrap()),
+    );
+    (QueueLink::new(memory.clone(), queues.0, queues.1, ALL), rx)
+}
+
+fn buffer(at: u64, len: u32, flags: u16) -> RawDescriptor {
+    RawDescriptor::from(Descriptor::new(at, len, flags, 0))
+}
+
+#[test]
+fn a_frame_that_the_driver_sent_in_pieces_arrives_without_its_header() {
+    let memory = memory();
+    memory
+        .write_slice(&[0xff; 12], GuestAddress(0x1_0000))
+        .unwrap();
+    memory
+        .write_slice(b"a frame", GuestAddress(0x2_0000))
+        .unwrap();
+    let chain = [
+        buffer(0x1_0000, 12, 0),
+        buffer(0x2_0000, 2, 0),
+        buffer(0x2_0002, 5, 0),
+    ];
+    let (mut link, _rx) = link(&memory, &[], &chain);
+    let mut frame = Vec::new();
+    assert!(link.receive(&mut frame));
+    assert_eq!(frame, b"a frame");
+    assert!(!link.receive(&mut frame));
+}
+
+#[test]
+fn a_chain_outside_memory_or_too_long_is_given_back_unread() {
+    for chain in [
+        [buffer(1 << 40, 60, 0)],
+        [buffer(0, 0xffff_ffff, 0)],
+        [buffer(0, 12, 0)],
+    ] {
+        let memory = memory();
+        let (mut link, _rx) = link(&memory, &[], &chain);
+        assert!(!link.receive(&mut Vec::new()));
+    }
+}
+
+#[test]
+fn a_frame_larger_than_a_buffer_takes_several_and_says_how_many() {
+    let memory = memory();
+    let buffers = [0x1_0000, 0x2_0000, 0x3_0000].map(|at| buffer(at, 16, WRITE));
+    let (mut link, rx) = link(&memory, &buffers, &[]);
+    let offload = Offload {
+        checksum: Some((34, 16)),
+        segment: Some(1460),
+        headers: 54,
+    };
+    assert!(link.send(&[b"0123", b"456789"], offload));
+    let mut header = [0; 16];
+    memory
+        .read_slice(&mut header, GuestAddress(0x1_0000))
+        .unwrap();
+    assert_eq!(header, *b"\x01\x01\x36\0\xb4\x05\x22\0\x10\0\x02\x000123");
+    let mut rest = [0; 6];
+    memory
+        .read_slice(&mut rest, GuestAddress(0x2_0000))
+        .unwrap();
+    assert_eq!(&rest, b"456789");
+    assert_eq!(u16::from_le(rx.used().idx().load()), 2);
+    // one buffer is left: not enough
+    assert!(!link.send(&[&[0; 20]], Offload::default()));
+    assert!(link.send(&[&[0; 4]], Offload::default()));
+    assert!(!link.send(&[&[0; 1]], Offload::default()));
+}

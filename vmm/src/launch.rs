@@ -1,0 +1,253 @@
+//! A plan into a running machine, and its end into an outcome.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use netdev::config::{Addresses, Config as NetConfig, Forward, Transport};
+use netdev::engine::Engine;
+use netdev::forward::ForwardError;
+use netdev::resolver::Resolver;
+use netdev::wire::Mac;
+
+use crate::boot::kernel::{Kernel, KernelError};
+use crate::devices::bus::WindowError;
+use crate::devices::pci::Address;
+use crate::devices::pci::bridge::HostBridge;
+use crate::devices::pci::root::Root;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::block::disk::{CowDisk, Disk, DiskError, RawDisk};
+use crate::devices::virtio::net::Net;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::transport::{BAR_LEN, PciTransport, SharedVirtio};
+use crate::host;
+use crate::machine::{Config, Machine, MachineError, memory};
+use crate::plan::{Backing, Outcome, Plan, PlannedDisk};
+use crate::power::{self, Power};
+use crate::vmi::{Binding, Protocol, RebootPolicy};
+
+mod stop;
+
+/// The MTU of a pod's interface where nobody says otherwise.
+const MTU: u16 = 1500;
+/// Flows that one guest may have at once.
+const MAX_FLOWS: usize = 4096;
+// Fixed slots, so that a device keeps its name in the guest.
+const NET_SLOT: u8 = 1;
+const RNG_SLOT: u8 = 3;
+const FIRST_DISK_SLOT: u8 = 4;
+const CONFIG_PORTS: (u64, u64) = (0xcf8, 8);
+
+/// Why a machine could not be started or kept running.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A port.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] host::KvmError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// A device could not be plugged in.
+    #[error("cannot plug in a device: {0}")]
+    Device(io::Error),
+    /// Signals could not be caught.
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+}
+
+impl Error {
+    /// Whether it is the input's fault, and nothing was started.
+    pub fn is_bad_input(&self) -> bool {
+        matches!(
+            self,
+            Self::Disk(_) | Self::Forward(_) | Self::Kernel(_) | Self::Kvm(_)
+        )
+    }
+}
+
+/// The devices of a machine, by slot. They belong to the process: a guest's reset makes the
+/// machine anew round them.
+type Devices = Vec<(u8, SharedVirtio)>;
+
+/// Starts the machine and stays with it until it has ended for good.
+pub fn launch(plan: Plan) -> Result<Outcome, Error> {
+    let result = start(&plan);
+    if plan.remove_state_dir
+        && let Err(error) = std::fs::remove_dir_all(&plan.state_dir)
+    {
+        tracing::warn!("cannot remove {}: {error}", plan.state_dir.display());
+    }
+    result
+}
+
+fn start(plan: &Plan) -> Result<Outcome, Error> {
+    let stopper = stop::Stopper::install().map_err(Error::Signals)?;
+    let cache = host::cache_home().unwrap_or_else(|| plan.state_dir.clone());
+    let config = Config {
+        vcpus: plan.machine.vcpus,
+        memory: plan.machine.memory,
+        kernel: Kernel::open(&plan.kernel, &cache.join("peapod/kernels"))?,
+        initramfs: Some(plan.initramfs.clone()),
+        cmdline: cmdline(plan),
+    };
+    let devices = devices(plan)?;
+    for forward in &plan.forwards {
+        tracing::info!(
+            "{} is the guest's port {}",
+            forward.bind,
+            forward.guest_port
+        );
+    }
+    loop {
+        let power = Power::default();
+        stopper.watch(power.clone(), plan.machine.termination_grace);
+        let mut machine = Machine::new(host::open_kvm()?, config.memory, power, io::stdout())?;
+        let root = plug(&mut machine, &devices)?;
+        let outcome = machine.run(&config)?;
+        root.reset();
+        let restart = plan.machine.reboot_policy == RebootPolicy::Reboot;
+        return Ok(match outcome {
+            power::Outcome::PowerOff => Outcome::PoweredOff,
+            power::Outcome::Reset if restart && !stopper.is_stopping() => {
+                tracing::info!("the guest reboots");
+                continue;
+            }
+            // It was asked to stop and chose to restart: it has stopped.
+            power::Outcome::Reset if stopper.is_stopping() => Outcome::PoweredOff,
+            power::Outcome::Reset => Outcome::Rebooted,
+            power::Outcome::Crash(crash) => Outcome::Crashed(crash.to_string()),
+            power::Outcome::Stopped => Outcome::Forced,
+        });
+    }
+}
+
+/// The kernel's command line: the serial console, and the root that the manifest's boot order
+/// names.
+fn cmdline(plan: &Plan) -> String {
+    let root = plan.machine.root_disk().unwrap_or(0);
+    let letter = char::from(b'a' + u8::try_from(root).unwrap_or(0).min(25));
+    let mut line = format!("console=ttyS0 quiet panic=-1 root=/dev/vd{letter} rootfstype=ext4 rw");
+    if let Some(append) = &plan.append {
+        line.push(' ');
+        line.push_str(append);
+    }
+    line
+}
+
+fn devices(plan: &Plan) -> Result<Devices, Error> {
+    let mut devices: Devices = Vec::new();
+    if let Some(interface) = &plan.machine.interface {
+        let mac = interface
+            .mac
+            .unwrap_or_else(|| derived_mac(&plan.machine.uuid));
+        let engine = Engine::new(NetConfig {
+            addresses: match interface.binding {
+                Binding::Masquerade => Addresses::MASQUERADE,
+                Binding::Slirp => Addresses::SLIRP,
+            },
+            mtu: MTU,
+            hostname: plan.machine.hostname.clone(),
+            resolver: Resolver::of_the_pod(),
+            forwards: forwards(plan),
+            open_loopback: Vec::new(),
+            max_flows: MAX_FLOWS,
+        })?;
+        devices.push((NET_SLOT, Arc::new(Mutex::new(Net::new(engine, mac, MTU)))));
+    }
+    devices.push((RNG_SLOT, Arc::new(Mutex::new(Rng::default()))));
+    for (slot, disk) in (FIRST_DISK_SLOT..).zip(&plan.disks) {
+        let serial = disk.serial.clone().unwrap_or_default();
+        devices.push((
+            slot,
+            Arc::new(Mutex::new(Block::new(open(plan, disk)?, &serial))),
+        ));
+    }
+    Ok(devices)
+}
+
+fn open(plan: &Plan, disk: &PlannedDisk) -> Result<Box<dyn Disk>, DiskError> {
+    Ok(match &disk.backing {
+        Backing::File(path) => Box::new(RawDisk::open(path, disk.readonly)?),
+        Backing::Base(path) => Box::new(CowDisk::new(RawDisk::open(path, true)?, &plan.state_dir)?),
+        Backing::Memory(bytes) => Box::new(RawDisk::from_bytes(&disk.name, bytes)?),
+    })
+}
+
+fn forwards(plan: &Plan) -> Vec<Forward> {
+    let forward = |forward: &crate::plan::Forward| {
+        let transport = match forward.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        };
+        match forward.bind {
+            std::net::SocketAddr::V4(bind) => Some(Forward {
+                transport,
+                bind,
+                guest_port: forward.guest_port,
+            }),
+            std::net::SocketAddr::V6(bind) => {
+                tracing::warn!("{bind} is not forwarded: IPv6 is not supported yet");
+                None
+            }
+        }
+    };
+    plan.forwards.iter().filter_map(forward).collect()
+}
+
+/// A MAC address that a VM keeps: locally administered, from its identifier.
+fn derived_mac(uuid: &str) -> Mac {
+    use sha2::{Digest, Sha256};
+    let mut mac = [2, 0, 0, 0, 0, 0];
+    mac.iter_mut()
+        .skip(1)
+        .zip(Sha256::digest(uuid))
+        .for_each(|(byte, new)| *byte = new);
+    mac
+}
+
+/// Puts the devices on a new machine's PCI bus.
+fn plug(machine: &mut Machine, devices: &Devices) -> Result<Root, Error> {
+    let root = Root::default();
+    let at = |device| Address {
+        bus: 0,
+        device,
+        function: 0,
+    };
+    root.insert(at(0), Arc::new(Mutex::new(HostBridge::default())));
+    for (slot, device) in devices {
+        let bar = memory::BAR_START + u64::from(*slot) * BAR_LEN;
+        let memory = machine.memory().clone();
+        let transport = PciTransport::new(device.clone(), machine.host(), memory, at(*slot), bar)
+            .map_err(Error::Device)?;
+        root.insert(at(*slot), Arc::new(Mutex::new(transport)));
+    }
+    let bars = memory::ECAM_START - memory::BAR_START;
+    machine.ports().insert(
+        CONFIG_PORTS.0,
+        CONFIG_PORTS.1,
+        Arc::new(Mutex::new(root.ports())),
+    )?;
+    let front = Arc::new(Mutex::new(root.memory(memory::BAR_START)));
+    machine.mmio().insert(memory::BAR_START, bars, front)?;
+    let ecam = Arc::new(Mutex::new(root.ecam()));
+    machine
+        .mmio()
+        .insert(memory::ECAM_START, memory::ECAM_LEN, ecam)?;
+    Ok(root)
+}
+
+/// The most disks that have a slot and a letter.
+pub const MAX_DISKS: usize = 26;
+
+const _: () = assert!(MAX_DISKS + FIRST_DISK_SLOT as usize <= 32);

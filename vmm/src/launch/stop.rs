@@ -1,0 +1,98 @@
+//! How a machine is stopped from outside: SIGTERM and SIGINT ask the guest, the end of the grace
+//! period or a second signal end it by force.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::power::{Outcome, Power};
+
+/// Listens to signals on a thread of its own.
+#[derive(Clone, Default)]
+pub struct Stopper(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    stopping: AtomicBool,
+    target: Mutex<Option<(Power, Duration)>>,
+}
+
+const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
+
+impl Stopper {
+    /// Blocks the signals for the whole process, which must have one thread yet, and waits for
+    /// them.
+    pub fn install() -> io::Result<Self> {
+        let set = signal_set();
+        // SAFETY: the set is initialised and outlives the call.
+        let failed =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        if failed != 0 {
+            return Err(io::Error::from_raw_os_error(failed));
+        }
+        let stopper = Self::default();
+        let shared = stopper.clone();
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || shared.listen())?;
+        Ok(stopper)
+    }
+
+    /// `power` is the machine to stop now.
+    pub fn watch(&self, power: Power, grace: Duration) {
+        *self.0.target.lock().unwrap_or_else(PoisonError::into_inner) = Some((power, grace));
+    }
+
+    /// Whether somebody has asked for the end.
+    pub fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
+    }
+
+    fn listen(&self) {
+        loop {
+            wait(None);
+            let target = self
+                .0
+                .target
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            let Some((power, grace)) = target else {
+                continue;
+            };
+            self.0.stopping.store(true, Ordering::Release);
+            tracing::info!("stopping the guest, by force in {} s", grace.as_secs());
+            if wait(Some(grace)) {
+                tracing::warn!("stopping the guest by force: asked again");
+            } else {
+                tracing::warn!("stopping the guest by force: its grace period is over");
+            }
+            power.end(Outcome::Stopped);
+        }
+    }
+}
+
+fn signal_set() -> libc::sigset_t {
+    // SAFETY: sigemptyset initialises the set, which is plain data.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in SIGNALS {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        set
+    }
+}
+
+/// Waits for one of the signals; false where none came in `limit`.
+fn wait(limit: Option<Duration>) -> bool {
+    let set = signal_set();
+    let limit = limit.unwrap_or(Duration::from_secs(i32::MAX as u64));
+    let time = libc::timespec {
+        tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    };
+    // SAFETY: both pointers are to data that outlives the call; no siginfo is asked for.
+    unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const time) > 0 }
+}

@@ -1,0 +1,353 @@
+//! `spec.domain.devices` and `spec.networks`.
+
+use super::machine::{Binding, Disk, Interface, Port, Protocol, Source};
+use super::object::{Field, Object, Problems};
+use super::schema;
+use super::volumes::Volume;
+
+/// VIRTIO 1.2, 5.2.6.1: VIRTIO_BLK_ID_BYTES.
+const MAX_SERIAL: usize = 20;
+/// The network that masquerade gives its guest unless told otherwise.
+const MASQUERADE_CIDR: &str = "10.0.2.0/24";
+/// More disks than free PCI slots cannot be.
+const MAX_DISKS: usize = 24;
+
+/// What the devices section yields.
+pub(super) struct Devices {
+    pub(super) disks: Vec<Disk>,
+    pub(super) interface: Option<Interface>,
+    pub(super) rng: bool,
+}
+
+/// Reads `spec.networks`: the names of the networks.
+pub(super) fn networks<'a>(
+    field: Option<&Field<'a>>,
+    p: &mut Problems,
+) -> Vec<(String, Field<'a>)> {
+    let mut names = Vec::new();
+    for field in field.map(|f| f.list(p)).unwrap_or_default() {
+        let Some(mut network) = field.object(p, schema::NETWORK) else {
+            continue;
+        };
+        let name = network
+            .need(p, "name")
+            .and_then(|f| f.string(p).map(str::to_owned));
+        if let Some(pod) = network.take("pod") {
+            if let Some(mut pod) = pod.object(p, schema::POD_NETWORK) {
+                pod.accept_str("vmNetworkCIDR", &["", MASQUERADE_CIDR]);
+                pod.accept_str("vmIPv6NetworkCIDR", &[""]);
+                pod.finish(p);
+            }
+        } else if network.names().next().is_none() {
+            field.problem(p, "has no source: `pod: {}` is what is supported");
+        }
+        network.finish(p);
+        names.extend(name.map(|name| (name, field)));
+    }
+    names
+}
+
+/// Reads the devices section.
+pub(super) fn read(
+    field: &Field,
+    volumes: Vec<Volume>,
+    networks: Vec<(String, Field)>,
+    p: &mut Problems,
+    warnings: &mut Vec<String>,
+) -> Option<Devices> {
+    let mut devices = field.object(p, schema::DEVICES)?;
+    let disks = disks(devices.take("disks").as_ref(), volumes, p);
+    let rng = devices
+        .take("rng")
+        .and_then(|f| f.object(p, schema::EMPTY))
+        .is_some();
+    let autoattach = devices
+        .take("autoattachPodInterface")
+        .and_then(|f| f.boolean(p))
+        .unwrap_or(true);
+    let interfaces = devices.take("interfaces");
+    accept_what_is_so(&mut devices);
+    devices.finish(p);
+
+    let list = interfaces.map(|f| f.list(p)).unwrap_or_default();
+    if let Some(second) = list.get(1) {
+        second.problem(p, "a second interface is not supported yet");
+    }
+    let interface = match list.first() {
+        Some(field) => interface(field, p, warnings),
+        None if autoattach => Some(Interface {
+            name: "default".to_owned(),
+            binding: Binding::Masquerade,
+            mac: None,
+            ports: Vec::new(),
+        }),
+        None => None,
+    };
+    if let (Some(field), Some(interface)) = (list.first(), &interface)
+        && !networks.iter().any(|(name, _)| *name == interface.name)
+    {
+        field.problem(
+            p,
+            format!("`spec.networks` has no network named `{}`", interface.name),
+        );
+    }
+    for (name, field) in &networks {
+        let used = interface.as_ref().is_some_and(|i| i.name == *name);
+        if !used && list.len() <= 1 && !(list.len() == 1 && interface.is_none()) {
+            field.problem(p, format!("no interface is named `{name}`"));
+        }
+    }
+    Some(Devices {
+        disks,
+        interface,
+        rng,
+    })
+}
+
+/// Switches whose value describes the machine as it is: no graphics, no input, no balloon, one
+/// queue a device, a serial console always.
+fn accept_what_is_so(devices: &mut Object) {
+    for (name, so) in [
+        ("autoattachGraphicsDevice", false),
+        ("autoattachInputDevice", false),
+        ("autoattachMemBalloon", false),
+        ("autoattachSerialConsole", true),
+        ("autoattachVSOCK", false),
+        ("blockMultiQueue", false),
+        ("networkInterfaceMultiqueue", false),
+        ("useVirtioTransitional", false),
+    ] {
+        devices.accept_bool(name, so);
+    }
+    // Hotplug is asked for by the control plane alone; the console's log goes to its container.
+    devices.ignore(&["disableHotplug", "logSerialConsole"]);
+    devices.accept_state("tpm", "enabled", false);
+}
+
+fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> Vec<Disk> {
+    let mut disks: Vec<Disk> = Vec::new();
+    for field in field.map(|f| f.list(p)).unwrap_or_default() {
+        let Some(mut disk) = field.object(p, schema::DISK) else {
+            continue;
+        };
+        let name = disk.need(p, "name").and_then(|f| f.string(p));
+        let boot_order = disk
+            .take("bootOrder")
+            .and_then(|f| f.integer(p, 1, u32::MAX));
+        let serial = disk.take("serial").and_then(|f| serial(&f, p));
+        let target = disk
+            .take("disk")
+            .and_then(|f| f.object(p, schema::DISK_TARGET));
+        let mut readonly = None;
+        if let Some(mut target) = target {
+            if let Some(bus) = target.take("bus")
+                && let Some(name) = bus.string(p)
+                && !["", "virtio"].contains(&name)
+            {
+                bus.problem(
+                    p,
+                    format!("`{}` is not supported, only virtio", name.escape_debug()),
+                );
+            }
+            readonly = target.take("readonly").and_then(|f| f.boolean(p));
+            target.finish(p);
+        }
+        disk.accept_bool("dedicatedIOThread", false);
+        disk.accept_bool("shareable", false);
+        disk.accept_bool("changedBlockTracking", false);
+        disk.accept_str("cache", &["", "writeback"]);
+        disk.accept_str("io", &["", "default", "threads"]);
+        disk.accept_str("errorPolicy", &["report"]);
+        disk.accept_str("tag", &[""]);
+        disk.finish(p);
+        let Some(name) = name else { continue };
+        if boot_order.is_some() && disks.iter().any(|d| d.boot_order == boot_order) {
+            field.problem(p, "another disk has the same bootOrder");
+        }
+        let Some(i) = volumes.iter().position(|v| v.name == name) else {
+            let message = if disks.iter().any(|d| d.name == name) {
+                format!("a second disk is named `{name}`")
+            } else {
+                format!("`spec.volumes` has no volume named `{name}`")
+            };
+            field.problem(p, message);
+            continue;
+        };
+        let volume = volumes.remove(i);
+        // Nothing would read what a guest writes to its seed.
+        let seed = matches!(volume.source, Source::Seed { .. });
+        let readonly = seed || readonly.unwrap_or(false);
+        disks.push(Disk {
+            name: volume.name,
+            source: volume.source,
+            readonly,
+            serial,
+            boot_order,
+        });
+    }
+    // As KubeVirt's defaulting does: a volume that no disk names becomes a disk.
+    for volume in volumes {
+        if disks.len() >= MAX_DISKS {
+            volume
+                .field
+                .problem(p, format!("more than {MAX_DISKS} disks"));
+            break;
+        }
+        let readonly = matches!(volume.source, Source::Seed { .. });
+        disks.push(Disk {
+            name: volume.name,
+            source: volume.source,
+            readonly,
+            serial: None,
+            boot_order: None,
+        });
+    }
+    disks
+}
+
+fn serial(field: &Field, p: &mut Problems) -> Option<String> {
+    let text = field.string(p)?;
+    if text.len() > MAX_SERIAL || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        field.problem(
+            p,
+            format!("must be at most {MAX_SERIAL} printable characters"),
+        );
+        return None;
+    }
+    Some(text.to_owned()).filter(|s| !s.is_empty())
+}
+
+fn interface(field: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Option<Interface> {
+    let mut interface = field.object(p, schema::INTERFACE)?;
+    let name = interface
+        .need(p, "name")
+        .and_then(|f| f.string(p).map(str::to_owned));
+    if let Some(model) = interface.take("model")
+        && let Some(name) = model.string(p)
+        && !["", "virtio"].contains(&name)
+    {
+        model.problem(
+            p,
+            format!("`{}` is not supported, only virtio", name.escape_debug()),
+        );
+    }
+    let mac = interface.take("macAddress").and_then(|f| mac(&f, p));
+    let ports = interface
+        .take("ports")
+        .map(|f| ports(&f, p))
+        .unwrap_or_default();
+    let masquerade = interface.take("masquerade");
+    let slirp = interface.take("slirp");
+    for binding in [&masquerade, &slirp].into_iter().flatten() {
+        if let Some(binding) = binding.object(p, schema::EMPTY) {
+            binding.finish(p);
+        }
+    }
+    interface.accept_str("state", &["", "up"]);
+    interface.accept_str("tag", &[""]);
+    let other = [
+        "bridge",
+        "sriov",
+        "macvtap",
+        "passt",
+        "passtBinding",
+        "binding",
+    ];
+    let unbound = masquerade.is_none() && slirp.is_none();
+    let binding = match (masquerade, slirp) {
+        (Some(_), Some(second)) => {
+            second.problem(p, "`masquerade` is given as well");
+            None
+        }
+        (None, Some(_)) => Some(Binding::Slirp),
+        _ => Some(Binding::Masquerade),
+    };
+    let refused = interface.names().any(|n| other.contains(&n));
+    interface.finish(p);
+    let name = name?;
+    if unbound && !refused {
+        warnings.push(format!(
+            "interface `{name}` has no binding: masquerade is used"
+        ));
+    }
+    if ports.is_empty() {
+        warnings.push(format!(
+            "interface `{name}` has no ports: nothing is forwarded to the guest"
+        ));
+    }
+    Some(Interface {
+        name,
+        binding: binding?,
+        mac,
+        ports,
+    })
+}
+
+fn mac(field: &Field, p: &mut Problems) -> Option<[u8; 6]> {
+    let text = field.string(p)?;
+    let separator = if text.contains('-') { '-' } else { ':' };
+    let bytes: Option<Vec<u8>> = text
+        .split(separator)
+        .map(|s| {
+            (s.len() == 2)
+                .then(|| u8::from_str_radix(s, 16).ok())
+                .flatten()
+        })
+        .collect();
+    let mac = bytes.and_then(|b| <[u8; 6]>::try_from(b).ok());
+    match mac {
+        Some([first, ..]) if first & 1 == 1 => {
+            field.problem(p, "is a multicast address");
+            None
+        }
+        None => {
+            field.problem(p, "not a MAC address (such as 02:00:00:00:00:01)");
+            None
+        }
+        mac => mac,
+    }
+}
+
+fn ports(field: &Field, p: &mut Problems) -> Vec<Port> {
+    let mut ports: Vec<Port> = Vec::new();
+    for field in field.list(p) {
+        let Some(mut object) = field.object(p, schema::PORT) else {
+            continue;
+        };
+        let name = object
+            .take("name")
+            .and_then(|f| f.string(p).map(str::to_owned));
+        let protocol = match object.take("protocol") {
+            None => Some(Protocol::Tcp),
+            Some(f) => match f.string(p) {
+                Some("TCP" | "") => Some(Protocol::Tcp),
+                Some("UDP") => Some(Protocol::Udp),
+                Some(_) => {
+                    f.problem(p, "must be TCP or UDP");
+                    None
+                }
+                None => None,
+            },
+        };
+        let number = object.need(p, "port").and_then(|f| f.integer(p, 1, 65535));
+        object.finish(p);
+        let (Some(protocol), Some(number)) = (protocol, number) else {
+            continue;
+        };
+        let Ok(port) = u16::try_from(number) else {
+            continue;
+        };
+        if ports
+            .iter()
+            .any(|other| (other.port, other.protocol) == (port, protocol))
+        {
+            field.problem(p, format!("{port}/{protocol} is listed twice"));
+        }
+        ports.push(Port {
+            name,
+            port,
+            protocol,
+        });
+    }
+    ports
+}

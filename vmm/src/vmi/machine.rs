@@ -1,0 +1,160 @@
+//! What a manifest asks for, as plain data.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A machine as its manifest describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.namespace`, `default` where absent.
+    pub namespace: String,
+    /// `firmware.uuid`, or one made of namespace and name; lower case, hyphenated.
+    pub uuid: String,
+    /// sockets * cores * threads, at least 1.
+    pub vcpus: u8,
+    /// The guest's memory in bytes, a multiple of 4096.
+    pub memory: u64,
+    /// In the order of the manifest: the guest sees vda, vdb, ...
+    pub disks: Vec<Disk>,
+    /// The one interface on the pod's network; `None` only by `autoattachPodInterface: false`.
+    pub interface: Option<Interface>,
+    /// The guest's host name: `spec.hostname` or the name.
+    pub hostname: String,
+    /// `spec.subdomain`: the guest is `<hostname>.<subdomain>.<namespace>.svc.<cluster domain>`.
+    pub subdomain: Option<String>,
+    /// How long a clean stop may take before force is used; KubeVirt's default is 30 s.
+    pub termination_grace: Duration,
+    /// What a guest's reboot does.
+    pub reboot_policy: RebootPolicy,
+    /// `devices.rng` was given. (Peapod's machine always has one.)
+    pub rng: bool,
+}
+
+impl Machine {
+    /// Index of the disk to boot from: the lowest `bootOrder`, else the first that is no seed.
+    pub fn root_disk(&self) -> Option<usize> {
+        let candidates = || {
+            let all = self.disks.iter().enumerate();
+            all.filter(|(_, d)| !matches!(d.source, Source::Seed { .. }))
+        };
+        candidates()
+            .filter_map(|(i, d)| d.boot_order.map(|order| (order, i)))
+            .min()
+            .map(|(_, i)| i)
+            .or_else(|| candidates().next().map(|(i, _)| i))
+    }
+}
+
+/// One virtio-blk disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The name shared by the disk and its volume.
+    pub name: String,
+    /// What is on it.
+    pub source: Source,
+    /// The guest may not write.
+    pub readonly: bool,
+    /// Serial number the guest reads (VIRTIO 1.2, 5.2.6.1: at most 20 bytes).
+    pub serial: Option<String>,
+    /// `bootOrder`, from 1.
+    pub boot_order: Option<u32>,
+}
+
+/// Where a disk's bytes come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file of the host, written in place.
+    HostDisk {
+        /// As the manifest has it.
+        path: PathBuf,
+        /// Whether it may be created.
+        kind: HostDiskType,
+        /// Size in bytes where it is to be created.
+        capacity: Option<u64>,
+    },
+    /// A disk image in a container image; the guest's writes die with the machine.
+    ContainerDisk {
+        /// Reference of the container image.
+        image: String,
+        /// Path of the disk in it; the only file below /disk where absent.
+        path: Option<String>,
+    },
+    /// A cloud-init NoCloud seed, made by us.
+    Seed {
+        /// `user-data`, decoded.
+        user_data: Vec<u8>,
+        /// `network-config`, decoded.
+        network_data: Option<Vec<u8>>,
+    },
+}
+
+/// `hostDisk.type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostDiskType {
+    /// The file must exist.
+    Disk,
+    /// A sparse file of the capacity is made where none exists.
+    DiskOrCreate,
+}
+
+/// The guest's interface on the pod's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name and its network's.
+    pub name: String,
+    /// Which numbers the guest gets.
+    pub binding: Binding,
+    /// MAC address, where the manifest gives one.
+    pub mac: Option<[u8; 6]>,
+    /// What is forwarded into the guest.
+    pub ports: Vec<Port>,
+}
+
+/// How the interface is bound to the pod's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// 10.0.2.2/24 behind 10.0.2.1, KubeVirt's numbers.
+    Masquerade,
+    /// 10.0.2.15/24 behind 10.0.2.2, QEMU's numbers.
+    Slirp,
+}
+
+/// A port of the guest that the pod answers on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name, where given.
+    pub name: Option<String>,
+    /// 1 to 65535.
+    pub port: u16,
+    /// TCP unless said otherwise.
+    pub protocol: Protocol,
+}
+
+/// Transport protocol of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// `domain.rebootPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RebootPolicy {
+    /// The machine is reset in place and boots again (KubeVirt's default).
+    Reboot,
+    /// The machine ends.
+    Terminate,
+}

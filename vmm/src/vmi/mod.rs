@@ -1,0 +1,26 @@
+//! KubeVirt manifests: a `VirtualMachineInstance` (kubevirt.io/v1, YAML or JSON) read into a
+//! [`Machine`]. Pure: bytes in, plain data or a list of problems with their places out.
+//!
+//! Three rules decide about every field. One that KubeVirt's schema does not know is refused with
+//! the nearest known name; one that it knows and Peapod cannot do yet is refused by name; one that
+//! asks for what is so anyway, or that only a control plane reads, is accepted. The field lists are
+//! those of `kubevirt.io/api/core/v1` (`schema.go`, `types.go`) and are kept in [`schema`].
+
+mod devices;
+mod error;
+mod machine;
+mod object;
+mod quantity;
+mod read;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod volumes;
+mod yaml;
+
+pub use error::{Invalid, Problem};
+pub use machine::{
+    Binding, Disk, HostDiskType, Interface, Machine, Port, Protocol, RebootPolicy, Source,
+};
+pub use quantity::parse as parse_quantity;
+pub use read::{Parsed, parse};

@@ -1,0 +1,344 @@
+//! The document, its metadata, and the spec's own fields.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::error::Invalid;
+use super::machine::{Machine, RebootPolicy};
+use super::object::{Field, Problems};
+use super::{devices, schema, volumes, yaml};
+
+/// `DefaultGracePeriodSeconds` of KubeVirt's API.
+const GRACE_SECONDS: u32 = 30;
+const MAX_VCPUS: u32 = 254;
+const PAGE: u64 = 4096;
+
+/// A manifest that was understood.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// What it asks for.
+    pub machine: Machine,
+    /// What its author may have meant otherwise, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a manifest; `file` is only named in the problems.
+pub fn parse(file: &str, bytes: &[u8]) -> Result<Parsed, Invalid> {
+    let invalid = |problems| Invalid {
+        file: file.to_owned(),
+        problems,
+    };
+    let document = yaml::parse(bytes).map_err(|problem| invalid(vec![problem]))?;
+    let mut problems = Problems::new();
+    let mut warnings = Vec::new();
+    let machine = document_of(&Field::root(&document), &mut problems, &mut warnings);
+    problems.sort_by_key(|p| (p.line, p.column));
+    match machine {
+        Some(machine) if problems.is_empty() => Ok(Parsed { machine, warnings }),
+        _ => Err(invalid(problems)),
+    }
+}
+
+fn document_of(root: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Option<Machine> {
+    let before = p.len();
+    let mut vmi = root.object(p, schema::VMI)?;
+    for (name, known) in [
+        (
+            "apiVersion",
+            &["kubevirt.io/v1", "kubevirt.io/v1alpha3"][..],
+        ),
+        ("kind", &["VirtualMachineInstance"][..]),
+    ] {
+        if let Some(field) = vmi.need(p, name)
+            && let Some(value) = field.string(p)
+            && !known.contains(&value)
+        {
+            field.problem(
+                p,
+                format!("`{value}` is not supported, only {}", known.join(", ")),
+            );
+            // Another kind has other fields: one line is enough.
+            return None;
+        }
+    }
+    // An unknown field at the top is most likely another kind of file.
+    if p.len() > before && vmi.names().all(|n| n != "spec") {
+        return None;
+    }
+    let (name, namespace) = metadata(&vmi.need(p, "metadata")?, p)?;
+    let spec = vmi.need(p, "spec")?;
+    vmi.ignore(&["status"]);
+    vmi.finish(p);
+    spec_of(&spec, name, namespace, p, warnings)
+}
+
+fn metadata(field: &Field, p: &mut Problems) -> Option<(String, String)> {
+    let mut meta = field.object(p, schema::METADATA)?;
+    let name = meta.need(p, "name").and_then(|f| label(&f, p, 253));
+    let namespace = match meta.take("namespace") {
+        Some(field) => label(&field, p, 63)?,
+        None => "default".to_owned(),
+    };
+    Some((name?, namespace))
+}
+
+/// A DNS name (RFC 1123), as Kubernetes wants names: what ends up in paths and in the guest's
+/// /etc/hostname must not surprise anybody.
+fn label(field: &Field, p: &mut Problems, max: usize) -> Option<String> {
+    let text = field.string(p)?;
+    let good = |part: &str| {
+        !part.is_empty()
+            && part.len() <= 63
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    let dots = max > 63;
+    if text.len() > max || !text.split('.').all(good) || (!dots && text.contains('.')) {
+        field.problem(
+            p,
+            format!("`{}` is not a DNS name in lower case", text.escape_debug()),
+        );
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+fn spec_of(
+    field: &Field,
+    name: String,
+    namespace: String,
+    p: &mut Problems,
+    warnings: &mut Vec<String>,
+) -> Option<Machine> {
+    let mut spec = field.object(p, schema::SPEC)?;
+    spec.ignore(schema::SPEC_CONTROL_PLANE);
+    spec.accept_str("architecture", &["", "amd64"]);
+    let hostname = spec.take("hostname").and_then(|f| label(&f, p, 63));
+    let subdomain = spec.take("subdomain").and_then(|f| label(&f, p, 63));
+    let grace = spec
+        .take("terminationGracePeriodSeconds")
+        .and_then(|f| f.integer(p, 0, u32::MAX))
+        .unwrap_or(GRACE_SECONDS);
+    let volumes = volumes::read(spec.take("volumes").as_ref(), p);
+    let networks = devices::networks(spec.take("networks").as_ref(), p);
+    let domain = spec.need(p, "domain");
+    spec.finish(p);
+
+    let mut domain = domain?.object(p, schema::DOMAIN)?;
+    let (cpu_request, memory_request, memory_limit) = domain
+        .take("resources")
+        .map(|f| resources(&f, p))
+        .unwrap_or_default();
+    let vcpus = vcpus(domain.take("cpu").as_ref(), cpu_request, p);
+    let memory = memory(
+        domain.take("memory").as_ref(),
+        memory_request,
+        memory_limit,
+        p,
+    );
+    if memory.is_none() && domain.field().path == "spec.domain" && p.is_empty() {
+        domain.field().problem(
+            p,
+            "`memory.guest` is required (or a memory request in `resources`)",
+        );
+    }
+    let reboot_policy = domain
+        .take("rebootPolicy")
+        .and_then(|f| match f.string(p)? {
+            "Reboot" => Some(RebootPolicy::Reboot),
+            "Terminate" => Some(RebootPolicy::Terminate),
+            _ => {
+                f.problem(p, "must be Reboot or Terminate");
+                None
+            }
+        });
+    let uuid = firmware(domain.take("firmware").as_ref(), p);
+    platform(&mut domain, p);
+    let devices = domain.need(p, "devices");
+    domain.finish(p);
+    let devices = devices::read(&devices?, volumes, networks, p, warnings)?;
+
+    Some(Machine {
+        uuid: uuid.unwrap_or_else(|| derived_uuid(&namespace, &name)),
+        // A name may have dots, a host name may not: KubeVirt takes what is before the first.
+        hostname: hostname.unwrap_or_else(|| name.split('.').next().unwrap_or_default().to_owned()),
+        name,
+        namespace,
+        vcpus: vcpus?,
+        memory: memory?,
+        disks: devices.disks,
+        interface: devices.interface,
+        subdomain,
+        termination_grace: Duration::from_secs(grace.into()),
+        reboot_policy: reboot_policy.unwrap_or(RebootPolicy::Reboot),
+        rng: devices.rng,
+    })
+}
+
+/// CPUs asked for, memory asked for, memory's limit.
+fn resources(field: &Field, p: &mut Problems) -> (Option<u64>, Option<u64>, Option<u64>) {
+    let Some(mut resources) = field.object(p, schema::RESOURCES) else {
+        return (None, None, None);
+    };
+    // How much the scheduler sets aside for us: a control plane's matter.
+    resources.ignore(&["overcommitGuestOverhead"]);
+    let mut list = |name: &str| {
+        let mut object = resources.take(name)?.object(p, schema::RESOURCE_LIST)?;
+        let cpu = object.take("cpu").and_then(|f| f.quantity(p));
+        Some((cpu, object.take("memory").and_then(|f| f.quantity(p))))
+    };
+    let (request_cpu, request_memory) = list("requests").unwrap_or_default();
+    let (limit_cpu, limit_memory) = list("limits").unwrap_or_default();
+    resources.finish(p);
+    (
+        limit_cpu.or(request_cpu),
+        request_memory.or(limit_memory),
+        limit_memory,
+    )
+}
+
+/// KubeVirt: the topology's product; without a topology the CPUs that the resources ask for.
+fn vcpus(field: Option<&Field>, asked: Option<u64>, p: &mut Problems) -> Option<u8> {
+    let asked = asked.unwrap_or(1).max(1);
+    let Some(field) = field else {
+        return checked_vcpus(asked, None, p);
+    };
+    let mut cpu = field.object(p, schema::CPU)?;
+    let mut given = false;
+    let mut product = 1u64;
+    for name in ["sockets", "cores", "threads"] {
+        if let Some(n) = cpu.take(name) {
+            given = true;
+            product = product.saturating_mul(n.integer(p, 1, MAX_VCPUS)?.into());
+        }
+    }
+    // Room for hotplug that nobody has asked to use; KubeVirt's defaulting writes it.
+    cpu.ignore(&["maxSockets"]);
+    cpu.accept_str("model", &["", "host-model", "host-passthrough"]);
+    cpu.accept_bool("dedicatedCpuPlacement", false);
+    cpu.accept_bool("isolateEmulatorThread", false);
+    cpu.finish(p);
+    checked_vcpus(if given { product } else { asked }, Some(field), p)
+}
+
+fn checked_vcpus(n: u64, field: Option<&Field>, p: &mut Problems) -> Option<u8> {
+    let vcpus = u8::try_from(n).ok().filter(|n| u32::from(*n) <= MAX_VCPUS);
+    if let (None, Some(field)) = (vcpus, field) {
+        field.problem(p, format!("{n} vCPUs are more than {MAX_VCPUS}"));
+    }
+    vcpus
+}
+
+fn memory(
+    field: Option<&Field>,
+    request: Option<u64>,
+    limit: Option<u64>,
+    p: &mut Problems,
+) -> Option<u64> {
+    let mut guest = request;
+    if let Some(field) = field {
+        let mut memory = field.object(p, schema::MEMORY)?;
+        let max = memory
+            .take("maxGuest")
+            .and_then(|f| f.quantity(p).map(|max| (f, max)));
+        if let Some(field) = memory.take("guest") {
+            guest = Some(field.quantity(p)?);
+            if limit.is_some_and(|limit| guest > Some(limit)) {
+                field.problem(p, "is more than resources.limits.memory");
+            }
+            if guest == Some(0) {
+                field.problem(p, "must not be 0");
+            }
+        }
+        if let Some((field, max)) = max
+            && guest > Some(max)
+        {
+            field.problem(p, "is less than memory.guest");
+        }
+        memory.finish(p);
+    }
+    // KVM maps whole pages; QEMU rounds as well.
+    guest
+        .map(|bytes| bytes - bytes % PAGE)
+        .filter(|bytes| *bytes > 0)
+}
+
+/// machine, features, clock: accepted where they ask for what is so anyway.
+fn platform(domain: &mut super::object::Object, p: &mut Problems) {
+    if let Some(field) = domain.take("machine")
+        && let Some(mut machine) = field.object(p, schema::MACHINE)
+        && let Some(kind) = machine.take("type")
+        && let Some(name) = kind.string(p)
+        && !(name.is_empty() || name == "q35" || name.starts_with("pc-q35-"))
+    {
+        kind.problem(
+            p,
+            format!("`{}` is not supported, only q35", name.escape_debug()),
+        );
+    }
+    if let Some(field) = domain.take("features")
+        && let Some(mut features) = field.object(p, schema::FEATURES)
+    {
+        features.accept_state("acpi", "enabled", true);
+        features.accept_state("apic", "enabled", true);
+        for absent in ["smm", "pvspinlock", "hypervPassthrough"] {
+            features.accept_state(absent, "enabled", false);
+        }
+        features.accept_state("kvm", "hidden", false);
+        features.finish(p);
+    }
+    if let Some(field) = domain.take("clock")
+        && let Some(mut clock) = field.object(p, schema::CLOCK)
+    {
+        if let Some(utc) = clock.take("utc").and_then(|f| f.object(p, schema::UTC)) {
+            utc.finish(p);
+        }
+        if let Some(mut timer) = clock.take("timer").and_then(|f| f.object(p, schema::TIMER)) {
+            timer.accept_state("kvm", "present", true);
+            for absent in ["hpet", "pit", "hyperv"] {
+                timer.accept_state(absent, "present", false);
+            }
+            timer.finish(p);
+        }
+        clock.finish(p);
+    }
+}
+
+fn firmware(field: Option<&Field>, p: &mut Problems) -> Option<String> {
+    let mut firmware = field?.object(p, schema::FIRMWARE)?;
+    let uuid = firmware.take("uuid").and_then(|f| {
+        let text = f.string(p)?.to_ascii_lowercase();
+        let groups: Vec<usize> = text.split('-').map(str::len).collect();
+        let hex = text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
+        if groups == [8, 4, 4, 4, 12] && hex {
+            return Some(text);
+        }
+        f.problem(p, "not a UUID");
+        None
+    });
+    firmware.finish(p);
+    uuid
+}
+
+/// A stable UUID for a namespace and name: version 8 (RFC 9562, 5.8), from their SHA-256.
+fn derived_uuid(namespace: &str, name: &str) -> String {
+    let digest = Sha256::digest(format!("peapod vmi {namespace}/{name}"));
+    let hex: String = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
+    let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
+    let variant = ["8", "9", "a", "b"]
+        .get(usize::from(digest.get(8).copied().unwrap_or(0) & 3))
+        .copied()
+        .unwrap_or("8");
+    format!(
+        "{}-{}-8{}-{variant}{}-{}",
+        part(0, 8),
+        part(8, 12),
+        part(13, 16),
+        part(17, 20),
+        part(20, 32)
+    )
+}

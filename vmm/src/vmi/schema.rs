@@ -1,0 +1,84 @@
+//! The fields KubeVirt knows (`kubevirt.io/api/core/v1`, v1.9, and `metav1.ObjectMeta`), an object
+//! a list. What is not descended into is not listed.
+
+/// A list of field names.
+pub(super) type Fields = &'static [&'static str];
+
+#[rustfmt::skip]
+mod lists {
+    use super::Fields;
+
+    pub const VMI: Fields = &["apiVersion", "kind", "metadata", "spec", "status"];
+    pub const METADATA: Fields = &[
+        "annotations", "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp",
+        "finalizers", "generateName", "generation", "labels", "managedFields", "name", "namespace",
+        "ownerReferences", "resourceVersion", "selfLink", "uid",
+    ];
+    pub const SPEC: Fields = &[
+        "accessCredentials", "affinity", "architecture", "dnsConfig", "dnsPolicy", "domain",
+        "evictionStrategy", "hostname", "livenessProbe", "networks", "nodeSelector",
+        "priorityClassName", "readinessProbe", "resourceClaims", "schedulerName",
+        "serviceAccountName", "startStrategy", "subdomain", "terminationGracePeriodSeconds",
+        "tolerations", "topologySpreadConstraints", "utilityVolumes", "volumes",
+    ];
+    /// Read by the scheduler, the kubelet or KubeVirt's controllers, never by the launcher.
+    pub const SPEC_CONTROL_PLANE: Fields = &[
+        "affinity", "dnsConfig", "dnsPolicy", "evictionStrategy", "nodeSelector",
+        "priorityClassName", "schedulerName", "serviceAccountName", "tolerations",
+        "topologySpreadConstraints",
+    ];
+    pub const DOMAIN: Fields = &[
+        "chassis", "clock", "cpu", "devices", "features", "firmware", "ioThreads",
+        "ioThreadsPolicy", "launchSecurity", "machine", "memory", "rebootPolicy", "resources",
+    ];
+    pub const CPU: Fields = &[
+        "cores", "dedicatedCpuPlacement", "features", "isolateEmulatorThread", "maxSockets",
+        "model", "numa", "realtime", "sockets", "threads",
+    ];
+    pub const MEMORY: Fields = &["guest", "hugepages", "maxGuest"];
+    pub const RESOURCES: Fields = &["limits", "overcommitGuestOverhead", "requests"];
+    pub const RESOURCE_LIST: Fields = &["cpu", "memory"];
+    pub const MACHINE: Fields = &["type"];
+    pub const FIRMWARE: Fields = &["acpi", "bootloader", "kernelBoot", "serial", "uuid"];
+    pub const CLOCK: Fields = &["timer", "timezone", "utc"];
+    pub const UTC: Fields = &["offsetSeconds"];
+    pub const TIMER: Fields = &["hpet", "hyperv", "kvm", "pit", "rtc"];
+    pub const FEATURES: Fields = &[
+        "acpi", "apic", "hyperv", "hypervPassthrough", "kvm", "pvspinlock", "smm",
+    ];
+    pub const DEVICES: Fields = &[
+        "autoattachGraphicsDevice", "autoattachInputDevice", "autoattachMemBalloon",
+        "autoattachPodInterface", "autoattachSerialConsole", "autoattachVSOCK", "blockMultiQueue",
+        "clientPassthrough", "disableHotplug", "disks", "downwardMetrics", "filesystems", "gpus",
+        "hostDevices", "inputs", "interfaces", "logSerialConsole", "networkInterfaceMultiqueue",
+        "panicDevices", "rng", "sound", "tpm", "useVirtioTransitional", "video", "watchdog",
+    ];
+    pub const DISK: Fields = &[
+        "blockSize", "bootOrder", "cache", "cdrom", "changedBlockTracking", "dedicatedIOThread",
+        "disk", "errorPolicy", "io", "lun", "name", "serial", "shareable", "tag",
+    ];
+    pub const DISK_TARGET: Fields = &["bus", "pciAddress", "readonly"];
+    pub const INTERFACE: Fields = &[
+        "acpiIndex", "binding", "bootOrder", "bridge", "dhcpOptions", "macAddress", "macvtap",
+        "masquerade", "model", "name", "passt", "passtBinding", "pciAddress", "ports", "slirp",
+        "sriov", "state", "tag",
+    ];
+    pub const PORT: Fields = &["name", "port", "protocol"];
+    pub const NETWORK: Fields = &["multus", "name", "pod", "resourceClaim"];
+    pub const POD_NETWORK: Fields = &["vmIPv6NetworkCIDR", "vmNetworkCIDR"];
+    pub const VOLUME: Fields = &[
+        "cloudInitConfigDrive", "cloudInitNoCloud", "configMap", "containerDisk", "dataVolume",
+        "downwardAPI", "downwardMetrics", "emptyDisk", "ephemeral", "hostDisk", "memoryDump",
+        "name", "persistentVolumeClaim", "secret", "serviceAccount", "sysprep",
+    ];
+    pub const HOST_DISK: Fields = &["capacity", "path", "shared", "type"];
+    pub const CONTAINER_DISK: Fields = &["image", "imagePullPolicy", "imagePullSecret", "path"];
+    pub const NO_CLOUD: Fields = &[
+        "networkData", "networkDataBase64", "networkDataSecretRef", "secretRef", "userData",
+        "userDataBase64",
+    ];
+    /// An object without fields.
+    pub const EMPTY: Fields = &[];
+}
+
+pub(super) use lists::*;

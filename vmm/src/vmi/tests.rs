@@ -1,0 +1,344 @@
+use super::*;
+
+const KUBECTL: &str = include_str!("testdata/kubectl-get.yaml");
+const DETAILS: &str = include_str!("../../../examples/bookinfo/details.yaml");
+
+/// A small manifest with one line each that a test replaces.
+const SMALL: &str = "\
+apiVersion: kubevirt.io/v1
+kind: VirtualMachineInstance
+metadata:
+  name: small
+spec:
+  domain:
+    cpu: {cores: 1}
+    memory: {guest: 128Mi}
+    devices:
+      disks:
+      - {name: root, disk: {bus: virtio}}
+      interfaces:
+      - {name: net, masquerade: {}, ports: [{port: 80}]}
+  networks:
+  - {name: net, pod: {}}
+  volumes:
+  - {name: root, hostDisk: {path: /root.img, type: Disk}}
+";
+
+fn replaced(from: &str, to: &str) -> Result<Parsed, Invalid> {
+    assert!(SMALL.contains(from), "{from}");
+    parse("vm.yaml", SMALL.replacen(from, to, 1).as_bytes())
+}
+
+#[test]
+fn what_kubectl_prints_for_a_running_vmi_is_accepted() {
+    let parsed = parse("x", KUBECTL.as_bytes()).unwrap();
+    let machine = parsed.machine;
+    assert_eq!(parsed.warnings, Vec::<String>::new());
+    assert_eq!(
+        (machine.name.as_str(), machine.namespace.as_str()),
+        ("details-v1", "bookinfo")
+    );
+    assert_eq!(machine.uuid, "5b9d3a2e-3f0c-5f7b-8f3a-1a52f3f2c0de");
+    assert_eq!((machine.vcpus, machine.memory), (2, 1 << 30));
+    assert_eq!(machine.termination_grace.as_secs(), 30);
+    assert_eq!(machine.reboot_policy, RebootPolicy::Reboot);
+    let interface = machine.interface.clone().unwrap();
+    assert_eq!(interface.binding, Binding::Masquerade);
+    assert_eq!(interface.mac, Some([2, 0x7c, 0x1e, 0, 0, 0xb]));
+    assert_eq!(
+        (interface.ports[0].port, interface.ports[0].protocol),
+        (9080, Protocol::Tcp)
+    );
+    assert_eq!(machine.root_disk(), Some(0));
+    assert!(machine.disks[1].readonly);
+    let Source::Seed {
+        user_data,
+        network_data: None,
+    } = &machine.disks[1].source
+    else {
+        panic!("{:?}", machine.disks[1])
+    };
+    assert_eq!(user_data, b"#!/bin/bash\nruby details.rb 9080 &\n");
+}
+
+#[test]
+fn the_example_is_accepted_as_yaml_and_as_json() {
+    let yaml = parse("x", DETAILS.as_bytes()).unwrap();
+    let value: serde_json::Value = serde_saphyr::from_str(DETAILS).unwrap();
+    let json = parse(
+        "x",
+        serde_json::to_string_pretty(&value).unwrap().as_bytes(),
+    )
+    .unwrap();
+    assert_eq!(yaml, json);
+    assert_eq!(yaml.machine.memory, 512 << 20);
+}
+
+#[test]
+fn each_bad_manifest_ends_in_one_line_with_its_place() {
+    let cases = [
+        (
+            "cores: 1",
+            "corez: 1",
+            "vm.yaml:7:11: spec.domain.cpu.corez: unknown field; did you mean `cores`?",
+        ),
+        (
+            "devices:",
+            "devcies:",
+            "vm.yaml:9:5: spec.domain.devcies: unknown field; did you mean `devices`?\n\
+          vm.yaml:7:5: spec.domain: `devices` is required",
+        ),
+        (
+            "  networks:",
+            "  xyzzy: 1\n  networks:",
+            "vm.yaml:14:3: spec.xyzzy: unknown field",
+        ),
+        (
+            "    devices:\n",
+            "    devices:\n      gpus: [{name: a}]\n",
+            "vm.yaml:10:7: spec.domain.devices.gpus: not supported yet",
+        ),
+        (
+            "masquerade: {}",
+            "bridge: {}",
+            "vm.yaml:13:21: spec.domain.devices.interfaces[0].bridge: not supported yet",
+        ),
+        (
+            "hostDisk: {path: /root.img, type: Disk}",
+            "dataVolume: {name: x}",
+            "vm.yaml:17:18: spec.volumes[0].dataVolume: not supported yet",
+        ),
+        (
+            "pod: {}",
+            "pod: {vmNetworkCIDR: 10.9.0.0/24}",
+            "vm.yaml:15:23: spec.networks[0].pod.vmNetworkCIDR: not supported yet",
+        ),
+        (
+            "cores: 1",
+            "cores: one",
+            "vm.yaml:7:18: spec.domain.cpu.cores: expected a whole number, found a string",
+        ),
+        (
+            "cores: 1",
+            "cores: 0",
+            "vm.yaml:7:18: spec.domain.cpu.cores: must be from 1 to 254",
+        ),
+        (
+            "128Mi",
+            "128MB",
+            "vm.yaml:8:21: spec.domain.memory.guest: not a quantity (such as 512Mi, 1G or 1073741824)",
+        ),
+        (
+            "port: 80",
+            "port: 65536",
+            "vm.yaml:13:52: spec.domain.devices.interfaces[0].ports[0].port: must be from 1 to 65535",
+        ),
+        (
+            "port: 80",
+            "port: 80, protocol: SCTP",
+            "vm.yaml:13:66: spec.domain.devices.interfaces[0].ports[0].protocol: must be TCP or UDP",
+        ),
+        (
+            "bus: virtio",
+            "bus: sata",
+            "vm.yaml:11:34: spec.domain.devices.disks[0].disk.bus: `sata` is not supported, only virtio",
+        ),
+        (
+            "name: root, disk",
+            "name: rot, disk",
+            "vm.yaml:11:9: spec.domain.devices.disks[0]: `spec.volumes` has no volume named `rot`",
+        ),
+        (
+            "VirtualMachineInstance",
+            "VirtualMachine",
+            "vm.yaml:2:7: kind: `VirtualMachine` is not supported, only VirtualMachineInstance",
+        ),
+        (
+            "kubevirt.io/v1",
+            "v1",
+            "vm.yaml:1:13: apiVersion: `v1` is not supported, only kubevirt.io/v1, kubevirt.io/v1alpha3",
+        ),
+        (
+            "name: small",
+            "name: Small!",
+            "vm.yaml:4:9: metadata.name: `Small!` is not a DNS name in lower case",
+        ),
+        (
+            "  domain:\n",
+            "  livenessProbe: {exec: {}}\n  domain:\n",
+            "vm.yaml:6:3: spec.livenessProbe: not supported yet",
+        ),
+        (
+            "memory: {guest: 128Mi}",
+            "memory: {hugepages: {pageSize: 2Mi}, guest: 1Gi}",
+            "vm.yaml:8:14: spec.domain.memory.hugepages: not supported yet",
+        ),
+        (
+            "memory: {guest: 128Mi}",
+            "memory: {}",
+            "vm.yaml:7:5: spec.domain: `memory.guest` is required (or a memory request in `resources`)",
+        ),
+        (
+            "    cpu: {cores: 1}\n",
+            "    machine: {type: microvm}\n",
+            "vm.yaml:7:21: spec.domain.machine.type: `microvm` is not supported, only q35",
+        ),
+    ];
+    for (from, to, want) in cases {
+        let got = replaced(from, to).unwrap_err();
+        // A missing parent's place comes before its child's: compare without regard to order.
+        let mut got: Vec<_> = got.to_string().lines().map(str::to_owned).collect();
+        let mut want: Vec<_> = want.lines().map(str::to_owned).collect();
+        got.sort();
+        want.sort();
+        assert_eq!(got, want, "{from} -> {to}");
+    }
+}
+
+#[test]
+fn several_problems_are_a_line_each_in_the_order_of_the_file_and_bounded() {
+    let ports: Vec<String> = (0..15).map(|_| "{port: 0}".to_owned()).collect();
+    let text = replaced("{port: 80}", &ports.join(", "))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(text.lines().count(), 11);
+    assert_eq!(text.lines().last(), Some("vm.yaml: and 5 more"));
+}
+
+#[test]
+fn what_asks_for_what_is_so_anyway_is_accepted() {
+    for (from, to) in [
+        (
+            "cores: 1",
+            "cores: 1, maxSockets: 4, model: host-passthrough, dedicatedCpuPlacement: false",
+        ),
+        (
+            "    devices:\n",
+            "    features: {acpi: {}, smm: {enabled: false}}\n    devices:\n",
+        ),
+        (
+            "    devices:\n",
+            "    clock: {utc: {}, timer: {hpet: {present: false}}}\n    devices:\n",
+        ),
+        (
+            "    devices:\n",
+            "    devices:\n      autoattachGraphicsDevice: false\n      gpus: []\n",
+        ),
+        ("pod: {}", "pod: {vmNetworkCIDR: 10.0.2.0/24}"),
+        (
+            "  domain:\n",
+            "  evictionStrategy: LiveMigrate\n  hostname: null\n  domain:\n",
+        ),
+        (
+            "  domain:\n",
+            "  dnsPolicy: ClusterFirst\n  affinity: {anything: [1]}\n  domain:\n",
+        ),
+        ("    cpu: {cores: 1}\n", "    machine: {type: ''}\n"),
+    ] {
+        assert!(
+            replaced(from, to).is_ok(),
+            "{to}: {}",
+            replaced(from, to).unwrap_err()
+        );
+    }
+}
+
+#[test]
+fn vcpus_and_memory_come_from_the_resources_where_nothing_else_says_them() {
+    let resources = "resources: {requests: {memory: 1024M, cpu: 1500m}, limits: {memory: 2G}}";
+    let text = SMALL
+        .replace("    cpu: {cores: 1}\n", "")
+        .replace("memory: {guest: 128Mi}", resources);
+    let machine = parse("x", text.as_bytes()).unwrap().machine;
+    assert_eq!((machine.vcpus, machine.memory), (2, 1_024_000_000));
+}
+
+#[test]
+fn a_machine_keeps_its_uuid_and_no_other_has_it() {
+    let uuid = |name: &str| {
+        replaced("name: small", &format!("name: {name}"))
+            .unwrap()
+            .machine
+            .uuid
+    };
+    assert_eq!(uuid("small"), uuid("small"));
+    assert_ne!(uuid("small"), uuid("other"));
+    assert_eq!(uuid("small").len(), 36);
+    assert_eq!(uuid("small").as_bytes()[14], b'8');
+}
+
+#[test]
+fn the_boot_disk_is_the_lowest_boot_order_else_the_first_that_is_no_seed() {
+    let two = SMALL.replace(
+        "- {name: root, hostDisk: {path: /root.img, type: Disk}}",
+        "- {name: seed, cloudInitNoCloud: {userDataBase64: IyEvYmluL3NoCg==}}\n  \
+         - {name: root, hostDisk: {path: /root.img, type: Disk}}",
+    );
+    let machine = parse("x", two.as_bytes()).unwrap().machine;
+    assert_eq!(
+        machine.root_disk().map(|i| machine.disks[i].name.as_str()),
+        Some("root")
+    );
+    let first = two.replace(
+        "- {name: root, disk: {bus: virtio}}",
+        "- {name: seed, disk: {}}\n      - {name: root, disk: {}}",
+    );
+    assert_eq!(
+        parse("x", first.as_bytes()).unwrap().machine.root_disk(),
+        Some(1)
+    );
+}
+
+#[test]
+fn alias_bombs_large_files_and_text_that_is_no_yaml_are_refused_quickly() {
+    let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for i in 1..12 {
+        let refs = vec![format!("*a{}", i - 1); 10].join(",");
+        bomb += &format!("a{i}: &a{i} [{refs}]\n");
+    }
+    let deep = "[".repeat(100_000);
+    let large = " ".repeat((1 << 20) + 1);
+    for text in [
+        bomb.as_str(),
+        &deep,
+        &large,
+        "a: [",
+        "a: b: c",
+        "\t- x",
+        "",
+        "- 1",
+        "null",
+        "a: 1\na: 2",
+    ] {
+        let error = parse("vm.yaml", text.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("vm.yaml:"), "{error}");
+        println!("{error}");
+    }
+    assert!(parse("x", b"\xff\xfe").is_err());
+}
+
+#[test]
+fn an_interface_without_binding_or_ports_is_taken_with_a_warning() {
+    let parsed = replaced("masquerade: {}, ports: [{port: 80}]", "model: virtio").unwrap();
+    assert_eq!(parsed.warnings.len(), 2);
+    assert_eq!(
+        parsed.machine.interface.unwrap().binding,
+        Binding::Masquerade
+    );
+    let slirp = replaced("masquerade", "slirp")
+        .unwrap()
+        .machine
+        .interface
+        .unwrap();
+    assert_eq!(slirp.binding, Binding::Slirp);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(at in 0usize..600, with in ".{0,12}") {
+        let mut text = DETAILS.as_bytes().to_vec();
+        let at = at.min(text.len());
+        text.splice(at..(at + 3).min(text.len()), with.bytes());
+        let _ = parse("x", &text);
+    }
+}

@@ -1,0 +1,146 @@
+//! `spec.volumes`: what lies on the disks.
+
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use super::machine::{HostDiskType, Source};
+use super::object::{Field, Object, Problems};
+use super::schema;
+
+/// A volume, waiting for its disk.
+pub(super) struct Volume<'a> {
+    pub(super) name: String,
+    pub(super) source: Source,
+    pub(super) field: Field<'a>,
+}
+
+/// Reads all volumes. One whose source is refused keeps its name (its source is then of no
+/// account), so that its disk is not blamed as well.
+pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volume<'a>> {
+    let mut volumes: Vec<Volume> = Vec::new();
+    for field in field.map(|f| f.list(p)).unwrap_or_default() {
+        let Some(mut volume) = field.object(p, schema::VOLUME) else {
+            continue;
+        };
+        let name = volume
+            .need(p, "name")
+            .and_then(|f| f.string(p).map(str::to_owned));
+        let before = p.len();
+        let source = source(&mut volume, p);
+        if source.is_none() && p.len() == before && volume.names().next().is_none() {
+            field.problem(p, "has no source, such as `hostDisk` or `containerDisk`");
+        }
+        volume.finish(p);
+        let Some(name) = name else { continue };
+        if volumes.iter().any(|v| v.name == name) {
+            field.problem(p, format!("a second volume is named `{name}`"));
+        }
+        let source = source.unwrap_or(Source::Seed {
+            user_data: Vec::new(),
+            network_data: None,
+        });
+        volumes.push(Volume {
+            name,
+            source,
+            field,
+        });
+    }
+    volumes
+}
+
+fn source(volume: &mut Object, p: &mut Problems) -> Option<Source> {
+    if volume.names().count() > 1 {
+        volume.field().problem(p, "has more than one source");
+        volume.ignore(schema::VOLUME);
+        return None;
+    }
+    if let Some(field) = volume.take("hostDisk") {
+        return host_disk(&field, p);
+    }
+    if let Some(field) = volume.take("containerDisk") {
+        let mut disk = field.object(p, schema::CONTAINER_DISK)?;
+        // Who pulls, and with which right, is settled before a launcher starts.
+        disk.ignore(&["imagePullPolicy", "imagePullSecret"]);
+        let image = filled(&mut disk, "image", p);
+        let path = disk
+            .take("path")
+            .and_then(|f| f.string(p).map(str::to_owned));
+        disk.finish(p);
+        return Some(Source::ContainerDisk {
+            image: image?,
+            path,
+        });
+    }
+    let field = volume.take("cloudInitNoCloud")?;
+    let mut seed = field.object(p, schema::NO_CLOUD)?;
+    let user_data = data(&mut seed, "userData", "userDataBase64", p);
+    let network_data = data(&mut seed, "networkData", "networkDataBase64", p);
+    if user_data.is_none() && network_data.is_none() && seed.names().next().is_none() {
+        field.problem(p, "has neither `userData` nor `userDataBase64`");
+    }
+    seed.finish(p);
+    Some(Source::Seed {
+        user_data: user_data.unwrap_or_default(),
+        network_data,
+    })
+}
+
+fn host_disk(field: &Field, p: &mut Problems) -> Option<Source> {
+    let mut disk = field.object(p, schema::HOST_DISK)?;
+    // Whether other nodes see the same path only matters to a migration's planner.
+    disk.ignore(&["shared"]);
+    let path = filled(&mut disk, "path", p);
+    let capacity = disk.take("capacity").and_then(|f| f.quantity(p));
+    let kind = disk.need(p, "type").and_then(|f| match f.string(p)? {
+        "Disk" => Some(HostDiskType::Disk),
+        "DiskOrCreate" => Some(HostDiskType::DiskOrCreate),
+        _ => {
+            f.problem(p, "must be Disk or DiskOrCreate");
+            None
+        }
+    });
+    disk.finish(p);
+    if kind == Some(HostDiskType::DiskOrCreate) && capacity.is_none_or(|c| c == 0) {
+        field.problem(p, "`capacity` is required with type DiskOrCreate");
+    }
+    Some(Source::HostDisk {
+        path: PathBuf::from(path?),
+        kind: kind?,
+        capacity,
+    })
+}
+
+fn filled(object: &mut Object, name: &str, p: &mut Problems) -> Option<String> {
+    let field = object.need(p, name)?;
+    let text = field.string(p)?;
+    if text.is_empty() || text.contains('\0') {
+        field.problem(p, "must not be empty or hold a NUL");
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// Data given as text or in base64, not both.
+fn data(object: &mut Object, plain: &str, encoded: &str, p: &mut Problems) -> Option<Vec<u8>> {
+    let text = object.take(plain).and_then(|f| f.string(p));
+    let base64 = object.take(encoded);
+    match (text, base64) {
+        (Some(_), Some(field)) => {
+            field.problem(p, format!("`{plain}` is given as well"));
+            None
+        }
+        (Some(text), None) => Some(text.as_bytes().to_vec()),
+        (None, Some(field)) => {
+            // Line breaks are common in it, and Go's decoder skips them.
+            let text: String = field.string(p)?.split_ascii_whitespace().collect();
+            let decoded = BASE64_STANDARD.decode(text).ok();
+            if decoded.is_none() {
+                field.problem(p, "not base64");
+            }
+            decoded
+        }
+        (None, None) => None,
+    }
+}
