@@ -1,6 +1,7 @@
 //! A plan into a running machine, and its end into an outcome.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use netdev::config::{Addresses, Config as NetConfig, Forward, Transport};
@@ -9,6 +10,7 @@ use netdev::forward::ForwardError;
 use netdev::resolver::Resolver;
 use netdev::wire::Mac;
 
+use crate::agent::Agent;
 use crate::boot::kernel::{Kernel, KernelError};
 use crate::devices::bus::WindowError;
 use crate::devices::pci::Address;
@@ -25,6 +27,7 @@ use crate::plan::{Backing, Outcome, Plan, PlannedDisk};
 use crate::power::{self, Power};
 use crate::vmi::{Binding, Protocol, RebootPolicy};
 
+mod sockets;
 mod stop;
 
 /// The MTU of a pod's interface where nobody says otherwise.
@@ -33,6 +36,7 @@ const MTU: u16 = 1500;
 const MAX_FLOWS: usize = 4096;
 // Fixed slots, so that a device keeps its name in the guest.
 const NET_SLOT: u8 = 1;
+const VSOCK_SLOT: u8 = 2;
 const RNG_SLOT: u8 = 3;
 const FIRST_DISK_SLOT: u8 = 4;
 const CONFIG_PORTS: (u64, u64) = (0xcf8, 8);
@@ -61,6 +65,12 @@ pub enum Error {
     /// A device could not be plugged in.
     #[error("cannot plug in a device: {0}")]
     Device(io::Error),
+    /// The guest's sockets.
+    #[error("cannot make the guest's sockets in {0}: {1}")]
+    Vsock(PathBuf, io::Error),
+    /// No thread for the agent.
+    #[error("cannot listen to the guest's agent: {0}")]
+    Agent(io::Error),
     /// Signals could not be caught.
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
@@ -83,16 +93,21 @@ type Devices = Vec<(u8, SharedVirtio)>;
 /// Starts the machine and stays with it until it has ended for good.
 pub fn launch(plan: Plan) -> Result<Outcome, Error> {
     let result = start(&plan);
-    if plan.remove_state_dir
-        && let Err(error) = std::fs::remove_dir_all(&plan.state_dir)
-    {
-        tracing::warn!("cannot remove {}: {error}", plan.state_dir.display());
+    let removed = if plan.remove_state_dir {
+        std::fs::remove_dir_all(&plan.state_dir)
+    } else {
+        sockets::remove(&plan.state_dir)
+    };
+    if let Err(error) = removed {
+        tracing::warn!("cannot tidy {}: {error}", plan.state_dir.display());
     }
     result
 }
 
 fn start(plan: &Plan) -> Result<Outcome, Error> {
-    let stopper = stop::Stopper::install().map_err(Error::Signals)?;
+    stop::block_signals().map_err(Error::Signals)?;
+    let agent = Agent::start().map_err(Error::Agent)?;
+    let stopper = stop::Stopper::start(agent.clone()).map_err(Error::Signals)?;
     let cache = host::cache_home().unwrap_or_else(|| plan.state_dir.clone());
     let config = Config {
         vcpus: plan.machine.vcpus,
@@ -101,7 +116,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         initramfs: Some(plan.initramfs.clone()),
         cmdline: cmdline(plan),
     };
-    let devices = devices(plan)?;
+    let devices = devices(plan, agent.clone())?;
     for forward in &plan.forwards {
         tracing::info!(
             "{} is the guest's port {}",
@@ -111,6 +126,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
     }
     loop {
         let power = Power::default();
+        agent.watch(power.clone());
         stopper.watch(power.clone(), plan.machine.termination_grace);
         let mut machine = Machine::new(host::open_kvm()?, config.memory, power, io::stdout())?;
         let root = plug(&mut machine, &devices)?;
@@ -127,6 +143,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
             power::Outcome::Reset if stopper.is_stopping() => Outcome::PoweredOff,
             power::Outcome::Reset => Outcome::Rebooted,
             power::Outcome::Crash(crash) => Outcome::Crashed(crash.to_string()),
+            power::Outcome::GaveUp(reason) => Outcome::Crashed(reason),
             power::Outcome::Stopped => Outcome::Forced,
         });
     }
@@ -145,7 +162,7 @@ fn cmdline(plan: &Plan) -> String {
     line
 }
 
-fn devices(plan: &Plan) -> Result<Devices, Error> {
+fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
     let mut devices: Devices = Vec::new();
     if let Some(interface) = &plan.machine.interface {
         let mac = interface
@@ -165,6 +182,9 @@ fn devices(plan: &Plan) -> Result<Devices, Error> {
         })?;
         devices.push((NET_SLOT, Arc::new(Mutex::new(Net::new(engine, mac, MTU)))));
     }
+    let vsock = sockets::vsock(agent, &plan.state_dir)
+        .map_err(|error| Error::Vsock(plan.state_dir.clone(), error))?;
+    devices.push((VSOCK_SLOT, Arc::new(Mutex::new(vsock))));
     devices.push((RNG_SLOT, Arc::new(Mutex::new(Rng::default()))));
     for (slot, disk) in (FIRST_DISK_SLOT..).zip(&plan.disks) {
         let serial = disk.serial.clone().unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Peapod's VMM: a KubeVirt VirtualMachineInstance booted by one small process.
 
+pub mod agent;
 pub mod boot;
 pub mod checks;
 pub mod cli;
@@ -8,6 +9,7 @@ pub mod devices;
 pub mod doctor;
 pub mod host;
 pub mod launch;
+pub mod log;
 pub mod machine;
 pub mod plan;
 pub mod power;

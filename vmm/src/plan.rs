@@ -2,6 +2,7 @@
 //! port chosen. Made before anything starts, so that bad input starts nothing.
 
 use std::fmt;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -24,6 +25,8 @@ pub struct Plan {
     pub forwards: Vec<Forward>,
     /// Where sockets and the guest's scratch space go; exists.
     pub state_dir: PathBuf,
+    /// Keeps every other VM out of the state directory while it is open.
+    pub state_lock: File,
     /// The state directory was made for this run and goes with it.
     pub remove_state_dir: bool,
 }

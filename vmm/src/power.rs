@@ -13,6 +13,8 @@ pub enum Outcome {
     Reset,
     /// The guest can't go on: a triple fault, or something that KVM can't run.
     Crash(Crash),
+    /// The guest's agent says that the guest can't go on, and why.
+    GaveUp(String),
     /// Somebody outside ended it.
     Stopped,
 }

@@ -8,7 +8,6 @@ use std::io::Write;
 
 use clap::{ArgAction, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
 
 use crate::plan::Outcome;
 
@@ -79,7 +78,7 @@ pub fn exit_status(outcome: &Outcome) -> u8 {
     }
 }
 
-/// Sends the log to standard error, which keeps standard output for what was asked for.
+/// Starts the log as much of it as was asked for.
 pub fn start_log(cli: &Cli) {
     let level = match (cli.quiet, cli.verbose) {
         (true, _) => LevelFilter::ERROR,
@@ -87,16 +86,7 @@ pub fn start_log(cli: &Cli) {
         (false, 1) => LevelFilter::DEBUG,
         (false, _) => LevelFilter::TRACE,
     };
-    let filter = EnvFilter::builder()
-        .with_default_directive(level.into())
-        .from_env_lossy();
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(ansi);
-    // A second start is a caller's test; the first one's log serves.
-    let _ = log.with_writer(std::io::stderr).try_init();
+    crate::log::start(level);
 }
 
 /// Says why the program ends: `peapod: ...`, a line a problem.

@@ -100,6 +100,9 @@ pub enum Error {
         /// Said by the system.
         cause: io::Error,
     },
+    /// Another VM's.
+    #[error("state directory {0}: another VM uses it")]
+    StateDir(PathBuf),
     /// The host does not tell its limits.
     #[error("cannot read the host's memory limits: {0}")]
     Limits(#[source] io::Error),
@@ -168,6 +171,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         })
         .collect::<Result<_, Error>>()?;
     let state_dir = state_dir(args.state_dir.as_ref(), &machine)?;
+    let state_lock = lock(&state_dir)?;
     Ok(Plan {
         kernel,
         initramfs,
@@ -176,6 +180,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         forwards,
         remove_state_dir: args.state_dir.is_none(),
         state_dir,
+        state_lock,
         machine,
     })
 }
@@ -300,6 +305,17 @@ fn state_dir(given: Option<&PathBuf>, machine: &Machine) -> Result<PathBuf, Erro
         }
     };
     made.map_err(|(path, cause)| Error::Make { path, cause })
+}
+
+fn lock(state_dir: &Path) -> Result<File, Error> {
+    let directory = File::open(state_dir).map_err(|cause| Error::Make {
+        path: state_dir.to_owned(),
+        cause,
+    })?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(_) => Err(Error::StateDir(state_dir.to_owned())),
+    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
-//! How a machine is stopped from outside: SIGTERM and SIGINT ask the guest, the end of the grace
-//! period or a second signal end it by force.
+//! How a machine is stopped from outside: SIGTERM and SIGINT ask the guest's agent to power off,
+//! the end of the grace period or a second signal ends the machine by force.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::agent::Agent;
 use crate::power::{Outcome, Power};
 
 /// Listens to signals on a thread of its own.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Stopper(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
+    agent: Agent,
     stopping: AtomicBool,
     target: Mutex<Option<(Power, Duration)>>,
 }
@@ -21,17 +22,13 @@ struct Shared {
 const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
 
 impl Stopper {
-    /// Blocks the signals for the whole process, which must have one thread yet, and waits for
-    /// them.
-    pub fn install() -> io::Result<Self> {
-        let set = signal_set();
-        // SAFETY: the set is initialised and outlives the call.
-        let failed =
-            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-        if failed != 0 {
-            return Err(io::Error::from_raw_os_error(failed));
-        }
-        let stopper = Self::default();
+    /// Waits for the signals, which [`block_signals`] has blocked, on a thread of its own.
+    pub fn start(agent: Agent) -> io::Result<Self> {
+        let stopper = Self(Arc::new(Shared {
+            agent,
+            stopping: AtomicBool::new(false),
+            target: Mutex::default(),
+        }));
         let shared = stopper.clone();
         std::thread::Builder::new()
             .name("signals".to_owned())
@@ -63,6 +60,7 @@ impl Stopper {
             };
             self.0.stopping.store(true, Ordering::Release);
             tracing::info!("stopping the guest, by force in {} s", grace.as_secs());
+            self.0.agent.power_off();
             if wait(Some(grace)) {
                 tracing::warn!("stopping the guest by force: asked again");
             } else {
@@ -70,6 +68,18 @@ impl Stopper {
             }
             power.end(Outcome::Stopped);
         }
+    }
+}
+
+/// Blocks the signals for the whole process, which must have one thread yet.
+pub fn block_signals() -> io::Result<()> {
+    let set = signal_set();
+    // SAFETY: the set is initialised and outlives the call.
+    let failed =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    match failed {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 

@@ -2,10 +2,12 @@
 //! ([`transport`], virtio over PCI, section 4.1) drives it.
 
 pub mod block;
+pub mod buffers;
 pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 use std::io;
@@ -87,5 +89,13 @@ impl Interrupt {
             Some(vector) => vector.trigger(),
             None => Ok(()),
         }
+    }
+}
+
+/// Reads a device's configuration space, `config`, at `offset`; past its end there are zeros.
+fn read_from(config: &[u8], offset: u64, data: &mut [u8]) {
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    for (i, byte) in data.iter_mut().enumerate() {
+        *byte = config.get(from.saturating_add(i)).copied().unwrap_or(0);
     }
 }

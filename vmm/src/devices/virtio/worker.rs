@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -25,8 +26,17 @@ pub struct Worker<J: Job> {
 impl<J: Job> Worker<J> {
     /// Starts a thread called `name` that calls `job` when one of `watched`, each with its token,
     /// can be read.
-    pub fn spawn(name: &str, watched: &[(RawFd, u64)], mut job: J) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
+    pub fn spawn(name: &str, watched: &[(RawFd, u64)], job: J) -> io::Result<Self> {
+        Self::spawn_on(Arc::new(Epoll::new()?), name, watched, job)
+    }
+
+    /// The same for a job that adds to `epoll` what else it waits for. [`u64::MAX`] is no token.
+    pub fn spawn_on(
+        epoll: Arc<Epoll>,
+        name: &str,
+        watched: &[(RawFd, u64)],
+        mut job: J,
+    ) -> io::Result<Self> {
         for (fd, token) in watched {
             epoll.ctl(
                 ControlOperation::Add,

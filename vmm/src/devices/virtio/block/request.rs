@@ -7,9 +7,10 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES,
 };
-use vm_memory::{Bytes, GuestMemoryBackend, VolatileMemoryError, VolatileSlice};
+use vm_memory::{Bytes, VolatileMemoryError, VolatileSlice};
 
 use super::disk::{Disk, SECTOR};
+use crate::devices::virtio::buffers;
 use crate::devices::virtio::queue::Chain;
 
 const HEADER: usize = 16;
@@ -22,8 +23,6 @@ pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
 const FLAG_UNMAP: u32 = 1;
 /// The longest serial number (section 5.2.6.1).
 pub const SERIAL: usize = 20;
-/// The most buffers that a chain may have; a longer one is refused.
-const MAX_BUFFERS: usize = 1024;
 
 /// Why a request failed; its status byte.
 enum Failure {
@@ -48,27 +47,17 @@ impl From<VolatileMemoryError> for Failure {
 /// Carries out the request in `chain` and returns how many bytes were written to it. A chain
 /// without room for a status is given back untouched.
 pub fn execute(chain: Chain<'_>, disk: &mut dyn Disk, serial: &[u8; SERIAL]) -> u32 {
-    let (mut from, mut to) = (Vec::new(), Vec::new());
-    let buffers = chain.clone();
-    let memory = chain.memory();
-    for descriptor in buffers.take(MAX_BUFFERS) {
-        let slice = match memory.get_slice(descriptor.addr(), descriptor.len() as usize) {
-            Ok(slice) => slice,
-            Err(error) => {
-                tracing::debug!("block: a buffer outside the guest's memory: {error}");
-                return 0;
-            }
-        };
-        if descriptor.is_write_only() {
-            to.push(slice)
-        } else {
-            from.push(slice)
+    let (from, mut to) = match buffers::gather(&chain) {
+        Ok(buffers) => buffers,
+        Err(error) => {
+            tracing::debug!("block: {error}");
+            return 0;
         }
-    }
+    };
     let Some(status_byte) = take_last(&mut to) else {
         return 0;
     };
-    let room: usize = to.iter().map(VolatileSlice::len).sum();
+    let room = buffers::len(&to);
     let (status, written) = match carry_out(from, &to, disk, serial) {
         Ok(written) => (VIRTIO_BLK_S_OK, written),
         Err(Failure::Io(error)) => {
@@ -98,32 +87,14 @@ fn take_last<'a>(slices: &mut Vec<VolatileSlice<'a>>) -> Option<VolatileSlice<'a
     None
 }
 
-/// Takes the first `N` bytes off the buffers.
-fn take_first<const N: usize>(slices: &mut Vec<VolatileSlice<'_>>) -> Result<[u8; N], Failure> {
-    let mut bytes = [0; N];
-    let mut done = 0;
-    while done < N {
-        let slice = *slices.first().ok_or(Failure::Malformed)?;
-        let n = slice.len().min(N - done);
-        let place = bytes.get_mut(done..done + n).ok_or(Failure::Malformed)?;
-        slice.read_slice(place, 0)?;
-        done += n;
-        if n == slice.len() {
-            slices.remove(0);
-        } else if let Some(first) = slices.first_mut() {
-            *first = slice.offset(n)?;
-        }
-    }
-    Ok(bytes)
-}
-
 fn carry_out(
     mut from: Vec<VolatileSlice<'_>>,
     to: &[VolatileSlice<'_>],
     disk: &mut dyn Disk,
     serial: &[u8; SERIAL],
 ) -> Result<usize, Failure> {
-    let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = take_first::<HEADER>(&mut from)?;
+    let [k0, k1, k2, k3, _, _, _, _, sector @ ..] =
+        buffers::take::<HEADER>(&mut from).ok_or(Failure::Malformed)?;
     let sector = u64::from_le_bytes(sector);
     match u32::from_le_bytes([k0, k1, k2, k3]) {
         VIRTIO_BLK_T_IN => {
@@ -132,7 +103,7 @@ fn carry_out(
                 disk.read(slice, at)?;
                 at += slice.len() as u64;
             }
-            Ok(to.iter().map(VolatileSlice::len).sum())
+            Ok(buffers::len(to))
         }
         VIRTIO_BLK_T_OUT => {
             writable(disk)?;
@@ -198,7 +169,8 @@ fn ranges(
     let mut count = 0;
     while !from.is_empty() {
         count += 1;
-        let [sector @ .., n0, n1, n2, n3, f0, f1, f2, f3] = take_first::<RANGE>(from)?;
+        let [sector @ .., n0, n1, n2, n3, f0, f1, f2, f3] =
+            buffers::take::<RANGE>(from).ok_or(Failure::Malformed)?;
         let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
         let flags = u32::from_le_bytes([f0, f1, f2, f3]);
         if count > MAX_RANGES || sectors > MAX_RANGE_SECTORS {

@@ -76,14 +76,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (i, byte) in data.iter_mut().enumerate() {
-            *byte = self
-                .config
-                .get(from.saturating_add(i))
-                .copied()
-                .unwrap_or(0);
-        }
+        super::read_from(&self.config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {

@@ -1,0 +1,28 @@
+//! Peapod's guest agent: /init of an initramfs, process 1 of a plain root, or a service of a
+//! distribution's own init. It does what cloud-init does, and speaks for the guest.
+//!
+//! [`protocol`] is what the VMM uses too.
+
+pub mod children;
+pub mod init;
+pub mod network;
+pub mod power;
+pub mod protocol;
+pub mod seed;
+pub mod service;
+pub mod signals;
+pub mod userdata;
+pub mod voice;
+
+/// Says one line on the console, which is standard error everywhere here.
+#[macro_export]
+macro_rules! say {
+    ($($word:tt)*) => { eprintln!("peapod-agent: {}", format_args!($($word)*)) };
+}
+
+/// Milliseconds since the kernel started its clock.
+pub fn uptime_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // The clock starts at 0 and nanoseconds are below a second.
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}

@@ -1,0 +1,24 @@
+//! `peapod-agent`: what it is depends on who started it.
+
+use std::process::ExitCode;
+
+use guest_agent::{init, service};
+
+fn main() -> ExitCode {
+    let role = std::env::args().nth(1);
+    match (std::process::id(), role.as_deref()) {
+        (1, _) => init::run(),
+        (_, Some("service")) => service::run(),
+        (_, Some("--version")) => {
+            println!("peapod-agent {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!(
+                "usage: peapod-agent service | --version\n\
+                 As process 1 it is the /init of an initramfs and takes no arguments."
+            );
+            ExitCode::from(2)
+        }
+    }
+}

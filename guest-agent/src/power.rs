@@ -1,0 +1,84 @@
+//! How process 1 ends the guest: everybody else first, then what they wrote, then the machine.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, mount_remount};
+use rustix::system::{RebootCommand, reboot};
+
+use crate::say;
+
+/// How long the processes have between SIGTERM and SIGKILL.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to do in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Off.
+    PowerOff,
+    /// Start again.
+    Reboot,
+}
+
+/// Ends every process, syncs the disks and ends the machine. Process 1 only.
+pub fn end(end: End) -> ! {
+    say!(
+        "{}",
+        match end {
+            End::PowerOff => "powering off",
+            End::Reboot => "rebooting",
+        }
+    );
+    stop_everybody();
+    rustix::fs::sync();
+    // What cannot be made read-only has been synced.
+    for place in mounted() {
+        let _ = mount_remount(&*place, MountFlags::RDONLY, c"");
+    }
+    now(end)
+}
+
+/// Ends the machine as it is.
+pub fn now(end: End) -> ! {
+    rustix::fs::sync();
+    let command = match end {
+        End::PowerOff => RebootCommand::PowerOff,
+        End::Reboot => RebootCommand::Restart,
+    };
+    loop {
+        if let Err(error) = reboot(command) {
+            say!("the kernel does not end: {error}");
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn stop_everybody() {
+    let end = Instant::now() + PATIENCE;
+    while signal_everybody(libc::SIGTERM) && Instant::now() < end {
+        crate::children::reap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    signal_everybody(libc::SIGKILL);
+}
+
+/// Signals every process but this one, which is process 1; false where there is none.
+fn signal_everybody(signal: libc::c_int) -> bool {
+    // SAFETY: kill() touches no memory. -1 is everybody but process 1 and kernel threads.
+    unsafe { libc::kill(-1, signal) == 0 }
+}
+
+/// Where file systems that a disk holds are mounted, the innermost first.
+fn mounted() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut places: Vec<String> = mounts
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            let (device, place) = (words.next()?, words.next()?);
+            device.starts_with("/dev/").then(|| place.to_owned())
+        })
+        .collect();
+    places.reverse();
+    places
+}

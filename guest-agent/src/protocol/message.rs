@@ -1,0 +1,217 @@
+//! What the frames say. Every enum has an `Unknown` for what a later version adds; unknown fields
+//! are passed over.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Frame, Kind};
+
+/// Where the agent is in the guest's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The initramfs's /init.
+    Initramfs,
+    /// Process 1 of a plain root.
+    Init,
+    /// A service under the root's own init.
+    Service,
+    /// One of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How far a stage is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StageState {
+    /// It began.
+    Started,
+    /// It did all that it had to.
+    Done,
+    /// It did not; the detail says why.
+    Failed,
+    /// One of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How the guest's set-up ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Everything was done.
+    Done,
+    /// Something failed; the guest runs.
+    Degraded,
+    /// One of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Something that happened. The first event of each side is its `Hello`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// Who speaks.
+    Hello {
+        /// [`super::VERSION`] of the speaker.
+        version: u32,
+        /// Its name and release, for a log.
+        software: String,
+        /// The agent's place; absent in the VMM's hello.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<Role>,
+    },
+    /// A stage of the guest's boot.
+    Stage {
+        /// Its name: `modules`, `network`, `root`, `user-data`.
+        name: String,
+        /// How far it is.
+        state: StageState,
+        /// Milliseconds since the guest's kernel started its clock.
+        uptime_ms: u64,
+        /// What failed, for a person.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+    },
+    /// The guest's set-up is over.
+    Ready {
+        /// How it went.
+        outcome: Outcome,
+        /// Milliseconds since the guest's kernel started its clock.
+        uptime_ms: u64,
+    },
+    /// The guest cannot go on, and ends.
+    Fatal {
+        /// Why, for a person.
+        reason: String,
+    },
+    /// One of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Something to do, from the VMM to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// Answer.
+    Ping,
+    /// Power the guest off, cleanly. The reply says that it has begun.
+    PowerOff,
+    /// One of a later version; the reply is an error.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The end of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// Not done; a sentence for a person.
+    Error(String),
+}
+
+impl Event {
+    /// The frame that carries this event.
+    pub fn frame(&self) -> Frame {
+        frame(Kind::Event, 0, self)
+    }
+}
+
+impl Request {
+    /// The frame that carries this request under `number`.
+    pub fn frame(&self, number: u32) -> Frame {
+        frame(Kind::Request, number, self)
+    }
+}
+
+impl Reply {
+    /// The frame that answers request `number`.
+    pub fn frame(&self, number: u32) -> Frame {
+        frame(Kind::Reply, number, self)
+    }
+}
+
+fn frame(kind: Kind, number: u32, message: &impl Serialize) -> Frame {
+    // These messages have string keys and no failing field, so they always serialise.
+    let payload = serde_json::to_vec(message).unwrap_or_default();
+    Frame {
+        kind,
+        number,
+        payload,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first released version's words, which must be understood for ever.
+    #[test]
+    fn the_first_version_s_messages_keep_their_form() {
+        for (event, json) in [
+            (
+                Event::Hello {
+                    version: 1,
+                    software: "peapod-agent 0.1.0".to_owned(),
+                    role: Some(Role::Initramfs),
+                },
+                r#"{"event":"hello","version":1,"software":"peapod-agent 0.1.0","role":"initramfs"}"#,
+            ),
+            (
+                Event::Stage {
+                    name: "root".to_owned(),
+                    state: StageState::Failed,
+                    uptime_ms: 12,
+                    detail: Some("why".to_owned()),
+                },
+                r#"{"event":"stage","name":"root","state":"failed","uptime_ms":12,"detail":"why"}"#,
+            ),
+            (
+                Event::Ready {
+                    outcome: Outcome::Done,
+                    uptime_ms: 3,
+                },
+                r#"{"event":"ready","outcome":"done","uptime_ms":3}"#,
+            ),
+            (
+                Event::Fatal {
+                    reason: "no root".to_owned(),
+                },
+                r#"{"event":"fatal","reason":"no root"}"#,
+            ),
+        ] {
+            assert_eq!(event.frame().payload, json.as_bytes());
+            assert_eq!(serde_json::from_str::<Event>(json).unwrap(), event);
+        }
+        assert_eq!(
+            Request::PowerOff.frame(9).payload,
+            br#"{"request":"power-off"}"#
+        );
+        assert_eq!(Reply::Ok.frame(9).payload, br#""ok""#);
+        assert_eq!(
+            Reply::Error("no".to_owned()).frame(9).payload,
+            br#"{"error":"no"}"#
+        );
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_passed_over() {
+        let event: Event = serde_json::from_str(r#"{"event":"weather","sun":true}"#).unwrap();
+        assert_eq!(event, Event::Unknown);
+        let ready = r#"{"event":"ready","outcome":"splendid","uptime_ms":3,"more":[1]}"#;
+        let event: Event = serde_json::from_str(ready).unwrap();
+        assert_eq!(
+            event,
+            Event::Ready {
+                outcome: Outcome::Unknown,
+                uptime_ms: 3
+            }
+        );
+        let request: Request = serde_json::from_str(r#"{"request":"dance","to":1}"#).unwrap();
+        assert_eq!(request, Request::Unknown);
+    }
+}

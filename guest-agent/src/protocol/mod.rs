@@ -1,0 +1,20 @@
+//! The protocol between the agent in a guest and the VMM, over vsock: docs/agent-protocol.md.
+//!
+//! The agent connects to [`PORT`] of the host from a privileged port, which only root in the guest
+//! can bind. Both sides then send frames. Either side passes over what it does not know, so that
+//! an older agent and a newer VMM, or the reverse, agree on what both know.
+
+mod frame;
+mod message;
+
+pub use frame::{Frame, FrameError, Kind, MAX_PAYLOAD, read, write};
+pub use message::{Event, Outcome, Reply, Request, Role, StageState};
+
+/// The host's vsock port that the agent connects to.
+pub const PORT: u32 = 20_549;
+/// A source port below this is bound by root only (linux/net/vmw_vsock/af_vsock.c,
+/// `LAST_RESERVED_PORT`).
+pub const PRIVILEGED_PORTS: u32 = 1024;
+/// The version that this side speaks. It grows when a message changes its meaning, which none
+/// ever should.
+pub const VERSION: u32 = 1;

@@ -1,0 +1,248 @@
+//! The guest's voice: tells the VMM what the agent is doing, and does what it asks
+//! (docs/agent-protocol.md).
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::power::{self, End};
+use crate::protocol::{self, Event, Frame, Kind, Outcome, Reply, Request, Role, StageState};
+use crate::{say, service, uptime_ms};
+
+/// The VMM's address (vsock(7), `VMADDR_CID_HOST`).
+const HOST: u32 = 2;
+/// The first privileged port that is tried, downwards.
+const FIRST_PORT: u32 = protocol::PRIVILEGED_PORTS - 1;
+/// How long the VMM may refuse, while it still has an earlier connection.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+/// What is said while nobody listens, at most.
+const KEPT: usize = 64;
+/// How long the VMM may take to hear of the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A handle of the voice; a clone is another of the same.
+#[derive(Debug, Clone)]
+pub struct Voice(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    role: Role,
+    line: Line,
+    failures: usize,
+}
+
+#[derive(Debug)]
+enum Line {
+    /// Not connected yet: what was said meanwhile.
+    Waiting(Vec<Event>),
+    Open(UnixStream),
+    /// There is no VMM that listens.
+    None,
+}
+
+impl Voice {
+    /// Connects to the VMM, on a thread of its own; what is said before that is not lost.
+    pub fn start(role: Role) -> Self {
+        let voice = Self(Arc::new(Mutex::new(State {
+            role,
+            line: Line::Waiting(Vec::new()),
+            failures: 0,
+        })));
+        let speaker = voice.clone();
+        thread::spawn(move || speaker.converse());
+        voice
+    }
+
+    /// The agent's place is another now.
+    pub fn role(&self, role: Role) {
+        self.state().role = role;
+        self.tell(hello(role));
+    }
+
+    /// A stage is so far.
+    pub fn stage(&self, name: &str, state: StageState) {
+        self.tell(stage(name, state, None));
+    }
+
+    /// A stage failed, or a part of it; the guest goes on.
+    pub fn failed(&self, name: &str, why: &str) {
+        say!("{name}: {why}");
+        self.state().failures += 1;
+        self.tell(stage(name, StageState::Failed, Some(why.to_owned())));
+    }
+
+    /// The set-up is over.
+    pub fn ready(&self) {
+        let outcome = match self.state().failures {
+            0 => Outcome::Done,
+            _ => Outcome::Degraded,
+        };
+        say!("ready");
+        self.tell(Event::Ready {
+            outcome,
+            uptime_ms: uptime_ms(),
+        });
+    }
+
+    /// The guest cannot go on: says why and powers it off.
+    pub fn fatal(&self, reason: &str) -> ! {
+        say!("cannot go on: {reason}");
+        let reason = reason.to_owned();
+        self.tell(Event::Fatal { reason });
+        // The VMM ends the machine when it has heard; nobody else would.
+        let end = Instant::now() + LAST_WORDS;
+        while Instant::now() < end {
+            thread::sleep(PAUSE);
+        }
+        power::now(End::PowerOff)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: Event) {
+        let mut state = self.state();
+        match &mut state.line {
+            Line::Waiting(events) if events.len() < KEPT => events.push(event),
+            Line::Open(stream) => {
+                if protocol::write(stream, &event.frame()).is_err() {
+                    // The reader sees the end as well, and connects anew.
+                    let _ = stream.shutdown(Shutdown::Both);
+                }
+            }
+            Line::Waiting(_) | Line::None => {}
+        }
+    }
+
+    /// Speaks with the VMM as long as there is one.
+    fn converse(&self) {
+        loop {
+            let mut stream = match connect() {
+                Ok(stream) => stream,
+                Err(error) => {
+                    say!("nobody listens at the VMM's vsock: {error}");
+                    self.state().line = Line::None;
+                    return;
+                }
+            };
+            if let Err(error) = self.open(&stream).and_then(|()| self.listen(&mut stream)) {
+                say!("the VMM's connection broke: {error}");
+            }
+            self.state().line = Line::Waiting(Vec::new());
+            thread::sleep(PAUSE);
+        }
+    }
+
+    fn open(&self, stream: &UnixStream) -> io::Result<()> {
+        let mut writer = stream.try_clone()?;
+        let mut state = self.state();
+        protocol::write(&mut writer, &hello(state.role).frame())?;
+        if let Line::Waiting(events) = &mut state.line {
+            for event in events.drain(..) {
+                protocol::write(&mut writer, &event.frame())?;
+            }
+        }
+        state.line = Line::Open(writer);
+        Ok(())
+    }
+
+    fn listen(&self, stream: &mut UnixStream) -> io::Result<()> {
+        while let Some(frame) = protocol::read(stream).map_err(io::Error::other)? {
+            if frame.kind == Kind::Request {
+                let reply = self.answer(&frame);
+                self.reply(&reply.frame(frame.number))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reply(&self, frame: &Frame) -> io::Result<()> {
+        match &mut self.state().line {
+            Line::Open(stream) => protocol::write(stream, frame),
+            _ => Ok(()),
+        }
+    }
+
+    fn answer(&self, frame: &Frame) -> Reply {
+        match serde_json::from_slice(&frame.payload) {
+            Ok(Request::Ping) => Reply::Ok,
+            Ok(Request::PowerOff) => match self.power_off() {
+                Ok(()) => Reply::Ok,
+                Err(error) => Reply::Error(format!("cannot power off: {error}")),
+            },
+            Ok(Request::Unknown) => Reply::Error("a request that is not known here".to_owned()),
+            Err(error) => Reply::Error(format!("not a request: {error}")),
+        }
+    }
+
+    fn power_off(&self) -> io::Result<()> {
+        let role = self.state().role;
+        if role == Role::Service {
+            return service::power_off();
+        }
+        // Process 1's other thread does it.
+        Ok(rustix::process::kill_process(
+            rustix::process::getpid(),
+            rustix::process::Signal::USR2,
+        )?)
+    }
+}
+
+fn hello(role: Role) -> Event {
+    Event::Hello {
+        version: protocol::VERSION,
+        software: concat!("peapod-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
+        role: Some(role),
+    }
+}
+
+fn stage(name: &str, state: StageState, detail: Option<String>) -> Event {
+    Event::Stage {
+        name: name.to_owned(),
+        state,
+        uptime_ms: uptime_ms(),
+        detail,
+    }
+}
+
+/// Connects from a privileged port. A VMM that still has an earlier connection refuses for a
+/// moment; one that has no vsock at all is not asked twice.
+fn connect() -> io::Result<UnixStream> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match attempt() {
+            Err(error) if worth_another(&error) && Instant::now() < end => thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
+}
+
+fn worth_another(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut
+    )
+}
+
+fn attempt() -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::VSOCK, Type::STREAM.cloexec(), None)?;
+    let mut port = FIRST_PORT;
+    // Any address of ours (`VMADDR_CID_ANY`).
+    while let Err(error) = socket.bind(&SockAddr::vsock(u32::MAX, port)) {
+        if error.kind() != io::ErrorKind::AddrInUse || port == 1 {
+            return Err(error);
+        }
+        port -= 1;
+    }
+    socket.connect(&SockAddr::vsock(HOST, protocol::PORT))?;
+    // Only read, written and shut down from here on, which is the same for every stream.
+    Ok(UnixStream::from(OwnedFd::from(socket)))
+}

@@ -1,0 +1,228 @@
+//! The host's side of the agent's protocol (docs/agent-protocol.md). What the agent says is the
+//! guest's word: it is logged and shown, and nothing else depends on it.
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use guest_agent::protocol::{
+    self, Event, Kind, Outcome, PRIVILEGED_PORTS, Reply, Request, Role, StageState,
+};
+
+use crate::power::{self, Power};
+
+/// How long a request may wait for room in the stream.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Longer words of the guest are cut in a log.
+const SHOWN: usize = 200;
+
+/// The agent of one VM, whether it is there or not. A clone is another handle.
+#[derive(Clone)]
+pub struct Agent(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    streams: SyncSender<UnixStream>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The stream to an agent that is connected.
+    stream: Option<UnixStream>,
+    /// It has said who it is.
+    greeted: bool,
+    ready: Option<Outcome>,
+    /// The guest is to power off, now or as soon as its agent speaks.
+    power_off: bool,
+    /// The machine that it is in.
+    machine: Option<Power>,
+    last_number: u32,
+}
+
+impl Agent {
+    /// Starts the thread that listens to the agent.
+    pub fn start() -> io::Result<Self> {
+        // One stream may wait while the thread is not yet done with the last.
+        let (streams, incoming) = sync_channel(1);
+        let agent = Self(Arc::new(Shared {
+            state: Mutex::default(),
+            streams,
+        }));
+        let listener = agent.clone();
+        std::thread::Builder::new()
+            .name("agent".to_owned())
+            .spawn(move || listener.listen(&incoming))?;
+        Ok(agent)
+    }
+
+    /// A stream for the guest's vsock port `from`, which wants to be the agent. Refused where the
+    /// port is one that any user of the guest can have, and while there is an agent.
+    pub fn connect(&self, from: u32) -> io::Result<UnixStream> {
+        if from >= PRIVILEGED_PORTS {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let mut state = self.state();
+        if state.stream.is_some() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let (ours, guests) = UnixStream::pair()?;
+        // A guest that does not read must not hold up who asks.
+        ours.set_write_timeout(Some(PATIENCE))?;
+        self.0
+            .streams
+            .try_send(ours.try_clone()?)
+            .map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        state.stream = Some(ours);
+        Ok(guests)
+    }
+
+    /// The machine that the agent is in from now on.
+    pub fn watch(&self, machine: Power) {
+        self.state().machine = Some(machine);
+    }
+
+    /// Whether the guest's set-up is over.
+    pub fn is_ready(&self) -> bool {
+        self.state().ready.is_some()
+    }
+
+    /// Asks the guest to power itself off: now, or when its agent has come.
+    pub fn power_off(&self) {
+        let mut state = self.state();
+        state.power_off = true;
+        if state.greeted {
+            ask(&mut state, &Request::PowerOff);
+        } else {
+            tracing::info!("the guest's agent has not spoken yet; it will be told to power off");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listen(&self, incoming: &Receiver<UnixStream>) {
+        while let Ok(mut stream) = incoming.recv() {
+            let mine = Event::Hello {
+                version: protocol::VERSION,
+                software: concat!("peapod ", env!("CARGO_PKG_VERSION")).to_owned(),
+                role: None,
+            };
+            let mut result = protocol::write(&mut stream, &mine.frame());
+            while result.is_ok() {
+                match protocol::read(&mut stream) {
+                    Ok(Some(frame)) => self.frame(&frame),
+                    Ok(None) => break,
+                    Err(error) => result = Err(io::Error::other(error)),
+                }
+            }
+            if let Err(error) = result {
+                tracing::warn!("the agent's connection broke: {error}");
+            }
+            let mut state = self.state();
+            *state = State {
+                power_off: state.power_off,
+                machine: state.machine.take(),
+                ..State::default()
+            };
+        }
+    }
+
+    fn frame(&self, frame: &protocol::Frame) {
+        let json = &frame.payload;
+        match frame.kind {
+            Kind::Event => match serde_json::from_slice(json) {
+                Ok(event) => self.event(event),
+                Err(error) => tracing::warn!("an event of the agent's is not one: {error}"),
+            },
+            Kind::Reply => match serde_json::from_slice(json) {
+                Ok(Reply::Ok) => {}
+                Ok(Reply::Error(why)) => {
+                    tracing::warn!("the agent could not do it: {}", shown(&why));
+                }
+                Err(error) => tracing::warn!("a reply of the agent's is not one: {error}"),
+            },
+            Kind::Request | Kind::Data | Kind::Unknown(_) => {}
+        }
+    }
+
+    fn event(&self, event: Event) {
+        match event {
+            Event::Hello {
+                version,
+                software,
+                role,
+            } => {
+                let place = match role {
+                    Some(Role::Initramfs) => "in the initramfs",
+                    Some(Role::Init) => "as process 1",
+                    Some(Role::Service) => "as a service",
+                    Some(Role::Unknown) | None => "somewhere",
+                };
+                tracing::info!(
+                    "the agent speaks {place}: {}, version {version} of the protocol",
+                    shown(&software)
+                );
+                let mut state = self.state();
+                state.greeted = true;
+                if state.power_off {
+                    ask(&mut state, &Request::PowerOff);
+                }
+            }
+            Event::Stage {
+                name,
+                state,
+                uptime_ms,
+                detail,
+            } => {
+                let (name, detail) = (shown(&name), detail.as_deref().map(shown));
+                match state {
+                    StageState::Failed => tracing::warn!(
+                        "the guest's stage {name} failed: {}",
+                        detail.as_deref().unwrap_or("no reason given")
+                    ),
+                    state => {
+                        tracing::debug!("the guest's stage {name}: {state:?} at {uptime_ms} ms")
+                    }
+                }
+            }
+            Event::Ready { outcome, uptime_ms } => {
+                self.state().ready = Some(outcome);
+                let seconds = uptime_ms as f64 / 1000.0;
+                match outcome {
+                    Outcome::Degraded => {
+                        tracing::warn!("the guest is ready after {seconds:.3} s, with failures");
+                    }
+                    _ => tracing::info!("the guest is ready after {seconds:.3} s"),
+                }
+            }
+            Event::Fatal { reason } => {
+                if let Some(machine) = &self.state().machine {
+                    machine.end(power::Outcome::GaveUp(shown(&reason)));
+                }
+            }
+            Event::Unknown => {}
+        }
+    }
+}
+
+fn ask(state: &mut State, request: &Request) {
+    state.last_number = state.last_number.wrapping_add(1);
+    let frame = request.frame(state.last_number);
+    if let Some(stream) = &mut state.stream
+        && let Err(error) = protocol::write(stream, &frame)
+    {
+        tracing::warn!("the agent cannot be asked: {error}");
+    }
+}
+
+/// The guest's words for a log: cut, and without what a terminal would obey.
+fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(SHOWN).collect();
+    cut.escape_debug().to_string()
+}

@@ -1,0 +1,105 @@
+//! An agent's words, spoken by the test.
+
+use std::io::Write;
+
+use guest_agent::protocol::{Frame, read, write};
+
+use super::*;
+
+fn hello() -> Frame {
+    Event::Hello {
+        version: 1,
+        software: "test".to_owned(),
+        role: Some(Role::Init),
+    }
+    .frame()
+}
+
+fn ready() -> Frame {
+    let outcome = Outcome::Done;
+    let uptime_ms = 5;
+    Event::Ready { outcome, uptime_ms }.frame()
+}
+
+fn until(what: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if what() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("it did not come to pass");
+}
+
+fn connect(agent: &Agent) -> UnixStream {
+    let mut stream = agent.connect(1023).unwrap();
+    let greeting = read(&mut stream).unwrap().unwrap();
+    assert_eq!(greeting.kind, Kind::Event);
+    stream
+}
+
+#[test]
+fn an_agent_says_that_the_guest_is_ready_and_is_forgotten_when_it_goes() {
+    let agent = Agent::start().unwrap();
+    let mut stream = connect(&agent);
+    write(&mut stream, &hello()).unwrap();
+    write(&mut stream, &ready()).unwrap();
+    until(|| agent.is_ready());
+    drop(stream);
+    until(|| !agent.is_ready());
+    connect(&agent);
+}
+
+#[test]
+fn power_off_is_asked_once_the_agent_has_spoken() {
+    let agent = Agent::start().unwrap();
+    agent.power_off();
+    let mut stream = connect(&agent);
+    write(&mut stream, &hello()).unwrap();
+    let frame = read(&mut stream).unwrap().unwrap();
+    assert_eq!(frame, Request::PowerOff.frame(1));
+}
+
+#[test]
+fn only_root_s_ports_and_only_one_agent() {
+    let agent = Agent::start().unwrap();
+    assert!(agent.connect(1024).is_err());
+    let _stream = connect(&agent);
+    assert!(agent.connect(1022).is_err());
+}
+
+#[test]
+fn nonsense_ends_the_connection_or_is_passed_over() {
+    let agent = Agent::start().unwrap();
+    let mut stream = connect(&agent);
+    for payload in [&b"{"[..], b"\xff", br#"{"event":"ready"}"#] {
+        for kind in [Kind::Event, Kind::Reply, Kind::Data, Kind::Unknown(77)] {
+            let payload = payload.to_vec();
+            write(
+                &mut stream,
+                &Frame {
+                    kind,
+                    number: 3,
+                    payload,
+                },
+            )
+            .unwrap();
+        }
+    }
+    write(&mut stream, &ready()).unwrap();
+    until(|| agent.is_ready());
+    stream.write_all(&[0xff; 16]).unwrap();
+    until(|| !agent.is_ready());
+}
+
+#[test]
+fn a_guest_that_cannot_go_on_ends_its_machine() {
+    let agent = Agent::start().unwrap();
+    let machine = Power::default();
+    agent.watch(machine.clone());
+    let mut stream = connect(&agent);
+    let reason = "no root\x1b[2J".to_owned();
+    write(&mut stream, &Event::Fatal { reason }.frame()).unwrap();
+    let said = "no root\\u{1b}[2J".to_owned();
+    assert_eq!(machine.wait(), power::Outcome::GaveUp(said));
+}

@@ -1,0 +1,195 @@
+//! The socket device (virtio 1.2, section 5.10): streams between the guest's ports and sockets of
+//! this process. No kernel module takes part in it.
+//!
+//! A connection of the guest's goes to what [`Ports`] has on its port. The host's own come by a
+//! unix socket, on which a client first writes `CONNECT <port>\n` and reads `OK <port>\n`, the
+//! convention that Firecracker began.
+
+mod connection;
+mod mux;
+mod packet;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+use vmm_sys_util::epoll::{Epoll, EventSet};
+
+use super::queue::{QueueError, next};
+use super::worker::{Job, Worker};
+use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice, buffers};
+pub use mux::Ports;
+use mux::{LISTENER, Mux};
+use packet::{HEADER, Header};
+
+const ID: u16 = 19;
+/// Receive, transmit, and events, of which there are none yet.
+const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
+/// The guest's address: the first that is nobody's (linux/include/uapi/linux/vm_sockets.h).
+const GUEST_CID: u64 = 3;
+const RECEIVE: u64 = 0;
+const TRANSMIT: u64 = u64::MAX - 2;
+
+/// The socket device. Its services and its listening socket outlive a guest's resets.
+pub struct Vsock {
+    /// `None` while it runs.
+    host: Option<(Box<dyn Ports>, Option<UnixListener>)>,
+    worker: Option<Worker<VsockWorker>>,
+}
+
+impl Vsock {
+    /// A device whose guest finds `ports` on the host, and is found by clients of `listener`.
+    pub fn new(ports: Box<dyn Ports>, listener: Option<UnixListener>) -> io::Result<Self> {
+        if let Some(listener) = &listener {
+            listener.set_nonblocking(true)?;
+        }
+        Ok(Self {
+            host: Some((ports, listener)),
+            worker: None,
+        })
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn id(&self) -> u16 {
+        ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        super::read_from(&GUEST_CID.to_le_bytes(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let mut queues = activation.queues.into_iter();
+        let (Some(Some(receive)), Some(Some(transmit))) = (queues.next(), queues.next()) else {
+            return Err(io::Error::other(
+                "the driver enabled only one of its queues",
+            ));
+        };
+        let Some((ports, listener)) = self.host.take() else {
+            return Err(io::Error::other(
+                "the sockets were lost when their worker failed",
+            ));
+        };
+        let epoll = Arc::new(Epoll::new()?);
+        let mut watched = vec![
+            (receive.kick.as_raw_fd(), RECEIVE),
+            (transmit.kick.as_raw_fd(), TRANSMIT),
+        ];
+        watched.extend(listener.as_ref().map(|l| (l.as_raw_fd(), LISTENER)));
+        let job = VsockWorker {
+            receive,
+            transmit,
+            memory: activation.memory,
+            mux: Mux::new(GUEST_CID, ports, listener, epoll.clone()),
+            broken: false,
+        };
+        self.worker = Some(Worker::spawn_on(epoll, "vsock", &watched, job)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(job) = self.worker.take().and_then(Worker::stop) {
+            self.host = Some(job.mux.into_parts());
+        }
+    }
+}
+
+struct VsockWorker {
+    receive: ActiveQueue,
+    transmit: ActiveQueue,
+    memory: GuestMemory,
+    mux: Mux,
+    broken: bool,
+}
+
+impl Job for VsockWorker {
+    fn ready(&mut self, token: u64, events: EventSet) {
+        match token {
+            RECEIVE => {
+                let _ = self.receive.kick.read();
+            }
+            TRANSMIT if self.broken => {
+                let _ = self.transmit.kick.read();
+            }
+            TRANSMIT => {
+                let (mux, memory) = (&mut self.mux, &self.memory);
+                let served = self.transmit.serve(memory, |chain| {
+                    if let Ok((mut from, _)) = buffers::gather(&chain)
+                        && let Some(header) = buffers::take(&mut from)
+                    {
+                        let header = Header::from_bytes(&header);
+                        if buffers::truncate(&mut from, header.len as usize).is_ok() {
+                            mux.packet(&header, from);
+                        }
+                    }
+                    0
+                });
+                self.check(served);
+            }
+            token => self.mux.event(token, events),
+        }
+        let sent = self.send();
+        self.check(sent);
+    }
+}
+
+impl VsockWorker {
+    fn check(&mut self, result: Result<(), QueueError>) {
+        if let Err(error) = result {
+            tracing::warn!("vsock: {error}");
+            self.broken = true;
+        }
+    }
+
+    /// Gives the guest what there is for it, while it has room.
+    fn send(&mut self) -> Result<(), QueueError> {
+        let mut used = false;
+        while !self.broken && self.mux.has_output() {
+            self.receive.queue.disable_notification(&self.memory)?;
+            let Some(chain) = next(&mut self.receive.queue, &self.memory)? else {
+                if self.receive.queue.enable_notification(&self.memory)? {
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head_index();
+            let written = match buffers::gather(&chain) {
+                Ok((_, to)) if buffers::len(&to) > HEADER => self.mux.next(&to),
+                // Of no use to anybody; it goes back empty.
+                _ => Some(0),
+            };
+            match written {
+                Some(written) => {
+                    let queue = &mut self.receive.queue;
+                    queue.add_used(&self.memory, head, written as u32)?;
+                    used = true;
+                }
+                // Nothing was there after all: the chain stays the driver's next.
+                None => {
+                    let before = self.receive.queue.next_avail().wrapping_sub(1);
+                    self.receive.queue.set_next_avail(before);
+                }
+            }
+        }
+        if used {
+            self.receive.notify(&self.memory)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
