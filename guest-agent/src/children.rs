@@ -45,12 +45,14 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
     Ok(Child { pid, ended })
 }
 
-/// Reaps every process that has ended; called at each SIGCHLD.
-pub fn reap() {
+/// Reaps every process that has ended; called at each SIGCHLD. Whether there are children still.
+pub fn reap() -> bool {
     loop {
         let mut waiting = waiting().lock().unwrap_or_else(PoisonError::into_inner);
-        let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) else {
-            return;
+        let (pid, status) = match waitpid(None, WaitOptions::NOHANG) {
+            Ok(Some(ended)) => ended,
+            Ok(None) => return true,
+            Err(_) => return false,
         };
         if let Some(sender) = waiting.remove(&pid.as_raw_nonzero().get()) {
             // Who started it may have lost interest.

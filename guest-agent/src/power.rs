@@ -54,18 +54,19 @@ pub fn now(end: End) -> ! {
 }
 
 fn stop_everybody() {
+    signal_everybody(libc::SIGTERM);
     let end = Instant::now() + PATIENCE;
-    while signal_everybody(libc::SIGTERM) && Instant::now() < end {
-        crate::children::reap();
-        std::thread::sleep(Duration::from_millis(10));
+    // Whose parent has ended is a child of this process.
+    while crate::children::reap() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
     }
     signal_everybody(libc::SIGKILL);
 }
 
-/// Signals every process but this one, which is process 1; false where there is none.
-fn signal_everybody(signal: libc::c_int) -> bool {
+/// Signals every process but this one, which is process 1.
+fn signal_everybody(signal: libc::c_int) {
     // SAFETY: kill() touches no memory. -1 is everybody but process 1 and kernel threads.
-    unsafe { libc::kill(-1, signal) == 0 }
+    unsafe { libc::kill(-1, signal) };
 }
 
 /// Where file systems that a disk holds are mounted, the innermost first.

@@ -54,7 +54,7 @@ pub fn run() -> ExitCode {
     thread::spawn(move || userdata::run(&voice));
     loop {
         signals.wait();
-        children::reap();
+        let _ = children::reap();
     }
 }
 

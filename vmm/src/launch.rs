@@ -11,7 +11,6 @@ use netdev::resolver::Resolver;
 use netdev::wire::Mac;
 
 use crate::agent::Agent;
-use crate::boot::kernel::{Kernel, KernelError};
 use crate::devices::bus::WindowError;
 use crate::devices::pci::Address;
 use crate::devices::pci::bridge::HostBridge;
@@ -50,9 +49,6 @@ pub enum Error {
     /// A port.
     #[error(transparent)]
     Forward(#[from] ForwardError),
-    /// The kernel.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] host::KvmError),
@@ -79,10 +75,7 @@ pub enum Error {
 impl Error {
     /// Whether it is the input's fault, and nothing was started.
     pub fn is_bad_input(&self) -> bool {
-        matches!(
-            self,
-            Self::Disk(_) | Self::Forward(_) | Self::Kernel(_) | Self::Kvm(_)
-        )
+        matches!(self, Self::Disk(_) | Self::Forward(_) | Self::Kvm(_))
     }
 }
 
@@ -108,11 +101,10 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
     stop::block_signals().map_err(Error::Signals)?;
     let agent = Agent::start().map_err(Error::Agent)?;
     let stopper = stop::Stopper::start(agent.clone()).map_err(Error::Signals)?;
-    let cache = host::cache_home().unwrap_or_else(|| plan.state_dir.clone());
     let config = Config {
         vcpus: plan.machine.vcpus,
         memory: plan.machine.memory,
-        kernel: Kernel::open(&plan.kernel, &cache.join("peapod/kernels"))?,
+        kernel: plan.kernel.clone(),
         initramfs: Some(plan.initramfs.clone()),
         cmdline: cmdline(plan),
     };

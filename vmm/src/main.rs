@@ -24,6 +24,15 @@ fn run(args: &cli::run::Args) -> u8 {
             return status::BAD_INPUT;
         }
     };
+    if args.dry_run {
+        return match plan.discard() {
+            Ok(()) => status::OK,
+            Err(e) => {
+                complain(&e);
+                status::FAILURE
+            }
+        };
+    }
     match peapod::launch::launch(plan) {
         Ok(outcome) => {
             if let Outcome::Crashed(why) = &outcome {

@@ -3,9 +3,11 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::boot::kernel::Kernel;
 use crate::vmi::{Machine, Protocol};
 
 /// Everything that `launch` needs.
@@ -13,8 +15,8 @@ use crate::vmi::{Machine, Protocol};
 pub struct Plan {
     /// What the manifest asks for.
     pub machine: Machine,
-    /// vmlinux or bzImage.
-    pub kernel: PathBuf,
+    /// The kernel, unpacked.
+    pub kernel: Kernel,
     /// The initramfs with the agent in it.
     pub initramfs: PathBuf,
     /// Words added to the kernel's command line.
@@ -29,6 +31,16 @@ pub struct Plan {
     pub state_lock: File,
     /// The state directory was made for this run and goes with it.
     pub remove_state_dir: bool,
+}
+
+impl Plan {
+    /// Removes what was made for this plan alone.
+    pub fn discard(self) -> io::Result<()> {
+        if self.remove_state_dir {
+            std::fs::remove_dir_all(&self.state_dir)?;
+        }
+        Ok(())
+    }
 }
 
 /// A disk and what holds its bytes.

@@ -49,7 +49,7 @@ pub fn run() -> ExitCode {
     thread::spawn(boot);
     loop {
         match signals.wait() {
-            libc::SIGCHLD => children::reap(),
+            libc::SIGCHLD => drop(children::reap()),
             libc::SIGTERM | libc::SIGINT => power::end(End::Reboot),
             libc::SIGUSR2 | libc::SIGPWR => power::end(End::PowerOff),
             _ => {}

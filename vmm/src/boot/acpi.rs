@@ -40,6 +40,7 @@ const LAPIC: u32 = 0xfee0_0000;
 const FADT_LEN: u32 = 276;
 const FADT_PM_TMR_BLK: usize = 76;
 const FADT_PM_TMR_LEN: usize = 91;
+const FADT_BOOT_ARCH: usize = 109;
 const FADT_FLAGS: usize = 112;
 const FADT_RESET_REG: usize = 116;
 const FADT_RESET_VALUE: usize = 128;
@@ -50,6 +51,9 @@ const FADT_SLEEP_CONTROL: usize = 244;
 const FADT_SLEEP_STATUS: usize = 256;
 /// WBINVD works, TMR_VAL_EXT, RESET_REG_SUP, HW_REDUCED_ACPI; no fixed power or sleep button.
 const FADT_FLAG_BITS: u32 = 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 10 | 1 << 20;
+
+/// No VGA, and no clock of CMOS's: a guest that looks for one waits seconds for its answer.
+const FADT_BOOT_ARCH_BITS: u16 = 1 << 2 | 1 << 5;
 
 /// What the tables tell of the machine.
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +104,7 @@ fn fadt(dsdt: u64) -> Sdt {
     let mut fadt = Sdt::new(*b"FACP", FADT_LEN, 6, OEM, TABLE, 1);
     fadt.write_u32(FADT_PM_TMR_BLK, u32::from(PM_TIMER_PORT));
     fadt.write_u8(FADT_PM_TMR_LEN, 4);
+    fadt.write_u16(FADT_BOOT_ARCH, FADT_BOOT_ARCH_BITS);
     fadt.write_u32(FADT_FLAGS, FADT_FLAG_BITS);
     fadt.write(
         FADT_RESET_REG,

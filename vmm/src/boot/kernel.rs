@@ -44,7 +44,7 @@ pub enum KernelError {
 }
 
 /// An ELF kernel on the host, ready to be loaded.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Kernel {
     path: PathBuf,
     elf: PathBuf,

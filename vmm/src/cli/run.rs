@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::boot::kernel::{Kernel, KernelError};
 use crate::plan::{self, Backing, Forward, Plan, PlannedDisk};
 use crate::vmi::{self, HostDiskType, Machine, Source};
 use crate::{checks, containerdisk, host, seed};
@@ -36,6 +37,9 @@ pub struct Args {
     /// below $XDG_RUNTIME_DIR or /tmp, removed in the end]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Check everything but KVM, unpack kernel and container disks into the cache, start nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Why nothing was started.
@@ -60,6 +64,9 @@ pub enum Error {
         /// The paths tried.
         looked: String,
     },
+    /// The kernel cannot be unpacked.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// A file or port will not do.
     #[error(transparent)]
     Check(#[from] checks::Error),
@@ -154,7 +161,9 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         }
     }
     memory(&file, machine.memory)?;
-    host::open_kvm()?;
+    if !args.dry_run {
+        host::open_kvm()?;
+    }
     let forwards = plan::forwards(&machine, &args.publish);
     checks::ports(&forwards)?;
 
@@ -164,12 +173,13 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         .map(|disk| {
             Ok(PlannedDisk {
                 name: disk.name.clone(),
-                backing: backing(&machine, disk, &images)?,
+                backing: backing(&machine, disk, &images, args.dry_run)?,
                 readonly: disk.readonly,
                 serial: disk.serial.clone(),
             })
         })
         .collect::<Result<_, Error>>()?;
+    let kernel = Kernel::open(&kernel, &cache("kernels"))?;
     let state_dir = state_dir(args.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
     Ok(Plan {
@@ -237,14 +247,19 @@ fn memory(file: &str, guest: u64) -> Result<(), Error> {
     Ok(())
 }
 
-fn backing(machine: &Machine, disk: &vmi::Disk, images: &[PathBuf]) -> Result<Backing, Error> {
+fn backing(
+    machine: &Machine,
+    disk: &vmi::Disk,
+    images: &[PathBuf],
+    dry_run: bool,
+) -> Result<Backing, Error> {
     let make = |path: &Path| {
         let path = path.to_owned();
         move |cause| Error::Make { path, cause }
     };
     match &disk.source {
         Source::HostDisk { path, capacity, .. } => {
-            if !path.exists() {
+            if !path.exists() && !dry_run {
                 // Sparse, whole sectors, and never over a file that appears meanwhile.
                 let size = capacity.unwrap_or(0).next_multiple_of(512);
                 let file = File::options().write(true).create_new(true).open(path);
@@ -253,8 +268,7 @@ fn backing(machine: &Machine, disk: &vmi::Disk, images: &[PathBuf]) -> Result<Ba
             Ok(Backing::File(path.clone()))
         }
         Source::ContainerDisk { image, path } => {
-            let cache = host::cache_home().unwrap_or_else(std::env::temp_dir);
-            let cache = cache.join("peapod/containerdisks");
+            let cache = cache("containerdisks");
             let present = images
                 .iter()
                 .find(|dir| dir.join("containerdisks").is_dir());
@@ -282,6 +296,12 @@ fn backing(machine: &Machine, disk: &vmi::Disk, images: &[PathBuf]) -> Result<Ba
                 .map_err(make(Path::new("the seed")))
         }
     }
+}
+
+/// A directory of the user's cache.
+fn cache(what: &str) -> PathBuf {
+    let home = host::cache_home().unwrap_or_else(std::env::temp_dir);
+    home.join("peapod").join(what)
 }
 
 fn state_dir(given: Option<&PathBuf>, machine: &Machine) -> Result<PathBuf, Error> {
@@ -330,6 +350,7 @@ mod tests {
             append: None,
             publish: Vec::new(),
             state_dir: None,
+            dry_run: false,
         }
     }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
 
 use super::layout::{Layer, Layout};
 use super::{Fault, bad};
@@ -92,7 +91,7 @@ fn normal(path: &[u8]) -> String {
 }
 
 /// Copies the file out, zeros as holes, and checks the layer's digest.
-pub(super) fn extract(layout: &Layout, found: &Found, target: &Path) -> Result<(), Fault> {
+pub(super) fn extract(layout: &Layout, found: &Found, target: &mut File) -> Result<(), Fault> {
     let mut reader = layout.read(found.layer)?;
     {
         let mut archive = tar::Archive::new(&mut reader);
@@ -113,10 +112,9 @@ pub(super) fn extract(layout: &Layout, found: &Found, target: &Path) -> Result<(
                 "its disk has {size} bytes, which is not a multiple of 512"
             ));
         }
-        let mut file = File::options().write(true).create_new(true).open(target)?;
-        copy_sparse(&mut entry, &mut file, size)?;
-        file.set_len(size)?;
-        file.sync_all()?;
+        copy_sparse(&mut entry, target, size)?;
+        target.set_len(size)?;
+        target.sync_all()?;
     }
     io::copy(&mut reader, &mut io::sink())?;
     reader.finish()

@@ -7,8 +7,9 @@
 mod layer;
 mod layout;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use layout::Layout;
@@ -122,18 +123,45 @@ fn unpack_from(layout: &Layout, disk: Option<&str>, cache: &Path) -> Result<Path
     }
     fs::create_dir_all(cache)?;
     let found = layer::find(layout, &layers, disk)?;
-    let partial = cache.join(format!(".{}.{}", key.hex(), std::process::id()));
-    let done = layer::extract(layout, &found, &partial).and_then(|()| {
-        // Whole and read-only before it has its name; two at once write the same bytes.
-        let mut permissions = fs::metadata(&partial)?.permissions();
+    let partial = cache.join(format!(".{}.partial", key.hex()));
+    let mut file = lock(&partial)?;
+    if target.exists() {
+        // Somebody else made it while this waited.
+        fs::remove_file(&partial)?;
+        return Ok(target);
+    }
+    file.set_len(0)?;
+    let done = layer::extract(layout, &found, &mut file).and_then(|()| {
+        // Whole and read-only before it has its name.
+        let mut permissions = file.metadata()?.permissions();
         permissions.set_readonly(true);
-        fs::set_permissions(&partial, permissions)?;
+        file.set_permissions(permissions)?;
         Ok(fs::rename(&partial, &target)?)
     });
     if done.is_err() {
         let _ = fs::remove_file(&partial);
     }
     done.map(|()| target)
+}
+
+/// Opens the file that a disk is unpacked into, for this process alone. One that was cut off
+/// amid it has left the file, but not the lock.
+fn lock(partial: &Path) -> io::Result<File> {
+    loop {
+        let mut options = File::options();
+        let file = options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(partial)?;
+        file.lock()?;
+        // Whoever had the lock before may have given the file its name, or removed it.
+        let same = fs::metadata(partial)
+            .is_ok_and(|named| file.metadata().is_ok_and(|held| held.ino() == named.ino()));
+        if same {
+            return Ok(file);
+        }
+    }
 }
 
 #[cfg(test)]
