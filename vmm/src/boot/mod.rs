@@ -2,5 +2,6 @@
 //! initramfs, and the tables that describe the machine.
 
 pub mod acpi;
+pub mod bios;
 pub mod kernel;
 pub mod pvh;

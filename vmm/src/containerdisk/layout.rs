@@ -94,7 +94,8 @@ impl Layout {
         if path.is_dir() {
             return Ok(Self::Directory(path.to_owned()));
         }
-        let mut members = Vec::new();
+        let mut members: Vec<(String, u64, u64)> = Vec::new();
+        let len = fs::metadata(path)?.len();
         let mut archive = tar::Archive::new(File::open(path)?);
         for entry in archive.entries_with_seek()? {
             let entry = entry?;
@@ -103,6 +104,13 @@ impl Layout {
             members.push((name, entry.raw_file_position(), entry.size()));
             if members.len() > MAX_ENTRIES {
                 return bad("is no OCI archive: too many entries");
+            }
+            if entry
+                .raw_file_position()
+                .saturating_add(entry.header().entry_size()?)
+                > len
+            {
+                return bad("truncated");
             }
         }
         Ok(Self::Archive(path.to_owned(), members))
@@ -124,9 +132,6 @@ impl Layout {
                     return bad(format!("has no {name}"));
                 };
                 let mut file = File::open(path)?;
-                if fs::metadata(path)?.len() < offset.saturating_add(*size) {
-                    return bad("truncated");
-                }
                 file.seek(SeekFrom::Start(*offset))?;
                 Ok((file, *size))
             }

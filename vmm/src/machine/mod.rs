@@ -20,6 +20,7 @@ use vm_memory::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::acpi::{self, Platform};
+use crate::boot::bios;
 use crate::boot::kernel::{Kernel, KernelError};
 use crate::boot::pvh::{self, StartWith};
 use crate::devices::bus::{Bus, SharedDevice, WindowError};
@@ -232,6 +233,7 @@ impl Machine {
                 ecam,
             },
         )?;
+        bios::write(&self.memory).map_err(pvh::PvhError::from)?;
         let bars = (memory::BAR_START as u32, memory::ECAM_START as u32);
         acpi::write(
             &self.memory,

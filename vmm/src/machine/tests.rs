@@ -116,6 +116,26 @@ fn both_ways_of_resetting_are_seen() {
 }
 
 #[test]
+fn a_jump_to_the_bios_in_real_mode_resets() {
+    let code = [
+        // lgdt [0x100030]; jmp 0x8:0x100010
+        &[0x0f, 0x01, 0x15, 0x30, 0, 0x10, 0][..],
+        &[0xea, 0x10, 0, 0x10, 0, 8, 0],
+        &[0x90; 2],
+        // in a 16-bit segment: mov eax, cr0; and al, 0xfe; mov cr0, eax; jmp f000:fff0
+        &[0x0f, 0x20, 0xc0, 0x24, 0xfe, 0x0f, 0x22, 0xc0],
+        &[0xea, 0xf0, 0xff, 0, 0xf0],
+        &[0x90; 19],
+        // the table: its limit and address, then an empty and a 16-bit code descriptor
+        &[0x0f, 0, 0x38, 0, 0x10, 0, 0, 0],
+        &[0; 8],
+        &[0xff, 0xff, 0, 0, 0, 0x9a, 0x8f, 0],
+    ]
+    .concat();
+    assert_eq!(run(&code, 1, &Power::default()).0, Outcome::Reset);
+}
+
+#[test]
 fn a_triple_fault_is_a_crash_with_registers() {
     // lidt [0] with nothing there would do; ud2 without an IDT is enough
     let (outcome, _) = run(&[0x0f, 0x0b], 1, &Power::default());
