@@ -1,11 +1,24 @@
-.PHONY: help test lint
+# What a newcomer types; each is a script in ci/.
+.PHONY: help run test test-all soak images lint
 
-help:
-	@echo "make test   every test that there is"
-	@echo "make lint   formatting, clippy with warnings denied, licences, doubled versions"
+help:           ## what there is
+	@awk -F ': +## ' 'NF == 2 { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
-test:
-	cargo test --workspace
+run:            ## boot Bookinfo's details service in a VM, ask it, stop it; installs what that needs
+	@ci/run
 
-lint:
-	ci/lint
+test:           ## every test but the slow ones, guests included
+	@ci/test
+
+test-all:       ## the slow ones too
+	@ci/test all
+
+soak:           ## what has to hold for long, for long
+	@ci/test soak
+
+images:         ## kernel, initramfs and guest roots, in target/images
+	@ci/setup images
+	@ci/build
+
+lint:           ## formatting, clippy with warnings denied, licences, doubled versions, shellcheck
+	@ci/lint

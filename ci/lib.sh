@@ -1,72 +1,102 @@
 # Sourced by every script of ci/ and images/: where things lie, and how a step reports itself.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # what is unused here is for them
 set -euo pipefail
 
 # The checkout, and what is kept outside it between checkouts, by content.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/peapod
 mkdir -p "$cache"
+# What the Makefile builds: the binary, and what it finds by PEAPOD_IMAGES.
+peapod=$root/target/x86_64-unknown-linux-gnu/release/peapod
+agent=$root/target/x86_64-unknown-linux-gnu/agent/peapod-agent
+images=$root/target/images
+# Where Debian has mke2fs, depmod and ip, which isn't in everybody's path.
+PATH=$PATH:/usr/sbin:/sbin
 
 die() { # STATUS MESSAGE
     echo "$(basename "$0"): $2" >&2
     exit "$1"
 }
 
-# Runs a command and says in one line how long it took; its output is shown only if it fails.
-step() { # NAME COMMAND...
-    local name=$1 start=$EPOCHREALTIME log status=0
+# Runs a command and says in one line how long it took.
+shown_step() { # NAME COMMAND...
+    local - name=$1 start=$EPOCHREALTIME status
     shift
-    log=$(mktemp)
     # In a subshell of its own with -e, which a command in a condition would lose.
     set +e
-    (set -e; "$@") >"$log" 2>&1
+    (set -e; "$@")
     status=$?
-    set -e
-    if [ "$status" -ne 0 ]; then
-        cat "$log" >&2
-        rm -f "$log"
-        echo "==> $name: failed with status $status" >&2
-        return "$status"
-    fi
-    rm -f "$log"
-    took "$name" "$start"
+    if [ "$status" -eq 0 ]; then took "$name" "$start"; else echo "==> $name: failed with status $status" >&2; fi
+    return "$status"
+}
+
+# The same, with the command's output shown only if it fails.
+step() { shown_step "$1" quiet "${@:2}"; }
+
+# The same, for a tool that draws a progress bar: a person at a terminal gets to see it.
+long_step() {
+    if [ -t 2 ]; then shown_step "$@" >&2; else step "$@"; fi
+}
+
+quiet() { # COMMAND..., in a subshell with -e
+    local log
+    # Without a name, so that nothing stays behind whatever ends this.
+    exec {log}<>"$(mktemp --tmpdir step.XXXXXX)"
+    rm "$(readlink "/dev/fd/$log")"
+    # shellcheck disable=SC2064 # log is known now only
+    trap "[ \$? -eq 0 ] || cat /dev/fd/$log >&2" EXIT
+    "$@" >&"$log" 2>&1
 }
 
 took() { # NAME START
-    printf '==> %s: %.1f s\n' "$1" "$(bc_sub "$EPOCHREALTIME" "$2")" >&2
+    # EPOCHREALTIME has six digits after its point, or comma.
+    local tenths=$(((${EPOCHREALTIME/[.,]/} - ${2/[.,]/} + 50000) / 100000))
+    echo "==> $1: $((tenths / 10)).$((tenths % 10)) s" >&2
 }
 
-# Seconds between two readings of EPOCHREALTIME, which has six digits after its point.
-bc_sub() {
-    local us=$((${1/[.,]/} - ${2/[.,]/}))
-    printf '%d.%06d' $((us / 1000000)) $((us % 1000000))
+# What apt would install of each package today, as apt-cache shows it. Kept until apt's lists
+# change, for asking takes half a second. Nothing for a package that apt hasn't got.
+apt_show() { # PACKAGE...
+    local key answer
+    key=$(find /etc/apt /var/lib/apt/lists -type f -printf '%p %T@ %s\n' 2>/dev/null | LC_ALL=C sort |
+        cat - <(echo "$*") | sha256sum | cut -c1-16)
+    answer=$cache/apt/$key
+    if [ ! -e "$answer" ]; then
+        mkdir -p "$cache/apt"
+        apt-cache show --no-all-versions "$@" >"$answer.$$" 2>/dev/null || true
+        mv "$answer.$$" "$answer"
+    fi
+    cat "$answer"
 }
 
-# The package that a Debian metapackage stands for today, or nothing where apt has none.
-real_package() { # METAPACKAGE
-    apt-cache depends --important "$1" 2>/dev/null | awk '$1 == "Depends:" { print $2; exit }'
+# Unpacks into the cache, without installing it, the kernel package that the first METAPACKAGE
+# known to apt stands for, and sets `kernel` to its folder.
+unpack_kernel() { # METAPACKAGE...
+    local name package
+    for name; do
+        package=$(apt_show "$name" | sed -n 's/^Depends: \([^ ,]*\).*/\1/p')
+        [ -z "$package" ] || break
+    done
+    [ -n "$package" ] || die 1 "apt knows no $1; run apt-get update"
+    # The file's name has the version in it.
+    name=$(basename "$(apt_show "$package" | sed -n 's/^Filename: //p')" .deb)
+    kernel=$cache/kernels/$name
+    [ -d "$kernel" ] || long_step "kernel $name" unpack_deb "$package" "$kernel"
+    touch "$kernel"
 }
 
-# The file name, version included, that apt would download for a package.
-deb_name() { # PACKAGE
-    apt-get download --print-uris "$1" | awk '{ print $2; exit }'
-}
-
-# Unpacks a package, without installing it, into a folder that appears only when it is whole.
-unpack_deb() { # PACKAGE FOLDER
-    local tmp="$2.new.$$"
+# Unpacks a kernel's package into a folder that appears only when it is whole.
+unpack_deb() ( # PACKAGE FOLDER
+    tmp="$2.new.$$"
+    trap 'rm -rf "$tmp"' EXIT
     mkdir -p "$tmp/deb" "$tmp/root"
-    (cd "$tmp/deb" && apt-get -qq -o APT::Sandbox::User=root download "$1")
+    (cd "$tmp/deb" && apt-get -o APT::Sandbox::User=root download "$1")
     dpkg -x "$tmp"/deb/*.deb "$tmp/root"
-    rm -rf "$tmp/deb"
-    local release
-    release=$(ls "$tmp/root/lib/modules")
     # The package's own installation script would have done this.
-    /sbin/depmod -b "$tmp/root" "$release"
+    depmod -b "$tmp/root" "$(ls "$tmp/root/lib/modules")"
     # Another run may have been first; both made the same.
     mv -T "$tmp/root" "$2" 2>/dev/null || [ -d "$2" ]
-    rm -rf "$tmp"
-}
+)
 
 # What a kernel module needs loaded first, in order, ending with itself; paths below the
 # release's folder. Nothing for what is built in.
@@ -85,6 +115,22 @@ module_closure() { # MODULES_FOLDER NAME...
         for ((i = ${#deps[@]} - 1; i >= 0; i--)); do echo "${deps[i]}"; done
         echo "$path"
     done | awk '!seen[$0]++'
+}
+
+# Copies kernel modules and what they need, decompressed, into a folder with a file `load` that
+# names them in the order in which they can be loaded.
+copy_modules() { # KERNEL FOLDER NAME...
+    local modules path to=$2
+    modules=$(echo "$1"/lib/modules/*)
+    shift 2
+    mkdir -p "$to"
+    module_closure "$modules" "$@" | while read -r path; do
+        case $path in
+        *.xz) xz -dc "$modules/$path" >"$to/$(basename "$path" .xz)" ;;
+        *) cp "$modules/$path" "$to/" ;;
+        esac
+        basename "$path" .xz >>"$to/load"
+    done
 }
 
 # Packs a folder as the kernel unpacks it: the same bytes from the same files.
