@@ -1,0 +1,107 @@
+//! How a VM ends, and how it starts again.
+
+use peapod_tests::{Manifest, Vm};
+
+use super::{BOOT, SOON, shared};
+
+const FIRST_LINE: &str = "peapod-agent: userspace";
+
+#[test]
+fn a_guest_s_poweroff_ends_the_process_with_status_0() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = Manifest::new("poweroff", "busybox poweroff\n").write(directory.path());
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+}
+
+#[test]
+fn a_guest_s_reboot_boots_again_in_the_same_process_and_keeps_the_instance() {
+    let directory = tempfile::tempdir().unwrap();
+    // Runs once per instance; the per-boot script then runs at the second boot only.
+    let script = "mkdir -p /var/lib/cloud/scripts/per-boot\n\
+        printf '#!/bin/sh\\necho second-boot\\nbusybox poweroff\\n' > /var/lib/cloud/scripts/per-boot/x\n\
+        chmod 755 /var/lib/cloud/scripts/per-boot/x\necho first-boot\nbusybox reboot\n";
+    let manifest = Manifest::new("reboot", script).write(directory.path());
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    assert_eq!(vm.wait(2 * BOOT), 0, "{}", vm.log());
+    let console = vm.console();
+    assert_eq!(console.matches(FIRST_LINE).count(), 2, "{console}");
+    assert_eq!(
+        console
+            .lines()
+            .filter(|l| l.trim_end().ends_with("first-boot"))
+            .count(),
+        1,
+        "{console}"
+    );
+    assert!(console.contains("second-boot"), "{console}");
+}
+
+#[test]
+fn a_reboot_under_policy_terminate_ends_with_status_3() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = Manifest::new("terminate", "busybox reboot\n")
+        .reboot_policy("Terminate")
+        .write(directory.path());
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    assert_eq!(vm.wait(BOOT), 3, "{}", vm.log());
+}
+
+#[test]
+fn sigterm_powers_the_guest_off_cleanly() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = Manifest::new("sigterm", "echo up-now\n").write(directory.path());
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    vm.wait_console("up-now", 1, BOOT);
+    vm.signal(libc::SIGTERM);
+    assert_eq!(vm.wait(SOON), 0, "{}\n{}", vm.log(), vm.console());
+}
+
+#[test]
+fn a_guest_that_will_not_stop_is_ended_by_force_after_its_grace_period() {
+    let directory = tempfile::tempdir().unwrap();
+    // SIGSTOP does not reach PID 1, so the kernel itself is stopped.
+    let script =
+        "echo stuck-now; sleep 1; echo 0 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger\n";
+    let manifest = Manifest::new("stuck", script)
+        .grace(3)
+        .write(directory.path());
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    vm.wait_console("Kernel panic", 1, BOOT);
+    vm.signal(libc::SIGTERM);
+    assert_eq!(vm.wait(SOON), 4, "{}", vm.log());
+}
+
+#[test]
+fn both_vcpus_are_online_and_the_devices_are_there() {
+    assert_eq!(shared::run("nproc"), "2\n");
+    let devices = shared::run(
+        "ls /sys/bus/virtio/drivers/*/ | grep -c ^virtio[0-9]; cat /sys/class/misc/hw_random/rng_current",
+    );
+    assert!(devices.ends_with("virtio_rng.0\n"), "{devices}");
+    assert!(
+        !shared::run("ls -d /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio*").is_empty()
+    );
+}
+
+#[test]
+fn the_agent_tells_that_the_guest_is_ready() {
+    shared::run("true");
+    shared::vm().wait_log("ready", SOON);
+}
+
+#[test]
+fn nothing_is_left_behind_by_a_vm_that_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let manifest = Manifest::new("clean", "busybox poweroff\n")
+        .port(9111)
+        .write(directory.path());
+    let mut vm = Vm::run(&manifest, ["--state-dir".as_ref(), state.as_os_str()]);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    let left: Vec<_> = std::fs::read_dir(&state)
+        .map(|d| d.flatten().collect())
+        .unwrap_or_default();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(std::net::TcpListener::bind("127.0.0.1:9111").is_ok());
+}

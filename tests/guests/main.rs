@@ -1,0 +1,27 @@
+//! Tests that boot real guests. Run them by `make test`, which brings the lab up.
+//!
+//! Guests whose boot is not under test share one VM for the whole run (`shared`).
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod binaries;
+mod details;
+mod disks;
+mod lifecycle;
+mod network;
+mod refused;
+mod shared;
+mod systemd;
+
+use std::time::Duration;
+
+/// How long a guest may take to boot. In the lab a second is worth a tenth of one.
+const BOOT: Duration = Duration::from_secs(180);
+
+/// How long a booted guest may take for something small.
+const SOON: Duration = Duration::from_secs(60);

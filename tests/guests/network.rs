@@ -1,0 +1,134 @@
+//! The guest's network: addresses, names, connections out, and what it may not reach.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use peapod_tests::{Guest, Manifest, Vm};
+
+use super::{BOOT, shared};
+
+/// An address of this machine that is not loopback, on an interface made for the tests.
+fn outside() -> &'static str {
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let script = "ip link show peapod-test >/dev/null 2>&1 || \
+            ip link add peapod-test type dummy && \
+            ip addr replace 198.51.100.1/24 dev peapod-test && ip link set peapod-test up";
+        assert!(
+            Command::new("sh")
+                .args(["-c", script])
+                .status()
+                .unwrap()
+                .success()
+        );
+    });
+    "198.51.100.1"
+}
+
+#[test]
+fn the_guest_has_kubevirt_s_masquerade_address_and_gateway() {
+    let output = shared::run(
+        "ruby -rsocket -e 'puts Socket.ip_address_list.map(&:ip_address)'; cat /proc/net/route",
+    );
+    assert!(output.contains("10.0.2.2\n"), "{output}");
+    // 10.0.2.1 as the kernel prints it
+    assert!(output.contains("0102000A"), "{output}");
+}
+
+#[test]
+fn slirp_s_addresses_are_qemu_s() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "ruby -rsocket -e 'puts Socket.ip_address_list.map(&:ip_address)'; \
+        cat /etc/resolv.conf; echo done-here; busybox poweroff -f || poweroff -f\n";
+    let manifest = Manifest::new("slirp", script)
+        .binding("slirp")
+        .write(directory.path());
+    let vm = Vm::run(&manifest, [""; 0]);
+    vm.wait_console("done-here", 1, BOOT);
+    let console = vm.console();
+    assert!(console.contains("10.0.2.15"), "{console}");
+    assert!(console.contains("nameserver 10.0.2.3"), "{console}");
+}
+
+#[test]
+fn a_mebibyte_each_way_over_the_guest_s_own_connection_arrives_whole() {
+    let listener = TcpListener::bind((outside(), 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut data = Vec::new();
+        stream.read_to_end(&mut data).unwrap();
+        stream.write_all(&data).unwrap();
+        data
+    });
+    let output = shared::run(&format!(
+        "ruby -rsocket -rdigest -e 'data = Random.new(7).bytes(1 << 20); s = TCPSocket.new({:?}, {port}); \
+         t = Thread.new {{ s.read }}; s.write(data); s.close_write; back = t.value; \
+         puts back == data, Digest::SHA256.hexdigest(data)'",
+        outside()
+    ));
+    let seen = server.join().unwrap();
+    assert_eq!(seen.len(), 1 << 20);
+    assert!(output.starts_with("true\n"), "{output}");
+}
+
+#[test]
+fn a_datagram_goes_out_and_its_answer_comes_back() {
+    let socket = UdpSocket::bind((outside(), 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        let (n, from) = socket.recv_from(&mut buffer).unwrap();
+        socket.send_to(&buffer[..n], from).unwrap();
+    });
+    let output = shared::run(&format!(
+        "ruby -rsocket -e 's = UDPSocket.new; s.connect({:?}, {port}); s.send(\"ping\", 0); puts s.recv(9)'",
+        outside()
+    ));
+    server.join().unwrap();
+    assert_eq!(output, "ping\n");
+}
+
+#[test]
+fn a_port_that_nobody_listens_on_refuses_the_guest_at_once() {
+    let port = TcpListener::bind((outside(), 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let output = shared::run(&format!(
+        "ruby -rsocket -e 'begin; TCPSocket.new({:?}, {port}); rescue => e; puts e.class; end'",
+        outside()
+    ));
+    assert_eq!(output, "Errno::ECONNREFUSED\n");
+}
+
+#[test]
+fn the_host_s_loopback_is_closed_to_the_guest() {
+    let listener = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    listener.set_nonblocking(true).unwrap();
+    let output = shared::run(&format!(
+        "for a in 10.0.2.1 169.254.169.254; do ruby -rsocket -e 'begin; \
+         Socket.tcp(ARGV[0], {port}, connect_timeout: 20); puts :open; rescue => e; puts e.class; end' $a; done"
+    ));
+    assert!(!output.contains("open"), "{output}");
+    assert!(
+        !output.contains("TimedOut"),
+        "refused, not dropped: {output}"
+    );
+    assert!(listener.accept().is_err());
+}
+
+#[test]
+fn the_client_s_own_address_reaches_the_guest() {
+    // Published on 127.0.0.1, so the client is the gateway there.
+    let output = Guest.run("true", BOOT);
+    assert_eq!(output, "");
+    let seen = shared::run("cat /proc/net/tcp");
+    // a connection from 10.0.2.1 to port 9099 (0x238b)
+    let from_gateway = |line: &str| line.contains(":238B 0102000A:");
+    assert!(seen.lines().any(from_gateway), "{seen}");
+}

@@ -1,0 +1,58 @@
+//! The one VM that tests share when its boot is not what they test: the details service, two
+//! vCPUs, a shell.
+
+use std::sync::OnceLock;
+
+use peapod_tests::{Guest, Manifest, Vm};
+use tempfile::TempDir;
+
+use super::BOOT;
+
+struct Shared {
+    vm: Vm,
+    _directory: TempDir,
+}
+
+static SHARED: OnceLock<Shared> = OnceLock::new();
+
+/// A static is never dropped, so the VM is ended when the test process exits.
+extern "C" fn end_shared_vm() {
+    if let Some(shared) = SHARED.get() {
+        shared.vm.signal(libc::SIGKILL);
+    }
+}
+
+/// The shared VM, booted by whoever asks first.
+pub fn vm() -> &'static Vm {
+    let shared = SHARED.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let script = format!("{}cd /opt/details\nruby details.rb 9080 &\n", Guest::SERVE);
+        let manifest = Manifest::new("shared", &script)
+            .cores(2)
+            .port(9080)
+            .port(Guest::PORT)
+            .write(directory.path());
+        let vm = Vm::run(
+            &manifest,
+            [
+                "--publish",
+                "127.0.0.1:9080:9080",
+                "--publish",
+                "127.0.0.1:9099:9099",
+            ],
+        );
+        // SAFETY: the function touches only a static that lives as long as the process.
+        unsafe { libc::atexit(end_shared_vm) };
+        Shared {
+            vm,
+            _directory: directory,
+        }
+    });
+    &shared.vm
+}
+
+/// Runs a script in the shared VM.
+pub fn run(script: &str) -> String {
+    vm();
+    Guest.run(script, BOOT)
+}

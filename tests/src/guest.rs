@@ -1,0 +1,50 @@
+//! Commands inside a guest: a line of Ruby in its user-data serves a shell on a forwarded port.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+/// The shell's port, on both sides.
+const PORT: u16 = 9099;
+
+/// A guest that runs commands for a test.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest;
+
+impl Guest {
+    /// The port that the manifest has to declare.
+    pub const PORT: u16 = PORT;
+
+    /// The user-data that serves the shell: reads a script up to the end of the stream, runs it
+    /// and answers with what it printed.
+    pub const SERVE: &str = "ruby -rsocket -ropen3 -e 'TCPServer.new(9099).tap { |s| loop { \
+        Thread.new(s.accept) { |c| c.write(Open3.capture2e(\"bash\", stdin_data: c.read)[0]); \
+        c.close } } }' > /dev/null 2>&1 &\n";
+
+    /// Runs `script` by bash in the guest and returns what it printed, waiting up to `limit` for
+    /// the shell to come up.
+    pub fn run(self, script: &str, limit: Duration) -> String {
+        let end = Instant::now() + limit;
+        loop {
+            match Self::attempt(script, limit) {
+                Ok(output) => return output,
+                Err(error) if Instant::now() > end => panic!("no shell in the guest: {error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+            }
+        }
+    }
+
+    fn attempt(script: &str, limit: Duration) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", PORT))?;
+        stream.set_read_timeout(Some(limit))?;
+        // A shell that answers nothing is one that is not there yet.
+        stream.write_all(format!("{script}\necho end-of-output\n").as_bytes())?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut output = String::new();
+        stream.read_to_string(&mut output)?;
+        output
+            .strip_suffix("end-of-output\n")
+            .map(str::to_owned)
+            .ok_or_else(|| std::io::Error::other(format!("cut short: {output:?}")))
+    }
+}

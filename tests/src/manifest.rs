@@ -1,0 +1,142 @@
+//! Manifests for the tests, a `VirtualMachineInstance` each.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::vm::image;
+
+/// A manifest under construction; [`Manifest::write`] makes a file of it.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    name: String,
+    binding: &'static str,
+    cores: u32,
+    memory: &'static str,
+    volume: String,
+    extra_disks: Vec<(String, PathBuf)>,
+    ports: Vec<u16>,
+    script: String,
+    grace: u32,
+    reboot_policy: Option<&'static str>,
+}
+
+impl Manifest {
+    /// A VM called `name` with an ephemeral Debian root, one core and 512 MiB, whose user-data is
+    /// `script` (without its first line).
+    pub fn new(name: &str, script: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            binding: "masquerade",
+            cores: 1,
+            memory: "512Mi",
+            volume: container_disk("peapod_details_latest"),
+            extra_disks: Vec::new(),
+            ports: Vec::new(),
+            script: script.to_owned(),
+            grace: 60,
+            reboot_policy: None,
+        }
+    }
+
+    /// Another interface binding than masquerade.
+    pub fn binding(mut self, binding: &'static str) -> Self {
+        self.binding = binding;
+        self
+    }
+
+    /// The number of cores.
+    pub fn cores(mut self, cores: u32) -> Self {
+        self.cores = cores;
+        self
+    }
+
+    /// A port that the VM offers.
+    pub fn port(mut self, port: u16) -> Self {
+        self.ports.push(port);
+        self
+    }
+
+    /// The root is this raw image, written to in place.
+    pub fn root(mut self, image: &Path) -> Self {
+        self.volume = host_disk(image);
+        self
+    }
+
+    /// A further raw disk, written to in place.
+    pub fn disk(mut self, name: &str, image: &Path) -> Self {
+        self.extra_disks.push((name.to_owned(), image.to_owned()));
+        self
+    }
+
+    /// Seconds between SIGTERM and force.
+    pub fn grace(mut self, seconds: u32) -> Self {
+        self.grace = seconds;
+        self
+    }
+
+    /// What a guest's reboot does.
+    pub fn reboot_policy(mut self, policy: &'static str) -> Self {
+        self.reboot_policy = Some(policy);
+        self
+    }
+
+    /// Writes the manifest into `directory` and returns the file's path.
+    pub fn write(&self, directory: &Path) -> PathBuf {
+        let path = directory.join(format!("{}.yaml", self.name));
+        std::fs::write(&path, self.yaml()).expect("write the manifest");
+        path
+    }
+
+    fn yaml(&self) -> String {
+        let mut yaml = format!(
+            "apiVersion: kubevirt.io/v1\nkind: VirtualMachineInstance\nmetadata:\n  name: {}\n\
+             spec:\n  terminationGracePeriodSeconds: {}\n  domain:\n    cpu:\n      cores: {}\n    \
+             memory:\n      guest: {}\n",
+            self.name, self.grace, self.cores, self.memory
+        );
+        if let Some(policy) = self.reboot_policy {
+            // writing to a String cannot fail
+            let _ = writeln!(yaml, "    rebootPolicy: {policy}");
+        }
+        yaml += "    devices:\n      disks:\n";
+        let names = ["root"]
+            .into_iter()
+            .chain(self.extra_disks.iter().map(|(name, _)| &**name));
+        for name in names.chain(["seed"]) {
+            let _ = writeln!(yaml, "      - name: {name}\n        disk: {{bus: virtio}}");
+        }
+        let _ = writeln!(
+            yaml,
+            "      interfaces:\n      - name: default\n        {}: {{}}",
+            self.binding
+        );
+        if !self.ports.is_empty() {
+            yaml += "        ports:\n";
+        }
+        for port in &self.ports {
+            let _ = writeln!(yaml, "        - port: {port}");
+        }
+        yaml += "  networks:\n  - name: default\n    pod: {}\n  volumes:\n";
+        let _ = write!(yaml, "  - name: root\n{}", self.volume);
+        for (name, image) in &self.extra_disks {
+            let _ = write!(yaml, "  - name: {name}\n{}", host_disk(image));
+        }
+        yaml += "  - name: seed\n    cloudInitNoCloud:\n      userData: |\n        #!/bin/bash\n";
+        for line in self.script.lines() {
+            let _ = writeln!(yaml, "        {line}");
+        }
+        yaml
+    }
+}
+
+fn container_disk(name: &str) -> String {
+    let archive = image(&format!("containerdisks/{name}.tar"));
+    format!("    containerDisk:\n      image: {}\n", archive.display())
+}
+
+fn host_disk(image: &Path) -> String {
+    format!(
+        "    hostDisk:\n      path: {}\n      type: Disk\n",
+        image.display()
+    )
+}

@@ -1,0 +1,163 @@
+//! A VM under test: `peapod run` as a child process.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// The binary under test: `PEAPOD_BIN`, else the one built beside this test.
+pub fn peapod() -> PathBuf {
+    if let Some(path) = std::env::var_os("PEAPOD_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("the test's own path");
+    test.ancestors()
+        .nth(2)
+        .expect("target directory")
+        .join("peapod")
+}
+
+/// A file that `images/build` made.
+pub fn image(name: &str) -> PathBuf {
+    let directory = std::env::var_os("PEAPOD_IMAGES")
+        .expect("PEAPOD_IMAGES is not set: run these tests by `make test`");
+    PathBuf::from(directory).join(name)
+}
+
+/// A running VM; killed when dropped.
+#[derive(Debug)]
+pub struct Vm {
+    child: Child,
+    console: Lines,
+    log: Lines,
+}
+
+impl Vm {
+    /// Starts `peapod run` on `manifest` with more arguments.
+    pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(manifest: &Path, arguments: I) -> Self {
+        let mut child = Command::new(peapod())
+            .arg("run")
+            .args(arguments)
+            .arg(manifest)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start peapod");
+        let console = Lines::read(child.stdout.take().expect("piped"));
+        let log = Lines::read(child.stderr.take().expect("piped"));
+        Self {
+            child,
+            console,
+            log,
+        }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the guest's console has shown `text` `count` times.
+    pub fn wait_console(&self, text: &str, count: usize, limit: Duration) {
+        if !self.console.wait(text, count, limit) {
+            self.fail(&format!(
+                "the console did not show {text:?} {count} times in {limit:?}"
+            ));
+        }
+    }
+
+    /// Waits until peapod's own log has said `text`.
+    pub fn wait_log(&self, text: &str, limit: Duration) {
+        if !self.log.wait(text, 1, limit) {
+            self.fail(&format!("the log did not say {text:?} in {limit:?}"));
+        }
+    }
+
+    /// What the console has shown.
+    pub fn console(&self) -> String {
+        self.console.text()
+    }
+
+    /// What peapod has logged.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// Sends a signal to the process.
+    pub fn signal(&self, signal: libc::c_int) {
+        let pid = libc::pid_t::try_from(self.child.id()).expect("a pid");
+        // SAFETY: kill() touches no memory; the pid is our own child's, not yet waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Waits for the process's end; its exit status, or 128 and the signal that ended it.
+    pub fn wait(&mut self, limit: Duration) -> i32 {
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().expect("wait for peapod") {
+                return status.code().unwrap_or(128 + status.signal().unwrap_or(0));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.fail(&format!("peapod did not end in {limit:?}"))
+    }
+
+    /// Fails the test with what was seen.
+    pub fn fail(&self, what: &str) -> ! {
+        panic!(
+            "{what}\n--- console ---\n{}\n--- log ---\n{}",
+            self.console(),
+            self.log()
+        )
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a pipe has said so far, read by a thread of its own.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+
+impl Lines {
+    fn read(pipe: impl Read + Send + 'static) -> Self {
+        let lines = Self::default();
+        let writer = lines.clone();
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(pipe);
+            let mut line = Vec::new();
+            while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                line.clear();
+                let (lines, changed) = &*writer.0;
+                lines.lock().expect("lock").push(text);
+                changed.notify_all();
+            }
+        });
+        lines
+    }
+
+    fn wait(&self, text: &str, count: usize, limit: Duration) -> bool {
+        let (lines, changed) = &*self.0;
+        let seen =
+            |lines: &mut Vec<String>| lines.iter().filter(|l| l.contains(text)).count() < count;
+        let guard = lines.lock().expect("lock");
+        let (_guard, timeout) = changed
+            .wait_timeout_while(guard, limit, seen)
+            .expect("lock");
+        !timeout.timed_out()
+    }
+
+    fn text(&self) -> String {
+        self.0.0.lock().expect("lock").join("\n")
+    }
+}
