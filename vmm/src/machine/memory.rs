@@ -1,6 +1,8 @@
 //! Where the guest's memory lies: RAM from 0, a hole below 4 GiB for devices, the rest above it.
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 /// The hole for 32-bit devices; RAM goes on at 4 GiB.
 pub const HOLE_START: u64 = 0xc000_0000;
@@ -50,13 +52,26 @@ pub fn map(size: u64) -> Result<GuestMemoryMmap, MemoryError> {
         let len = usize::try_from(len).map_err(|_| MemoryError::Size(size))?;
         places.push((GuestAddress(base), len));
     }
-    GuestMemoryMmap::from_ranges(&places).map_err(|error| MemoryError::Map(size, error))
+    let memory =
+        GuestMemoryMmap::from_ranges(&places).map_err(|error| MemoryError::Map(size, error))?;
+    for region in memory.iter() {
+        keep_apart(region);
+    }
+    Ok(memory)
+}
+
+/// Keeps the guest's memory out of a core dump of ours, and so in mappings that hold nothing else.
+fn keep_apart(region: &GuestRegionMmap) {
+    let len = region.len() as usize;
+    // SAFETY: the range is the region's own mapping; the advice changes nothing that is in it.
+    let failed = unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_DONTDUMP) };
+    if failed != 0 {
+        tracing::debug!("guest memory: {}", std::io::Error::last_os_error());
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-
     use super::*;
 
     #[test]
