@@ -430,8 +430,9 @@ impl Tcp {
                 self.next = self.next.wrapping_add(1);
             }
             self.wait(now);
-        } else {
-            self.send(outlet, now);
+        } else if !self.send(outlet, now) {
+            // The guest's card is full: it is tried again like what was lost on the way.
+            self.wait(now);
         }
         Verdict::Keep
     }
