@@ -98,6 +98,7 @@ pub fn launch(plan: Plan) -> Result<Outcome, Error> {
 }
 
 fn start(plan: &Plan) -> Result<Outcome, Error> {
+    host::raise_descriptor_limit();
     stop::block_signals().map_err(Error::Signals)?;
     let agent = Agent::start().map_err(Error::Agent)?;
     let stopper = stop::Stopper::start(agent.clone()).map_err(Error::Signals)?;
