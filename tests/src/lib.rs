@@ -3,7 +3,13 @@
 //!
 //! The tests run in the lab (`ci/lab`), on a standard KVM.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a test fails by panicking
+// A test fails by panicking.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 mod guest;
 mod manifest;
@@ -12,3 +18,12 @@ mod vm;
 pub use guest::Guest;
 pub use manifest::Manifest;
 pub use vm::{Vm, image, peapod};
+
+/// How often something is repeated: `usual`, or `long` under `make soak`.
+pub fn soak(usual: u32, long: u32) -> u32 {
+    if std::env::var_os("PEAPOD_SOAK").is_some() {
+        long
+    } else {
+        usual
+    }
+}
