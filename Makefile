@@ -1,5 +1,5 @@
 # What a newcomer types; each is a script in ci/.
-.PHONY: help run test test-all soak images lint
+.PHONY: help run test test-all soak bench images lint
 
 help:           ## what there is
 	@awk -F ': +## ' 'NF == 2 { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,9 @@ test-all:       ## the slow ones too
 
 soak:           ## what has to hold for long, for long
 	@ci/test soak
+
+bench:          ## Peapod beside QEMU: boot and memory; a table, and JSON in target/bench
+	@ci/bench
 
 images:         ## kernel, initramfs and guest roots, in target/images
 	@ci/setup images

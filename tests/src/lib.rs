@@ -11,6 +11,7 @@
     clippy::unwrap_used
 )]
 
+pub mod bench;
 mod guest;
 mod manifest;
 mod vm;
