@@ -16,6 +16,7 @@ mod lifecycle;
 mod network;
 mod refused;
 mod shared;
+mod soak;
 mod systemd;
 
 use std::time::Duration;
