@@ -159,8 +159,14 @@ fn exchange(
     Err(io::Error::other("no DHCP server answers"))
 }
 
+/// Bytes of the hardware address' field (RFC 2131, section 2).
+const MAX_ADDRESS: u8 = 16;
+
 /// An answer to this very question.
 fn read(bytes: &[u8], question: &Message) -> Option<Message> {
+    // The library takes the address' length as it comes, and ends the process where the field is
+    // shorter.
+    bytes.get(2).filter(|len| **len <= MAX_ADDRESS)?;
     let answer = Message::decode(&mut Decoder::new(bytes)).ok()?;
     let ours = answer.opcode() == Opcode::BootReply
         && answer.xid() == question.xid()
@@ -269,5 +275,11 @@ mod tests {
         encode(&question, &mut bytes);
         assert!(read(&bytes, &question).is_none());
         assert!(read(&bytes[..40], &question).is_none());
+        encode(&ack(Vec::new()), &mut bytes);
+        bytes[2] = 200;
+        assert!(
+            read(&bytes, &question).is_none(),
+            "an address that is too long"
+        );
     }
 }
