@@ -1,65 +1,100 @@
 //! Where the guest may go. Judged on the address that connect() will get.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::Config;
+use crate::pod::Pod;
 
-/// The cloud's metadata service.
+/// The clouds' metadata services.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const METADATA6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254);
+/// kubelet's probes in ambient mode.
+const PROBE: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
+/// Istio's own source of what comes in through a sidecar.
+const SIDECAR6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 const DNS_PORT: u16 = 53;
+/// Ports of a mesh's proxy in the pod, which are not the guest's to call: Istio's, as KubeVirt
+/// reserves them.
+pub const MESH_PORTS: [u16; 10] = [
+    15000, 15001, 15004, 15006, 15008, 15009, 15020, 15021, 15053, 15090,
+];
 
 /// The address to connect to for what the guest calls `to`; `None` where it may not go there.
-pub fn destination(config: &Config, to: SocketAddrV4) -> Option<SocketAddrV4> {
-    let (address, port) = (*to.ip(), to.port());
-    let ours = address == config.addresses.gateway || Some(address) == config.addresses.dns;
-    if ours && port == DNS_PORT {
-        let nameserver = config.resolver.nameservers.first()?;
-        return Some(SocketAddrV4::new(*nameserver, DNS_PORT));
+pub fn destination(config: &Config, pod: &Pod, to: SocketAddr) -> Option<SocketAddr> {
+    let (address, port) = (to.ip(), to.port());
+    if config.is_ours(address) && port == DNS_PORT {
+        let servers = &config.resolver.nameservers;
+        let same = |server: &&IpAddr| server.is_ipv6() == address.is_ipv6();
+        let nameserver = servers.iter().find(same).or(servers.first())?;
+        return Some(SocketAddr::new(*nameserver, DNS_PORT));
     }
-    if address == config.addresses.gateway && config.open_loopback.contains(&port) {
-        return Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+    if config.gateway(address) == Some(address) && config.open_loopback.contains(&port) {
+        let loopback: IpAddr = if address.is_ipv6() {
+            Ipv6Addr::LOCALHOST.into()
+        } else {
+            Ipv4Addr::LOCALHOST.into()
+        };
+        return Some(SocketAddr::new(loopback, port));
     }
-    let closed = address.is_loopback()
-        // "this network", which connect() takes for loopback
-        || address.octets().first() == Some(&0)
-        || address == METADATA
-        || address.is_multicast()
-        || address.is_broadcast()
+    let closed = is_closed(address)
         // nobody is there but the guest and the gateway
-        || config.addresses.contains(address);
+        || config.contains(address) && !pod.is_own(address)
+        || MESH_PORTS.contains(&port) && pod.is_own(address);
     (!closed).then_some(to)
 }
 
-/// Whether a nameserver can only be reached from the pod itself.
-pub fn is_pod_only(nameserver: Ipv4Addr) -> bool {
-    nameserver.is_loopback()
+/// Whether nobody may go there from any pod. An IPv4 address in IPv6's clothes is what it is.
+fn is_closed(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            v4.is_loopback()
+                // "this network", which connect() takes for loopback
+                || v4.octets().first() == Some(&0)
+                || v4 == METADATA
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || address.is_ipv6()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_loopback()
+                || v6.is_unspecified()
+                || v6 == METADATA6
+                || v6.is_multicast()
+                // The guest's link is not the pod's.
+                || v6.is_unicast_link_local()
+        }
+    }
 }
 
-/// The address that the guest sees for a client at `client`: the gateway's where the guest's
-/// kernel would not answer the client's own.
-pub fn client_address(config: &Config, client: Ipv4Addr, local: Ipv4Addr) -> Ipv4Addr {
-    // kubelet's probes in ambient mode
-    const PROBE: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
+/// Whether a nameserver can only be reached from the pod itself.
+pub fn is_pod_only(nameserver: IpAddr) -> bool {
+    nameserver.to_canonical().is_loopback()
+}
+
+/// The address that the guest sees for a client at `client` that called `local`: the gateway's
+/// where the guest's kernel would not answer the client's own; `None` where the guest has no
+/// address of that family.
+pub fn client_address(config: &Config, client: IpAddr, local: IpAddr) -> Option<IpAddr> {
+    let gateway = config.gateway(client)?;
     let unusable = client.is_loopback()
-        || client == PROBE
+        || client == IpAddr::V4(PROBE)
+        || client == IpAddr::V6(SIDECAR6)
         || client == local
-        || config.addresses.contains(client);
-    if unusable {
-        config.addresses.gateway
-    } else {
-        client
-    }
+        || matches!(client, IpAddr::V6(v6) if v6.is_unicast_link_local())
+        || config.contains(client);
+    Some(if unusable { gateway } else { client })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Addresses;
+    use crate::config::Network;
     use crate::resolver::Resolver;
 
-    fn config(addresses: Addresses) -> Config {
+    fn config() -> Config {
         Config {
-            addresses,
+            v4: Some(Network::<Ipv4Addr>::MASQUERADE),
+            v6: Some(Network::<Ipv6Addr>::MASQUERADE),
             mtu: 1500,
             hostname: String::new(),
             resolver: Resolver::parse("nameserver 127.0.0.53"),
@@ -71,7 +106,8 @@ mod tests {
 
     #[test]
     fn loopback_metadata_and_the_gateway_are_closed_unless_opened() {
-        let config = config(Addresses::MASQUERADE);
+        let config = config();
+        let pod = Pod::of(&["10.244.0.7".parse().unwrap(), "127.0.0.1".parse().unwrap()]);
         for closed in [
             "127.0.0.1:80",
             "127.8.8.8:80",
@@ -79,37 +115,54 @@ mod tests {
             "169.254.169.254:80",
             "10.0.2.1:80",
             "224.0.0.1:1",
+            "10.244.0.7:15000",
+            "[::1]:80",
+            "[::]:80",
+            "[::ffff:127.0.0.1]:80",
+            "[::ffff:0.0.0.0]:80",
+            "[::ffff:192.0.2.1]:80",
+            "[fd00:ec2::254]:80",
+            "[ff02::1]:80",
+            "[fe80::1]:80",
+            "[fd10:0:2::1]:80",
+            "[fd10:0:2::9]:80",
         ] {
-            assert_eq!(
-                destination(&config, closed.parse().unwrap()),
-                None,
-                "{closed}"
-            );
+            let to = closed.parse().unwrap();
+            assert_eq!(destination(&config, &pod, to), None, "{closed}");
         }
-        let open = |to: &str| {
-            destination(&config, to.parse().unwrap())
-                .unwrap()
-                .to_string()
-        };
-        assert_eq!(open("10.0.2.1:8080"), "127.0.0.1:8080");
-        assert_eq!(open("10.0.2.1:53"), "127.0.0.53:53");
-        assert_eq!(open("169.254.20.10:53"), "169.254.20.10:53");
-        assert_eq!(open("192.0.2.1:80"), "192.0.2.1:80");
+        for (to, there) in [
+            ("10.0.2.1:8080", "127.0.0.1:8080"),
+            ("[fd10:0:2::1]:8080", "[::1]:8080"),
+            ("10.0.2.1:53", "127.0.0.53:53"),
+            ("[fd10:0:2::1]:53", "127.0.0.53:53"),
+            ("169.254.20.10:53", "169.254.20.10:53"),
+            ("192.0.2.1:80", "192.0.2.1:80"),
+            ("10.244.0.7:9080", "10.244.0.7:9080"),
+            ("10.244.0.8:15000", "10.244.0.8:15000"),
+            ("[2001:db8::1]:80", "[2001:db8::1]:80"),
+        ] {
+            let got = destination(&config, &pod, to.parse().unwrap());
+            assert_eq!(got, Some(there.parse().unwrap()), "{to}");
+        }
     }
 
     #[test]
     fn the_guest_sees_the_client_s_own_address_where_it_can_answer_it() {
-        let config = config(Addresses::MASQUERADE);
-        let pod = Ipv4Addr::new(10, 244, 0, 7);
-        for (client, seen) in [
-            ("192.0.2.9", "192.0.2.9"),
-            ("127.0.0.6", "10.0.2.1"),
-            ("169.254.7.127", "10.0.2.1"),
-            ("10.244.0.7", "10.0.2.1"),
-            ("10.0.2.2", "10.0.2.1"),
+        let config = config();
+        for (client, local, seen) in [
+            ("192.0.2.9", "10.244.0.7", "192.0.2.9"),
+            ("127.0.0.6", "10.244.0.7", "10.0.2.1"),
+            ("169.254.7.127", "10.244.0.7", "10.0.2.1"),
+            ("10.244.0.7", "10.244.0.7", "10.0.2.1"),
+            ("10.0.2.2", "10.244.0.7", "10.0.2.1"),
+            ("2001:db8::9", "2001:db8::7", "2001:db8::9"),
+            ("::6", "2001:db8::7", "fd10:0:2::1"),
+            ("::1", "::1", "fd10:0:2::1"),
+            ("fe80::9", "fe80::7", "fd10:0:2::1"),
         ] {
-            let address = client_address(&config, client.parse().unwrap(), pod);
-            assert_eq!(address.to_string(), seen, "{client}");
+            let (client, local) = (client.parse().unwrap(), local.parse().unwrap());
+            let address = client_address(&config, client, local);
+            assert_eq!(address, Some(seen.parse().unwrap()), "{client}");
         }
     }
 }

@@ -1,12 +1,15 @@
 //! What a network is told: addresses, names, forwards, limits.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::resolver::Resolver;
 use crate::wire::Mac;
 
 /// The gateway's MAC address: locally administered, the same in every VM, for each has a network
 /// of its own.
 pub const GATEWAY_MAC: Mac = [0x52, 0x55, 0x0a, 0x00, 0x02, 0x01];
+/// The gateway's link-local address, from which it advertises itself (RFC 4861, section 4.2).
+pub const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The transport of a forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -15,6 +18,8 @@ pub enum Transport {
     Tcp,
     /// UDP.
     Udp,
+    /// ICMP's echo; never forwarded.
+    Icmp,
 }
 
 /// A port of the pod that is the guest's.
@@ -22,27 +27,27 @@ pub enum Transport {
 pub struct Forward {
     /// TCP or UDP.
     pub transport: Transport,
-    /// Where the pod listens.
-    pub bind: SocketAddrV4,
+    /// Where the pod listens; an unspecified IPv6 address means IPv6 only.
+    pub bind: SocketAddr,
     /// The guest's port.
     pub guest_port: u16,
 }
 
-/// The guest's addresses.
+/// One family's addresses on the guest's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Addresses {
+pub struct Network<A> {
     /// The guest's own.
-    pub guest: Ipv4Addr,
+    pub guest: A,
     /// The gateway's.
-    pub gateway: Ipv4Addr,
+    pub gateway: A,
     /// An address of ours that answers DNS by relaying to the pod's nameserver; where there is
     /// none, the guest is told the pod's nameservers themselves.
-    pub dns: Option<Ipv4Addr>,
+    pub dns: Option<A>,
     /// Bits of the network.
     pub prefix: u8,
 }
 
-impl Addresses {
+impl Network<Ipv4Addr> {
     /// KubeVirt's masquerade: the guest is 10.0.2.2 behind 10.0.2.1.
     pub const MASQUERADE: Self = Self {
         guest: Ipv4Addr::new(10, 0, 2, 2),
@@ -60,36 +65,110 @@ impl Addresses {
 
     /// The network's mask.
     pub fn mask(&self) -> Ipv4Addr {
-        Ipv4Addr::from(
-            u32::MAX
-                .checked_shl(32 - u32::from(self.prefix))
-                .unwrap_or(0),
-        )
+        let host = 32_u32.saturating_sub(self.prefix.into());
+        Ipv4Addr::from(u32::MAX.checked_shl(host).unwrap_or(0))
     }
 
     /// Whether `address` is in the guest's network.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
-        let mask = u32::from(self.mask());
-        u32::from(address) & mask == u32::from(self.guest) & mask
+        (u32::from(address) ^ u32::from(self.guest)) & u32::from(self.mask()) == 0
+    }
+}
+
+impl Network<Ipv6Addr> {
+    /// KubeVirt's masquerade: the guest is fd10:0:2::2 behind fd10:0:2::1.
+    pub const MASQUERADE: Self = Self {
+        guest: Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 2),
+        gateway: Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 1),
+        dns: None,
+        prefix: 120,
+    };
+
+    /// Whether `address` is in the guest's network.
+    pub fn contains(&self, address: Ipv6Addr) -> bool {
+        let host = 128_u32.saturating_sub(self.prefix.into());
+        let mask = u128::MAX.checked_shl(host).unwrap_or(0);
+        (u128::from(address) ^ u128::from(self.guest)) & mask == 0
     }
 }
 
 /// A network's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The guest's addresses.
-    pub addresses: Addresses,
+    /// IPv4, where the guest has it.
+    pub v4: Option<Network<Ipv4Addr>>,
+    /// IPv6, where the guest has it.
+    pub v6: Option<Network<Ipv6Addr>>,
     /// The MTU that the guest is told.
     pub mtu: u16,
     /// The guest's host name.
     pub hostname: String,
     /// The pod's nameservers and search domains.
-    pub resolver: crate::resolver::Resolver,
+    pub resolver: Resolver,
     /// Which ports of the pod are the guest's.
     pub forwards: Vec<Forward>,
     /// Loopback ports that the guest may reach, at the gateway's address; none unless a user
     /// opens them.
     pub open_loopback: Vec<u16>,
-    /// The most flows at once, TCP and UDP together.
+    /// The most flows at once, of all kinds together.
     pub max_flows: usize,
+}
+
+impl Config {
+    /// The guest's address of `other`'s family.
+    pub fn guest(&self, other: IpAddr) -> Option<IpAddr> {
+        self.pair(other).map(|(guest, _)| guest)
+    }
+
+    /// The gateway's address of `other`'s family.
+    pub fn gateway(&self, other: IpAddr) -> Option<IpAddr> {
+        self.pair(other).map(|(_, gateway)| gateway)
+    }
+
+    fn pair(&self, other: IpAddr) -> Option<(IpAddr, IpAddr)> {
+        match other {
+            IpAddr::V4(_) => self.v4.map(|v4| (v4.guest.into(), v4.gateway.into())),
+            IpAddr::V6(_) => self.v6.map(|v6| (v6.guest.into(), v6.gateway.into())),
+        }
+    }
+
+    /// Whether `address` is in the guest's network.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.v4.is_some_and(|v4| v4.contains(address)),
+            IpAddr::V6(address) => self.v6.is_some_and(|v6| v6.contains(address)),
+        }
+    }
+
+    /// Whether `address` is the gateway's, or that of its DNS.
+    pub fn is_ours(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self
+                .v4
+                .is_some_and(|v4| address == v4.gateway || Some(address) == v4.dns),
+            IpAddr::V6(address) => {
+                address == GATEWAY_LINK_LOCAL
+                    || self
+                        .v6
+                        .is_some_and(|v6| address == v6.gateway || Some(address) == v6.dns)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_contains_what_its_prefix_says() {
+        let v4 = Network::<Ipv4Addr>::MASQUERADE;
+        assert!(v4.contains(Ipv4Addr::new(10, 0, 2, 255)));
+        assert!(!v4.contains(Ipv4Addr::new(10, 0, 3, 2)));
+        let all = Network { prefix: 0, ..v4 };
+        assert!(all.contains(Ipv4Addr::new(192, 0, 2, 1)));
+        let v6 = Network::<Ipv6Addr>::MASQUERADE;
+        assert!(v6.contains("fd10:0:2::ff".parse().unwrap()));
+        assert!(!v6.contains("fd10:0:2::100".parse().unwrap()));
+    }
 }

@@ -29,6 +29,11 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So many more.
+    pub fn add_many(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// Its value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -54,12 +59,16 @@ counters! {
     refused_limit,
     /// Flows that were refused because the guest may not go there.
     refused_access,
+    /// Flows that were refused for want of descriptors or memory.
+    refused_shortage,
     /// TCP connections that the guest opened.
     tcp_out,
     /// TCP connections that came in.
     tcp_in,
     /// UDP flows.
     udp_flows,
+    /// Flows of ICMP echoes.
+    echo_flows,
     /// Segments that were sent to the guest again.
     retransmits,
 }

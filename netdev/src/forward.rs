@@ -2,28 +2,33 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
 use crate::config::{Forward, Transport};
+use crate::sys;
 
 /// Clients of forwarded UDP ports that are remembered at most; then all are forgotten, and each
 /// is known again by its next datagram.
 const MAX_CLIENTS: usize = 4096;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
 
 /// A port that could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
     /// Somebody else has it.
     #[error("port {0}: already in use; choose another with --publish")]
-    InUse(SocketAddrV4),
+    InUse(SocketAddr),
     /// Something else.
     #[error("port {0}: {1}")]
-    Bind(SocketAddrV4, io::Error),
+    Bind(SocketAddr, io::Error),
 }
 
 enum Listener {
-    Tcp(TcpListener),
+    Tcp(Socket),
     Udp(UdpSocket),
 }
 
@@ -42,20 +47,22 @@ pub enum Port {
         /// The client's.
         socket: TcpStream,
         /// Who called.
-        client: SocketAddrV4,
+        client: SocketAddr,
         /// Which of the pod's addresses was called.
-        local: Ipv4Addr,
+        local: IpAddr,
         /// For which of the guest's ports.
         guest_port: u16,
     },
-    /// A datagram, in the caller's buffer.
-    Datagram {
-        /// Its length.
+    /// Datagrams of one client, joined, in the caller's buffer.
+    Datagrams {
+        /// Their length together.
         len: usize,
-        /// Who sent it.
-        client: SocketAddrV4,
+        /// Each one's, but perhaps the last's.
+        size: usize,
+        /// Who sent them.
+        client: SocketAddr,
         /// The address that the port is bound to.
-        local: Ipv4Addr,
+        local: IpAddr,
         /// For which of the guest's ports.
         guest_port: u16,
     },
@@ -65,7 +72,7 @@ pub enum Port {
 /// the port that it came by.
 pub struct Forwards {
     ports: Vec<ListeningPort>,
-    clients: HashMap<(u16, SocketAddrV4), (SocketAddrV4, usize)>,
+    clients: HashMap<(u16, SocketAddr), (SocketAddr, usize)>,
 }
 
 impl Forwards {
@@ -95,17 +102,12 @@ impl Forwards {
         &self.ports
     }
 
-    /// The ports, to take from.
-    pub fn ports_mut(&mut self) -> &mut [ListeningPort] {
-        &mut self.ports
-    }
-
     /// The guest will call `client` of `index`'s port `seen`.
     pub fn remember(
         &mut self,
         guest_port: u16,
-        seen: SocketAddrV4,
-        client: SocketAddrV4,
+        seen: SocketAddr,
+        client: SocketAddr,
         index: usize,
     ) {
         if self.clients.len() >= MAX_CLIENTS {
@@ -114,10 +116,15 @@ impl Forwards {
         self.clients.insert((guest_port, seen), (client, index));
     }
 
+    /// Whether the guest calls a client of its `guest_port` `to`.
+    pub fn knows(&self, guest_port: u16, to: SocketAddr) -> bool {
+        self.clients.contains_key(&(guest_port, to))
+    }
+
     /// Sends the guest's datagram to the client that it calls `to`, if it is one.
-    pub fn answer(&self, guest_port: u16, to: SocketAddrV4, payload: &[u8]) -> bool {
+    pub fn answer(&self, guest_port: u16, to: SocketAddr, payload: &[u8]) {
         let Some((client, index)) = self.clients.get(&(guest_port, to)) else {
-            return false;
+            return;
         };
         if let Some(ListeningPort {
             listener: Listener::Udp(socket),
@@ -127,7 +134,6 @@ impl Forwards {
             // Like any datagram, it may be lost.
             let _ = socket.send_to(payload, client);
         }
-        true
     }
 
     /// The guest is gone, and whom it knew.
@@ -137,18 +143,31 @@ impl Forwards {
 }
 
 fn listen(forward: &Forward) -> io::Result<Listener> {
-    Ok(match forward.transport {
-        Transport::Tcp => {
-            let listener = TcpListener::bind(forward.bind)?;
-            listener.set_nonblocking(true)?;
-            Listener::Tcp(listener)
-        }
-        Transport::Udp => {
-            let socket = UdpSocket::bind(forward.bind)?;
-            socket.set_nonblocking(true)?;
-            Listener::Udp(socket)
-        }
-    })
+    let v6 = forward.bind.is_ipv6();
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    let (kind, protocol) = match forward.transport {
+        Transport::Tcp => (Type::STREAM, Protocol::TCP),
+        Transport::Udp => (Type::DGRAM, Protocol::UDP),
+        Transport::Icmp => return Err(io::ErrorKind::Unsupported.into()),
+    };
+    let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
+    if v6 {
+        // IPv4 has a socket of its own.
+        socket.set_only_v6(true)?;
+    }
+    if forward.transport == Transport::Tcp {
+        // Connections that are over may still keep the port for a minute.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&forward.bind.into())?;
+    if forward.transport == Transport::Udp {
+        sys::receive_joined(&socket);
+        return Ok(Listener::Udp(socket.into()));
+    }
+    // Each accepted connection has it from here.
+    socket.set_tcp_nodelay(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(Listener::Tcp(socket))
 }
 
 impl ListeningPort {
@@ -160,39 +179,41 @@ impl ListeningPort {
         }
     }
 
-    /// The next connection or datagram; a datagram goes into `buffer`.
-    pub fn take(&mut self, buffer: &mut [u8]) -> Port {
-        let guest_port = self.guest_port;
-        match &self.listener {
-            Listener::Tcp(listener) => match listener.accept() {
-                Ok((socket, SocketAddr::V4(client))) => {
-                    let local = match socket.local_addr() {
-                        Ok(SocketAddr::V4(local)) => *local.ip(),
-                        _ => Ipv4Addr::UNSPECIFIED,
-                    };
-                    // A socket that could not be prepared is closed by being dropped.
-                    let ready = socket.set_nonblocking(true).and(socket.set_nodelay(true));
-                    match ready {
-                        Ok(()) => Port::Connection {
-                            socket,
-                            client,
-                            local,
-                            guest_port,
-                        },
-                        Err(_) => Port::Nothing,
-                    }
-                }
-                _ => Port::Nothing,
-            },
-            Listener::Udp(socket) => match (socket.recv_from(buffer), socket.local_addr()) {
-                (Ok((len, SocketAddr::V4(client))), Ok(SocketAddr::V4(local))) => Port::Datagram {
-                    len,
-                    client,
-                    local: *local.ip(),
-                    guest_port,
-                },
-                _ => Port::Nothing,
-            },
+    /// The next connection or datagrams; the latter go into `buffer`. `Err` where there is none
+    /// for want of descriptors or memory.
+    pub fn take(&self, buffer: &mut [u8]) -> io::Result<Port> {
+        let taken = match &self.listener {
+            Listener::Tcp(listener) => self.accept(listener),
+            Listener::Udp(socket) => self.receive(socket, buffer),
+        };
+        match taken {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Port::Nothing),
+            result => result,
         }
+    }
+
+    fn accept(&self, listener: &Socket) -> io::Result<Port> {
+        let (socket, client) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+        let local = socket.local_addr()?;
+        let (Some(client), Some(local)) = (client.as_socket(), local.as_socket()) else {
+            return Ok(Port::Nothing);
+        };
+        Ok(Port::Connection {
+            socket: socket.into(),
+            client,
+            local: local.ip(),
+            guest_port: self.guest_port,
+        })
+    }
+
+    fn receive(&self, socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Port> {
+        let (len, size, client) = sys::receive_from(SockRef::from(socket), buffer)?;
+        Ok(Port::Datagrams {
+            len,
+            size: size.map_or(len, usize::from),
+            client,
+            local: socket.local_addr()?.ip(),
+            guest_port: self.guest_port,
+        })
     }
 }

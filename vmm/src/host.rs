@@ -12,26 +12,6 @@ const KVM_API_VERSION: i32 = 12;
 /// The device node.
 pub const KVM: &str = "/dev/kvm";
 
-/// Raises the soft limit of open files to the hard one: every flow is a socket. Where it fails the
-/// limit stays, and flows beyond it are refused.
-pub fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: getrlimit writes one rlimit to the pointer, and setrlimit reads one from it; it is a
-    // local one.
-    let failed = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 || {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0
-        }
-    };
-    if failed {
-        tracing::warn!("limit of open files: {}", io::Error::last_os_error());
-    }
-}
-
 /// A bound on memory and who set it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {

@@ -1,10 +1,11 @@
 //! A plan into a running machine, and its end into an outcome.
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use netdev::config::{Addresses, Config as NetConfig, Forward, Transport};
+use netdev::config::{Config as NetConfig, Forward, Network, Transport};
 use netdev::engine::Engine;
 use netdev::forward::ForwardError;
 use netdev::resolver::Resolver;
@@ -98,7 +99,7 @@ pub fn launch(plan: Plan) -> Result<Outcome, Error> {
 }
 
 fn start(plan: &Plan) -> Result<Outcome, Error> {
-    host::raise_descriptor_limit();
+    netdev::process::raise_descriptor_limit();
     stop::block_signals().map_err(Error::Signals)?;
     let agent = Agent::start().map_err(Error::Agent)?;
     let stopper = stop::Stopper::start(agent.clone()).map_err(Error::Signals)?;
@@ -162,10 +163,12 @@ fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
             .mac
             .unwrap_or_else(|| derived_mac(&plan.machine.uuid));
         let engine = Engine::new(NetConfig {
-            addresses: match interface.binding {
-                Binding::Masquerade => Addresses::MASQUERADE,
-                Binding::Slirp => Addresses::SLIRP,
-            },
+            v4: Some(match interface.binding {
+                Binding::Masquerade => Network::<Ipv4Addr>::MASQUERADE,
+                Binding::Slirp => Network::<Ipv4Addr>::SLIRP,
+            }),
+            v6: (interface.binding == Binding::Masquerade)
+                .then_some(Network::<Ipv6Addr>::MASQUERADE),
             mtu: MTU,
             hostname: plan.machine.hostname.clone(),
             resolver: Resolver::of_the_pod(),
@@ -198,24 +201,15 @@ fn open(plan: &Plan, disk: &PlannedDisk) -> Result<Box<dyn Disk>, DiskError> {
 }
 
 fn forwards(plan: &Plan) -> Vec<Forward> {
-    let forward = |forward: &crate::plan::Forward| {
-        let transport = match forward.protocol {
+    let forward = |forward: &crate::plan::Forward| Forward {
+        transport: match forward.protocol {
             Protocol::Tcp => Transport::Tcp,
             Protocol::Udp => Transport::Udp,
-        };
-        match forward.bind {
-            std::net::SocketAddr::V4(bind) => Some(Forward {
-                transport,
-                bind,
-                guest_port: forward.guest_port,
-            }),
-            std::net::SocketAddr::V6(bind) => {
-                tracing::warn!("{bind} is not forwarded: IPv6 is not supported yet");
-                None
-            }
-        }
+        },
+        bind: forward.bind,
+        guest_port: forward.guest_port,
     };
-    plan.forwards.iter().filter_map(forward).collect()
+    plan.forwards.iter().map(forward).collect()
 }
 
 /// A MAC address that a VM keeps: locally administered, from its identifier.

@@ -140,8 +140,8 @@ pub fn parse_publish(text: &str) -> Result<Forward, String> {
             let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));
             let parsed: Result<IpAddr, _> = bare.unwrap_or(ip).parse();
             let ip = parsed.map_err(|_| format!("`{ip}` is not an IP address"))?;
-            if ip.is_ipv6() {
-                return Err(format!("{ip}: IPv6 is not supported yet"));
+            if ip.is_ipv6() && bare.is_none() {
+                return Err("an IPv6 address is written in brackets".to_owned());
             }
             (ip, host)
         }
@@ -171,13 +171,13 @@ mod tests {
         for (text, want) in [
             ("8080:80", "127.0.0.1:8080/tcp 80"),
             ("0.0.0.0:8080:80/udp", "0.0.0.0:8080/udp 80"),
-            ("[::1]:8080:80/tcp", "::1: IPv6 is not supported yet"),
+            ("[::1]:8080:80/tcp", "[::1]:8080/tcp 80"),
             ("80", "expected [IP:]HOSTPORT:GUESTPORT[/tcp|udp]"),
             ("0:80", "`0` is not a port (1 to 65535)"),
             ("80:65536", "`65536` is not a port (1 to 65535)"),
             ("80:80/sctp", "`sctp` is neither tcp nor udp"),
             ("host:80:80", "`host` is not an IP address"),
-            ("::1:80:80", "::1: IPv6 is not supported yet"),
+            ("::1:80:80", "an IPv6 address is written in brackets"),
         ] {
             assert_eq!(show(text), want, "{text}");
         }

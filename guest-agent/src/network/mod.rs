@@ -1,7 +1,6 @@
 //! The network of a guest whose root does not bring it up by itself: DHCP on the first card.
 
 mod dhcp;
-mod netlink;
 
 use std::fs;
 use std::io;
@@ -9,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 pub use dhcp::Lease;
-use netlink::Netlink;
+use netdev::netlink::Netlink;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -30,9 +29,9 @@ pub fn configure() -> io::Result<Option<Lease>> {
     if let Some(mtu) = lease.mtu {
         netlink.bring_up(card.index, Some(mtu))?;
     }
-    netlink.add_address(card.index, lease.address, lease.prefix)?;
+    netlink.add_address(card.index, lease.address.into(), lease.prefix)?;
     if let Some(router) = lease.router {
-        netlink.add_default_route(card.index, router)?;
+        netlink.add_default_route(card.index, router.into())?;
     }
     Ok(Some(lease))
 }

@@ -1,55 +1,59 @@
 //! One TCP connection: the guest's side is spoken here (RFC 9293), the far side is a host socket.
 //!
+//! | state | the guest knows | the host's socket |
+//! | --- | --- | --- |
+//! | `Connecting` | it has sent its SYN | connects |
+//! | `SynReceived` | it was answered | connected |
+//! | `SynSent` | it was asked | accepted |
+//! | `Open` | connected; each side may have ended | connected |
+//!
 //! What the guest sends inside the window that it was told goes to the socket, or waits in
-//! `inbox`, whose room is what the window was told from: it is never dropped. What the socket
-//! gives waits in `outbox` until the guest has acknowledged it.
+//! `inbox`, whose room is what the window was told from: it is never dropped, and a window once
+//! told is never taken back. What the socket gives waits in `outbox` until the guest has
+//! acknowledged it.
 
-use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{IpAddr, Shutdown, TcpStream};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{Key, Outlet};
+use super::ring::{LARGE, Pool, Ring};
+use super::{Key, Outlet, Verdict};
 use crate::counters::Counters;
 use crate::wire::{Flags, Segment, SegmentHeader};
 
-/// Bytes that a flow keeps at most, each way.
-pub const BUFFER: usize = 256 << 10;
-/// Our window's scale: the buffer in units that 16 bits hold.
+/// Our window's scale: a ring in units that 16 bits hold.
 const SCALE: u8 = 7;
 /// What a peer takes that does not say (RFC 9293, section 3.7.1).
 const DEFAULT_MSS: u16 = 536;
+/// No guest's card takes less sensibly; a smaller one would only cost work.
+const MIN_MSS: u16 = 88;
 const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
 const LAST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeouts one after another before the guest is taken for gone.
-const MAX_TIMEOUTS: u32 = 10;
+const MAX_TIMEOUTS: u8 = 10;
 /// Acknowledgements of the same byte before it is taken for lost (RFC 5681, section 3.2).
-const DUPLICATES: u32 = 3;
+const DUPLICATES: u8 = 3;
+/// A connection on which nothing has happened for so long is probed (RFC 9293, section 3.8.4).
+const IDLE: Duration = Duration::from_secs(7200);
+/// Segments kept that came before others that are missing.
+const MAX_AHEAD: usize = 64;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The guest's SYN waits for the host's connect().
     Connecting,
-    /// The host's side is up and the guest has been told.
     SynReceived,
-    /// A client came in and the guest has been asked.
     SynSent,
-    /// Both sides are up.
     Open,
 }
 
-/// What became of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// It goes on.
-    Keep,
-    /// It is over, both ways.
-    Done,
-    /// One side reset it; the other is to be reset as well.
-    Reset,
-    /// The host could not connect, and for that reason.
-    Failed(io::ErrorKind),
+/// A segment that came before others that are missing.
+#[derive(Debug)]
+struct Ahead {
+    sequence: u32,
+    bytes: Box<[u8]>,
+    fin: bool,
 }
 
 /// A connection.
@@ -60,83 +64,134 @@ pub struct Tcp {
     /// The far side.
     pub socket: TcpStream,
     state: State,
-    outbox: VecDeque<u8>,
+    // To the guest.
+    outbox: Ring,
     /// The oldest byte that the guest has not acknowledged, and the next to send.
     unacknowledged: u32,
     next: u32,
     window: u32,
     scale: u8,
+    /// Whether both sides scale their windows (RFC 7323, section 2.2).
+    scaled: bool,
     mss: u16,
-    duplicates: u32,
+    duplicates: u8,
+    /// The socket may have more to read; it is watched for changes only.
+    readable: bool,
+    /// Its end, or its error, is among what is to be read.
+    ending: bool,
     host_ended: bool,
     fin_sent: bool,
-    inbox: VecDeque<u8>,
+    // From the guest.
+    inbox: Ring,
+    ahead: Vec<Ahead>,
     expected: u32,
+    /// One past the last byte that the guest was told it may send.
+    edge: u32,
+    /// What a window is told from.
+    limit: u32,
+    writable: bool,
     guest_ended: bool,
     shut: bool,
     acknowledge: bool,
-    told_zero: bool,
     timeout: Duration,
-    timeouts: u32,
-    /// When something is to be sent again.
+    timeouts: u8,
+    /// When something is to be sent again, or the guest to be probed.
     pub deadline: Option<Instant>,
+    /// The deadline is that of an idle connection.
+    idle: bool,
+}
+
+/// What a segment brought.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// What became of the flow.
+    pub verdict: Verdict,
+    /// Which bytes of its payload are to go to the socket, by [`Tcp::deliver`].
+    pub data: Range<usize>,
+}
+
+impl Taken {
+    fn nothing(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            data: 0..0,
+        }
+    }
 }
 
 impl Tcp {
-    /// A connection that the guest opened with `syn`, while `socket` is connecting.
-    pub fn outgoing(key: Key, socket: TcpStream, syn: &Segment<'_>, first: u32) -> Self {
-        let mut flow = Self::new(key, socket, State::Connecting, first);
+    /// A connection that the guest opened with `syn`, while `socket` is connecting. Windows are
+    /// told from `limit` bytes.
+    pub fn outgoing(
+        key: Key,
+        socket: TcpStream,
+        syn: &Segment<'_>,
+        first: u32,
+        limit: usize,
+    ) -> Self {
+        let mut flow = Self::new(key, socket, State::Connecting, first, limit);
         flow.greet(syn);
         flow
     }
 
     /// A connection that came in from `key.remote`: the guest is asked by [`Tcp::send`].
-    pub fn incoming(key: Key, socket: TcpStream, first: u32) -> Self {
-        Self::new(key, socket, State::SynSent, first)
+    pub fn incoming(key: Key, socket: TcpStream, first: u32, limit: usize) -> Self {
+        Self::new(key, socket, State::SynSent, first, limit)
     }
 
-    fn new(key: Key, socket: TcpStream, state: State, first: u32) -> Self {
+    fn new(key: Key, socket: TcpStream, state: State, first: u32, limit: usize) -> Self {
         Self {
             key,
             socket,
             state,
-            outbox: VecDeque::new(),
+            outbox: Ring::default(),
             unacknowledged: first,
             next: first,
             window: 0,
             scale: 0,
+            scaled: false,
             mss: DEFAULT_MSS,
             duplicates: 0,
+            readable: true,
+            ending: false,
             host_ended: false,
             fin_sent: false,
-            inbox: VecDeque::new(),
+            inbox: Ring::default(),
+            ahead: Vec::new(),
             expected: 0,
+            edge: 0,
+            limit: limit.min(LARGE) as u32,
+            writable: true,
             guest_ended: false,
             shut: false,
             acknowledge: false,
-            told_zero: false,
             timeout: FIRST_TIMEOUT,
             timeouts: 0,
             deadline: None,
+            idle: false,
         }
     }
 
     /// Takes what the guest's SYN says.
     fn greet(&mut self, syn: &Segment<'_>) {
         self.expected = syn.sequence.wrapping_add(1);
-        self.mss = syn.mss.unwrap_or(DEFAULT_MSS).max(64);
+        self.edge = self.expected;
+        self.mss = syn.mss.unwrap_or(DEFAULT_MSS).max(MIN_MSS);
+        self.scaled = syn.scale.is_some();
         self.scale = syn.scale.unwrap_or(0);
         self.window = u32::from(syn.window);
     }
 
-    /// Whether to wait for data from the socket.
-    pub fn wants_read(&self) -> bool {
-        self.state == State::Open && !self.host_ended && self.outbox.len() < BUFFER
+    /// Windows are told from `limit` bytes from now on; what was told stays.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.min(LARGE) as u32;
     }
 
-    /// Whether to wait until the socket takes data, or is connected.
-    pub fn wants_write(&self) -> bool {
-        self.state == State::Connecting || !self.inbox.is_empty()
+    /// What epoll saw at the socket; `ending` is its end or an error.
+    pub fn ready(&mut self, readable: bool, writable: bool, ending: bool) {
+        self.readable |= readable | ending;
+        self.writable |= writable;
+        self.ending |= ending;
     }
 
     /// The socket may be connected.
@@ -154,21 +209,29 @@ impl Tcp {
         }
     }
 
+    /// Whether the host's connection is up.
+    pub fn is_connecting(&self) -> bool {
+        self.state == State::Connecting
+    }
+
     /// A segment from the guest.
-    pub fn receive(&mut self, segment: &Segment<'_>, now: Instant) -> Verdict {
+    pub fn receive(&mut self, segment: &Segment<'_>, now: Instant, pool: &mut Pool) -> Taken {
         let flags = segment.flags;
         match self.state {
-            State::Connecting if flags.has(Flags::RST) => return Verdict::Reset,
+            State::Connecting if flags.has(Flags::RST) => return Taken::nothing(Verdict::Reset),
             // A SYN sent again: the answer is under way.
-            State::Connecting => return Verdict::Keep,
-            State::SynSent => return self.answered(segment),
+            State::Connecting => return Taken::nothing(Verdict::Keep),
+            State::SynSent => return Taken::nothing(self.answered(segment)),
             _ => {}
+        }
+        if self.idle {
+            self.settle();
         }
         if flags.has(Flags::RST) {
             // RFC 5961, section 3: only an exact one counts.
             let exact = segment.sequence == self.expected;
             self.acknowledge |= !exact;
-            return if exact { Verdict::Reset } else { Verdict::Keep };
+            return Taken::nothing(if exact { Verdict::Reset } else { Verdict::Keep });
         }
         if flags.has(Flags::SYN) {
             // Our answer to it was lost.
@@ -176,15 +239,15 @@ impl Tcp {
                 self.next = self.unacknowledged;
             }
             self.acknowledge = true;
-            return Verdict::Keep;
+            return Taken::nothing(Verdict::Keep);
         }
         if flags.has(Flags::ACK) {
-            self.acknowledged(segment, now);
+            self.acknowledged(segment, now, pool);
         }
         if self.state == State::Open {
             self.take(segment)
         } else {
-            Verdict::Keep
+            Taken::nothing(Verdict::Keep)
         }
     }
 
@@ -207,38 +270,52 @@ impl Tcp {
         Verdict::Keep
     }
 
-    fn acknowledged(&mut self, segment: &Segment<'_>, now: Instant) {
-        let flight = self.next.wrapping_sub(self.unacknowledged);
+    fn acknowledged(&mut self, segment: &Segment<'_>, now: Instant, pool: &mut Pool) {
+        let flight = self.flight();
         let newly = segment.acknowledgement.wrapping_sub(self.unacknowledged);
-        if newly > flight {
+        if newly as usize > flight {
+            // Of something that was never sent (RFC 9293, section 3.10.7.4), or older.
+            self.acknowledge |= newly < 1 << 31;
             return;
         }
         let window = u32::from(segment.window) << self.scale;
         if newly == 0 {
             let same = window == self.window && segment.payload.is_empty() && flight > 0;
-            self.duplicates = if same { self.duplicates + 1 } else { 0 };
+            self.duplicates = if same {
+                self.duplicates.saturating_add(1)
+            } else {
+                0
+            };
             if self.duplicates == DUPLICATES {
                 // Send again from there, at once.
                 self.deadline = Some(now);
+            }
+            if window > 0 && self.window == 0 {
+                // It opens again: what a probe sent goes again, with the rest.
+                self.next = self.unacknowledged;
+                self.fin_sent = false;
+                self.settle();
             }
             self.window = window;
             return;
         }
         self.window = window;
-        let mut data = newly;
+        let mut data = newly as usize;
         if self.state == State::SynReceived {
             self.state = State::Open;
             data -= 1;
         }
         // The FIN is the last number, behind all data.
-        let data = (data as usize).min(self.outbox.len());
-        self.outbox.drain(..data);
-        if self.outbox.is_empty() && self.outbox.capacity() > BUFFER / 4 {
-            self.outbox.shrink_to(0);
-        }
+        self.outbox.consume(data, pool);
         self.unacknowledged = segment.acknowledgement;
         self.settle();
-        self.deadline = (self.next != self.unacknowledged).then(|| now + self.timeout);
+        if self.flight() > 0 {
+            self.deadline = Some(now + self.timeout);
+        }
+    }
+
+    fn flight(&self) -> usize {
+        self.next.wrapping_sub(self.unacknowledged) as usize
     }
 
     fn settle(&mut self) {
@@ -246,66 +323,143 @@ impl Tcp {
         self.timeouts = 0;
         self.duplicates = 0;
         self.deadline = None;
+        self.idle = false;
     }
 
     /// Takes a segment's data and its FIN.
-    fn take(&mut self, segment: &Segment<'_>) -> Verdict {
+    fn take(&mut self, segment: &Segment<'_>) -> Taken {
         let fin = segment.flags.has(Flags::FIN);
-        if segment.payload.is_empty() && !fin {
-            return Verdict::Keep;
+        let known = self.expected.wrapping_sub(segment.sequence);
+        let len = segment.payload.len();
+        if len == 0 && !fin {
+            // One that is not the next is a probe, of a window or of our life.
+            self.acknowledge |= known != 0;
+            return Taken::nothing(Verdict::Keep);
         }
         self.acknowledge = true;
-        let known = self.expected.wrapping_sub(segment.sequence) as usize;
-        // Behind a gap (then `known` is huge), or all of it known.
-        let Some(data) = segment.payload.get(known..) else {
-            return Verdict::Keep;
-        };
-        if self.guest_ended {
-            return Verdict::Keep;
+        if known >= 1 << 31 {
+            self.keep_ahead(segment, fin);
+            return Taken::nothing(Verdict::Keep);
         }
-        let room = BUFFER - self.inbox.len();
-        let taken = data.get(..room).unwrap_or(data);
-        if let Err(error) = self.forward(taken) {
-            tracing::debug!("{:?}: {error}", self.key);
-            return Verdict::Reset;
+        let room = self.edge.wrapping_sub(self.expected) as usize;
+        let start = known as usize;
+        if self.guest_ended || start > len {
+            return Taken::nothing(Verdict::Keep);
         }
-        self.expected = self.expected.wrapping_add(taken.len() as u32);
-        if fin && taken.len() == data.len() {
-            self.expected = self.expected.wrapping_add(1);
-            self.guest_ended = true;
-            self.shut_when_empty();
+        let end = len.min(start + room);
+        self.expected = self.expected.wrapping_add((end - start) as u32);
+        if fin && end == len {
+            self.end_of_guest();
         }
+        Taken {
+            verdict: Verdict::Keep,
+            data: start..end,
+        }
+    }
+
+    fn end_of_guest(&mut self) {
+        self.expected = self.expected.wrapping_add(1);
+        // There is nothing more to come, so nothing more to promise.
+        self.edge = self.expected;
+        self.guest_ended = true;
+        self.ahead = Vec::new();
+    }
+
+    /// Keeps a segment that lies whole within the window, until what is missing before it comes.
+    fn keep_ahead(&mut self, segment: &Segment<'_>, fin: bool) {
+        let from = segment.sequence.wrapping_sub(self.expected) as usize;
+        let room = self.edge.wrapping_sub(self.expected) as usize;
+        let within = from + segment.payload.len() <= room;
+        let known = |ahead: &Ahead| ahead.sequence == segment.sequence;
+        if within && self.ahead.len() < MAX_AHEAD && !self.ahead.iter().any(known) {
+            self.ahead.push(Ahead {
+                sequence: segment.sequence,
+                bytes: segment.payload.into(),
+                fin,
+            });
+        }
+    }
+
+    /// Gives `pieces` to the socket, and then what had come before its turn; what the socket does
+    /// not take waits. They are what [`Tcp::receive`] said to deliver, in its order.
+    pub fn deliver(&mut self, pieces: &[IoSlice<'_>], pool: &mut Pool) -> Verdict {
+        if let Err(error) = self.forward(pieces, pool) {
+            return Verdict::Failed(error.kind());
+        }
+        while let Some(next) = self.next_ahead() {
+            let known = self.expected.wrapping_sub(next.sequence) as usize;
+            let data = next.bytes.get(known..).unwrap_or_default();
+            self.expected = self.expected.wrapping_add(data.len() as u32);
+            if next.fin {
+                self.end_of_guest();
+            }
+            if let Err(error) = self.forward(&[IoSlice::new(data)], pool) {
+                return Verdict::Failed(error.kind());
+            }
+        }
+        self.shut_when_empty();
         Verdict::Keep
     }
 
-    /// Gives data to the socket; what it does not take waits.
-    fn forward(&mut self, mut data: &[u8]) -> io::Result<()> {
-        while self.inbox.is_empty() && !data.is_empty() {
-            match self.socket.write(data) {
-                Ok(n) => data = data.get(n..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+    /// Takes a kept segment whose turn has come; those that are known by now are dropped.
+    fn next_ahead(&mut self) -> Option<Ahead> {
+        let expected = self.expected;
+        self.ahead.retain(|ahead| {
+            let known = expected.wrapping_sub(ahead.sequence);
+            known >= 1 << 31
+                || (known as usize) < ahead.bytes.len()
+                || (ahead.fin && known as usize == ahead.bytes.len())
+        });
+        let ready = |ahead: &Ahead| expected.wrapping_sub(ahead.sequence) < 1 << 31;
+        let index = self.ahead.iter().position(ready)?;
+        Some(self.ahead.swap_remove(index))
+    }
+
+    fn forward(&mut self, pieces: &[IoSlice<'_>], pool: &mut Pool) -> io::Result<()> {
+        let mut taken = 0;
+        if self.inbox.is_empty() && self.writable && !pieces.iter().all(|piece| piece.is_empty()) {
+            let total: usize = pieces.iter().map(|piece| piece.len()).sum();
+            taken = self.write(pieces)?;
+            self.writable = taken == total;
         }
-        self.inbox.extend(data);
+        for piece in pieces {
+            let rest = piece.get(taken..).unwrap_or_default();
+            taken = taken.saturating_sub(piece.len());
+            self.inbox.push(rest, pool);
+        }
         Ok(())
     }
 
-    /// The socket takes data again.
-    pub fn writable(&mut self) -> Verdict {
-        while !self.inbox.is_empty() {
-            let (data, _) = self.inbox.as_slices();
-            match self.socket.write(data) {
-                Ok(n) => drop(self.inbox.drain(..n)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+    fn write(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            match self.socket.write_vectored(pieces) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Verdict::Reset,
+                result => return result,
             }
         }
-        // The guest waits for room where it was told that there is little.
-        self.acknowledge |= self.told_zero && self.inbox.len() < BUFFER / 2;
+    }
+
+    /// Gives the socket what waits, where it takes it.
+    pub fn drain(&mut self, pool: &mut Pool) -> Verdict {
+        while !self.inbox.is_empty() && self.writable {
+            let waiting = self.inbox.len();
+            match self.socket.write_vectored(&self.inbox.slices()) {
+                Ok(n) => {
+                    self.inbox.consume(n, pool);
+                    self.writable = n == waiting;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Verdict::Failed(error.kind()),
+            }
+        }
         self.shut_when_empty();
+        // The guest waits for room where it was told that there is little.
+        let told = self.edge.wrapping_sub(self.expected) as usize;
+        let (more, limit) = (self.room().saturating_sub(told), self.limit as usize);
+        self.acknowledge |=
+            !self.guest_ended && self.state == State::Open && told < limit / 2 && more >= limit / 4;
         Verdict::Keep
     }
 
@@ -317,43 +471,59 @@ impl Tcp {
         }
     }
 
-    /// The socket has data, or has ended.
-    pub fn readable(&mut self, scratch: &mut [u8]) -> Verdict {
-        while self.wants_read() {
-            let room = (BUFFER - self.outbox.len()).min(scratch.len());
-            let Some(place) = scratch.get_mut(..room) else {
+    /// Reads what the socket has, as far as there is room.
+    pub fn fill(&mut self, pool: &mut Pool) -> Verdict {
+        while self.readable && !self.host_ended && self.state == State::Open {
+            let room = self.outbox.make_room(pool);
+            if room == 0 {
                 break;
-            };
-            match self.socket.read(place) {
-                Ok(0) => self.host_ended = true,
-                Ok(n) => self.outbox.extend(place.get(..n).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            }
+            match self.socket.read_vectored(&mut self.outbox.spare()) {
+                Ok(0) => {
+                    self.host_ended = true;
+                    self.readable = false;
+                }
+                Ok(n) => {
+                    self.outbox.filled(n);
+                    // Less than asked for: that was all, and what comes now is a change.
+                    self.readable = n == room || self.ending;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Verdict::Reset,
             }
+        }
+        if self.outbox.is_empty() {
+            self.outbox.clear(pool);
         }
         Verdict::Keep
     }
 
     /// Sends what may be sent now; false where the guest's card has no room.
-    pub fn send(&mut self, outlet: &mut Outlet<'_>, now: Instant) -> bool {
+    pub fn send(&mut self, outlet: &mut Outlet<'_>, guest: IpAddr, now: Instant) -> bool {
         let sent = match self.state {
             State::Connecting => true,
-            State::SynReceived => self.send_syn(outlet, Flags::SYN.and(Flags::ACK), now),
-            State::SynSent => self.send_syn(outlet, Flags::SYN, now),
-            State::Open => self.send_data(outlet, now),
+            State::SynReceived => self.send_syn(outlet, guest, Flags::SYN.and(Flags::ACK), now),
+            State::SynSent => self.send_syn(outlet, guest, Flags::SYN, now),
+            State::Open => self.send_data(outlet, guest, now),
         };
         if sent && self.acknowledge && matches!(self.state, State::SynReceived | State::Open) {
-            return self.emit(outlet, Flags::ACK, self.next, 0..0);
+            return self.emit(outlet, guest, Flags::ACK, self.next, 0..0);
         }
         sent
     }
 
-    fn send_syn(&mut self, outlet: &mut Outlet<'_>, flags: Flags, now: Instant) -> bool {
+    fn send_syn(
+        &mut self,
+        outlet: &mut Outlet<'_>,
+        guest: IpAddr,
+        flags: Flags,
+        now: Instant,
+    ) -> bool {
         if self.next != self.unacknowledged {
             return true;
         }
-        let sent = self.emit(outlet, flags, self.next, 0..0);
+        let sent = self.emit(outlet, guest, flags, self.next, 0..0);
         if sent {
             self.next = self.next.wrapping_add(1);
             self.wait(now);
@@ -361,97 +531,119 @@ impl Tcp {
         sent
     }
 
-    fn send_data(&mut self, outlet: &mut Outlet<'_>, now: Instant) -> bool {
-        let limit = outlet.segment_limit(self.mss);
-        loop {
-            let flight = self.next.wrapping_sub(self.unacknowledged) as usize;
-            let ready = self
-                .outbox
-                .len()
-                .min(self.window as usize)
-                .saturating_sub(flight);
-            let len = ready.min(limit);
-            if len == 0 || self.fin_sent {
+    fn send_data(&mut self, outlet: &mut Outlet<'_>, guest: IpAddr, now: Instant) -> bool {
+        let limit = outlet.segment_limit(self.key.remote.ip(), self.mss_with(outlet));
+        while !self.fin_sent {
+            let flight = self.flight();
+            let ready = self.outbox.len().min(self.window as usize);
+            let len = ready.saturating_sub(flight).min(limit);
+            if len == 0 {
                 break;
             }
             let flags = Flags::ACK.and(Flags::PSH);
-            if !self.emit(outlet, flags, self.next, flight..flight + len) {
+            if !self.emit(outlet, guest, flags, self.next, flight..flight + len) {
                 return false;
             }
             self.next = self.next.wrapping_add(len as u32);
             self.wait(now);
         }
-        let flight = self.next.wrapping_sub(self.unacknowledged) as usize;
-        if self.host_ended && !self.fin_sent && flight == self.outbox.len() {
-            if !self.emit(outlet, Flags::ACK.and(Flags::FIN), self.next, 0..0) {
+        if self.host_ended && !self.fin_sent && self.flight() == self.outbox.len() {
+            if !self.emit(outlet, guest, Flags::ACK.and(Flags::FIN), self.next, 0..0) {
                 return false;
             }
             self.fin_sent = true;
             self.next = self.next.wrapping_add(1);
             self.wait(now);
-        } else if flight == 0 && !self.outbox.is_empty() {
+        } else if self.flight() == 0 && !self.outbox.is_empty() {
             // The window is shut: it is probed when the timer ends.
             self.wait(now);
+        } else if self.flight() == 0 && self.deadline.is_none() {
+            self.deadline = Some(now + IDLE);
+            self.idle = true;
         }
         true
     }
 
     fn wait(&mut self, now: Instant) {
+        if self.idle {
+            self.deadline = None;
+            self.idle = false;
+        }
         self.deadline.get_or_insert(now + self.timeout);
     }
 
-    /// The timer has ended: everything that was not acknowledged is sent again, or the shut
-    /// window is probed.
+    /// The timer has ended: everything that was not acknowledged is sent again, or the guest is
+    /// probed: a shut window by a byte, an idle connection by an old number.
     pub fn expired(
         &mut self,
         outlet: &mut Outlet<'_>,
+        guest: IpAddr,
         now: Instant,
         counters: &Counters,
     ) -> Verdict {
         self.deadline = None;
         let probe = self.window == 0 && self.state == State::Open && !self.outbox.is_empty();
-        if self.next == self.unacknowledged && !probe {
+        let idle = self.idle;
+        if self.flight() == 0 && !probe && !idle {
             return Verdict::Keep;
         }
         if self.duplicates < DUPLICATES {
             self.timeout = (self.timeout * 2).min(LAST_TIMEOUT);
             // A guest that answers probes may keep its window shut as long as it likes.
-            self.timeouts += u32::from(!probe);
+            self.timeouts += u8::from(!probe);
         }
         self.duplicates = 0;
         if self.timeouts > MAX_TIMEOUTS {
             return Verdict::Reset;
         }
+        if idle {
+            let old = self.next.wrapping_sub(1);
+            self.emit(outlet, guest, Flags::ACK, old, 0..0);
+            self.deadline = Some(now + self.timeout);
+            return Verdict::Keep;
+        }
         counters.retransmits.add();
         self.next = self.unacknowledged;
         self.fin_sent = false;
         if probe {
-            if self.emit(outlet, Flags::ACK, self.next, 0..1) {
+            if self.emit(outlet, guest, Flags::ACK, self.next, 0..1) {
                 self.next = self.next.wrapping_add(1);
             }
             self.wait(now);
-        } else if !self.send(outlet, now) {
+        } else if !self.send(outlet, guest, now) {
             // The guest's card is full: it is tried again like what was lost on the way.
             self.wait(now);
         }
         Verdict::Keep
     }
 
+    /// The segments' size: what both sides take.
+    fn mss_with(&self, outlet: &Outlet<'_>) -> u16 {
+        self.mss.min(outlet.mss(self.key.remote.ip()))
+    }
+
+    /// Bytes beyond `expected` that there is room for now.
+    fn room(&self) -> usize {
+        (self.limit as usize).saturating_sub(self.inbox.len())
+    }
+
     fn emit(
         &mut self,
         outlet: &mut Outlet<'_>,
+        guest: IpAddr,
         flags: Flags,
         sequence: u32,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
     ) -> bool {
-        let room = BUFFER - self.inbox.len();
         let syn = flags.has(Flags::SYN);
-        // A SYN's own window is never scaled (RFC 7323, section 2.2).
-        let window = if syn {
-            room.min(0xffff)
+        let scale = if self.scaled && !syn { SCALE } else { 0 };
+        let told = self.edge.wrapping_sub(self.expected);
+        let window = if self.guest_ended || self.state == State::SynSent {
+            self.room() as u32
         } else {
-            (room >> SCALE).min(0xffff)
+            told.max(self.room() as u32)
         };
+        let window = (window >> scale).min(0xffff);
         let header = SegmentHeader {
             source: self.key.remote.port(),
             destination: self.key.guest_port,
@@ -463,15 +655,25 @@ impl Tcp {
             },
             flags,
             window: window as u16,
-            options: syn.then(|| (outlet.mss(), SCALE)),
+            options: syn.then(|| {
+                let scale = (self.scaled || self.state == State::SynSent).then_some(SCALE);
+                (outlet.mss(self.key.remote.ip()), scale)
+            }),
         };
-        let data = slices(&self.outbox, range);
-        if !outlet.segment(&self.key, &header, data, self.mss.min(outlet.mss())) {
+        let data = self.outbox.parts(range);
+        let ends = (self.key.remote.ip(), guest);
+        if !outlet.segment(ends, &header, data, self.mss_with(outlet)) {
             return false;
         }
         if flags.has(Flags::ACK) {
             self.acknowledge = false;
-            self.told_zero = room < BUFFER / 2;
+            if !self.guest_ended {
+                let told = window << scale;
+                let edge = self.expected.wrapping_add(told);
+                if edge.wrapping_sub(self.edge) < 1 << 31 {
+                    self.edge = edge;
+                }
+            }
         }
         true
     }
@@ -482,10 +684,27 @@ impl Tcp {
     }
 
     /// Tells the guest that the connection is over.
-    pub fn reset_guest(&mut self, outlet: &mut Outlet<'_>) {
+    pub fn reset_guest(&mut self, outlet: &mut Outlet<'_>, guest: IpAddr) {
         if self.state != State::SynSent {
-            self.emit(outlet, Flags::RST.and(Flags::ACK), self.next, 0..0);
+            let flags = Flags::RST.and(Flags::ACK);
+            self.emit(outlet, guest, flags, self.next, 0..0);
         }
+    }
+
+    /// The start of the guest's SYN, as an ICMP message about it has to show it.
+    pub fn syn(&self) -> [u8; SegmentHeader::MAX] {
+        let mut bytes = [0; SegmentHeader::MAX];
+        let header = SegmentHeader {
+            source: self.key.guest_port,
+            destination: self.key.remote.port(),
+            sequence: self.expected.wrapping_sub(1),
+            acknowledgement: 0,
+            flags: Flags::SYN,
+            window: 0,
+            options: None,
+        };
+        header.write(&mut bytes);
+        bytes
     }
 
     /// Makes the socket's close a reset.
@@ -493,20 +712,10 @@ impl Tcp {
         // Where it fails the close is an ordinary one.
         let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
-}
 
-/// A range of a ring, as its two pieces.
-fn slices(ring: &VecDeque<u8>, range: std::ops::Range<usize>) -> (&[u8], &[u8]) {
-    let (first, second) = ring.as_slices();
-    let cut = |slice: &'_ [u8], from: usize| {
-        let start = range.start.saturating_sub(from).min(slice.len());
-        let end = range.end.saturating_sub(from).min(slice.len());
-        (start, end)
-    };
-    let (a, b) = cut(first, 0);
-    let (c, d) = cut(second, first.len());
-    (
-        first.get(a..b).unwrap_or_default(),
-        second.get(c..d).unwrap_or_default(),
-    )
+    /// Gives back the memory of a flow that is over.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        self.inbox.clear(pool);
+        self.outbox.clear(pool);
+    }
 }

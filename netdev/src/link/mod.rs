@@ -1,6 +1,20 @@
 //! The guest's side: where frames come from and go to.
 
+pub mod header;
+pub mod tap;
+pub mod virtqueue;
+
 use std::os::fd::RawFd;
+
+/// A frame from the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Its bytes, without any offload header.
+    pub len: usize,
+    /// UDP: the frame is several datagrams of so many bytes, one behind the other behind one
+    /// header, the last perhaps shorter.
+    pub datagrams: Option<u16>,
+}
 
 /// What a frame to the guest leaves for its network card to do, in the words of
 /// `struct virtio_net_hdr` (virtio 1.2, section 5.1.6).
@@ -8,10 +22,30 @@ use std::os::fd::RawFd;
 pub struct Offload {
     /// Where the checksum starts and where, from there, it lies; `None` where it is whole.
     pub checksum: Option<(u16, u16)>,
-    /// Bytes of data in each segment, where the frame is to be cut into segments.
-    pub segment: Option<u16>,
-    /// Bytes of all headers, where it is to be cut.
+    /// How the frame is to be cut, where it is.
+    pub segments: Option<Segments>,
+}
+
+/// How a card cuts a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segments {
+    /// Into what.
+    pub kind: SegmentKind,
+    /// Bytes of data in each.
+    pub size: u16,
+    /// Bytes of all headers.
     pub headers: u16,
+}
+
+/// What a card cuts a frame into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// TCP segments over IPv4.
+    Tcp4,
+    /// TCP segments over IPv6.
+    Tcp6,
+    /// UDP datagrams.
+    Udp,
 }
 
 /// What the guest's driver takes.
@@ -21,13 +55,17 @@ pub struct Capabilities {
     pub checksum: bool,
     /// TCP over IPv4 in frames of up to 64 KiB.
     pub tso4: bool,
+    /// TCP over IPv6 in frames of up to 64 KiB.
+    pub tso6: bool,
+    /// Several datagrams in one frame.
+    pub uso: bool,
 }
 
 /// A guest's network card, seen from outside.
 pub trait Link {
-    /// Puts the guest's next frame, without any offload header, into `frame`; false where there
-    /// is none.
-    fn receive(&mut self, frame: &mut Vec<u8>) -> bool;
+    /// Copies the guest's next frame to the start of `place`; `None` where there is none. A frame
+    /// that is longer than `place` is lost; [`MAX_FRAME`] bytes hold any.
+    fn receive(&mut self, place: &mut [u8]) -> Option<Received>;
 
     /// Gives the guest a frame made of `parts`; false where it has no room for it now.
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool;
@@ -44,3 +82,6 @@ pub trait Link {
     /// What the guest's driver takes.
     fn capabilities(&self) -> Capabilities;
 }
+
+/// The longest frame: Ethernet and the largest packet.
+pub const MAX_FRAME: usize = crate::wire::ETHERNET + 65_535;

@@ -1,13 +1,13 @@
-//! IPv4 (RFC 791), UDP (RFC 768), ICMP (RFC 792) and their checksum (RFC 1071).
+//! IPv4 (RFC 791) and IPv6 (RFC 8200).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{address, be16};
+use super::{Sum, be16, be32, put16};
 
-/// What an IPv4 packet carries.
+/// What a packet carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// ICMP.
+    /// ICMP, or ICMPv6 in an IPv6 packet.
     Icmp,
     /// TCP.
     Tcp,
@@ -17,267 +17,248 @@ pub enum Protocol {
     Other(u8),
 }
 
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP6: u8 = 58;
+// Headers that may stand between IPv6's and the payload (RFC 8200, section 4).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+/// A chain of more is nobody's honest packet.
+const MAX_EXTENSIONS: usize = 8;
+
 impl Protocol {
-    /// Its number.
-    pub fn number(self) -> u8 {
+    /// Its number in an IPv6 packet, or in an IPv4 one.
+    pub fn number(self, v6: bool) -> u8 {
         match self {
-            Self::Icmp => 1,
-            Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Icmp if v6 => ICMP6,
+            Self::Icmp => ICMP,
+            Self::Tcp => TCP,
+            Self::Udp => UDP,
             Self::Other(number) => number,
         }
     }
+
+    fn of(number: u8, v6: bool) -> Self {
+        match (number, v6) {
+            (TCP, _) => Self::Tcp,
+            (UDP, _) => Self::Udp,
+            (ICMP, false) | (ICMP6, true) => Self::Icmp,
+            _ => Self::Other(number),
+        }
+    }
 }
 
-/// An IPv4 packet's header, read, and its payload.
+/// A packet's header, read, and its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ipv4<'a> {
+pub struct Packet<'a> {
     /// Who sent it.
-    pub source: Ipv4Addr,
-    /// Whom it is for.
-    pub destination: Ipv4Addr,
+    pub source: IpAddr,
+    /// Whom it is for; of the same family.
+    pub destination: IpAddr,
     /// What it carries.
     pub protocol: Protocol,
+    /// Hops that are left.
+    pub hops: u8,
     /// Whether it is a fragment of a larger packet.
     pub fragment: bool,
-    /// What lies behind the header.
+    /// The packet from its first byte, without what pads the frame.
+    pub whole: &'a [u8],
+    /// What lies behind its headers.
     pub payload: &'a [u8],
 }
 
-/// Bytes of an IPv4 header without options.
-pub const IPV4: usize = 20;
+const V4: usize = 20;
+const V6: usize = 40;
 
-impl<'a> Ipv4<'a> {
-    /// Reads a packet; `None` where it is cut short or lies about its lengths. The checksum is
-    /// not looked at: the frame came through memory, and an offloading guest leaves it out.
+impl<'a> Packet<'a> {
+    /// Reads a packet; `None` where it is cut short or lies about its lengths. IPv4's checksum
+    /// is not looked at: the frame came through memory.
     pub fn parse(packet: &'a [u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            4 => Self::parse_v4(packet),
+            6 => Self::parse_v6(packet),
+            _ => None,
+        }
+    }
+
+    fn parse_v4(packet: &'a [u8]) -> Option<Self> {
         let header = usize::from(packet.first()? & 0xf) * 4;
-        let total = usize::from(be16(packet, 2)?);
-        if packet.first()? >> 4 != 4 || header < IPV4 {
+        if header < V4 {
             return None;
         }
-        // Ethernet pads short frames, so there may be more than the packet.
-        let payload = packet.get(header..total)?;
-        let fragment = be16(packet, 6)? & 0x3fff != 0;
-        let protocol = match packet.get(9)? {
-            1 => Protocol::Icmp,
-            6 => Protocol::Tcp,
-            17 => Protocol::Udp,
-            other => Protocol::Other(*other),
+        let whole = packet.get(..usize::from(be16(packet, 2)?))?;
+        let address = |at| be32(whole, at).map(|a| IpAddr::V4(Ipv4Addr::from(a)));
+        Some(Self {
+            source: address(12)?,
+            destination: address(16)?,
+            protocol: Protocol::of(*whole.get(9)?, false),
+            hops: *whole.get(8)?,
+            fragment: be16(whole, 6)? & 0x3fff != 0,
+            whole,
+            payload: whole.get(header..)?,
+        })
+    }
+
+    fn parse_v6(packet: &'a [u8]) -> Option<Self> {
+        let whole = packet.get(..V6 + usize::from(be16(packet, 4)?))?;
+        let address = |at: usize| {
+            let bytes: [u8; 16] = whole.get(at..at + 16)?.try_into().ok()?;
+            Some(IpAddr::V6(Ipv6Addr::from(bytes)))
         };
-        let (source, destination) = (address(packet, 12)?, address(packet, 16)?);
-        Some(Self {
-            source,
-            destination,
-            protocol,
-            fragment,
-            payload,
-        })
-    }
-}
-
-/// An IPv4 header for `len` bytes of payload.
-pub fn ipv4_header(from: Ipv4Addr, to: Ipv4Addr, protocol: Protocol, len: usize) -> [u8; IPV4] {
-    let total = (len + IPV4) as u16;
-    let [t0, t1] = total.to_be_bytes();
-    let [a, b, c, d] = from.octets();
-    let [e, f, g, h] = to.octets();
-    // don't fragment; 64 hops
-    let mut header = [
-        0x45,
-        0,
-        t0,
-        t1,
-        0,
-        0,
-        0x40,
-        0,
-        64,
-        protocol.number(),
-        0,
-        0,
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        g,
-        h,
-    ];
-    let [s0, s1] = checksum(&[&header]).to_be_bytes();
-    header[10] = s0;
-    header[11] = s1;
-    header
-}
-
-/// A UDP datagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Udp<'a> {
-    /// Source port.
-    pub source: u16,
-    /// Destination port.
-    pub destination: u16,
-    /// What it carries.
-    pub payload: &'a [u8],
-}
-
-/// Bytes of a UDP header.
-pub const UDP: usize = 8;
-
-impl<'a> Udp<'a> {
-    /// Reads a datagram; `None` where it is cut short.
-    pub fn parse(packet: &'a [u8]) -> Option<Self> {
-        let len = usize::from(be16(packet, 4)?);
-        Some(Self {
-            source: be16(packet, 0)?,
-            destination: be16(packet, 2)?,
-            payload: packet.get(UDP..len)?,
-        })
-    }
-
-    /// The whole IPv4 packet that carries this datagram.
-    pub fn packet(&self, from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
-        let len = UDP + self.payload.len();
-        let mut header = [0; UDP];
-        let fields = [self.source, self.destination, len as u16, 0];
-        for (place, field) in header.chunks_exact_mut(2).zip(fields) {
-            place.copy_from_slice(&field.to_be_bytes());
-        }
-        let pseudo = pseudo_sum(from, to, Protocol::Udp, len);
-        let sum = match checksum(&[&pseudo, &header, self.payload]) {
-            // Zero would mean that there is none.
-            0 => 0xffff,
-            sum => sum,
-        };
-        let [.., s0, s1] = &mut header;
-        [*s0, *s1] = sum.to_be_bytes();
-        let mut packet = ipv4_header(from, to, Protocol::Udp, len).to_vec();
-        packet.extend(header);
-        packet.extend(self.payload);
-        packet
-    }
-}
-
-/// An ICMP message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Icmp<'a> {
-    /// Type and code.
-    pub kind: (u8, u8),
-    /// The four bytes behind the checksum.
-    pub rest: [u8; 4],
-    /// What follows.
-    pub payload: &'a [u8],
-}
-
-impl<'a> Icmp<'a> {
-    /// Destination unreachable, port.
-    pub const PORT_UNREACHABLE: (u8, u8) = (3, 3);
-    /// Destination unreachable, host.
-    pub const HOST_UNREACHABLE: (u8, u8) = (3, 1);
-    /// Destination unreachable, by an administrator's will.
-    pub const PROHIBITED: (u8, u8) = (3, 13);
-
-    /// Reads a message; `None` where it is cut short.
-    pub fn parse(packet: &'a [u8]) -> Option<Self> {
-        Some(Self {
-            kind: (*packet.first()?, *packet.get(1)?),
-            rest: packet.get(4..8)?.try_into().ok()?,
-            payload: packet.get(8..)?,
-        })
-    }
-
-    /// The whole IPv4 packet that carries this message.
-    pub fn packet(&self, from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
-        let mut message = vec![self.kind.0, self.kind.1, 0, 0];
-        message.extend(self.rest);
-        message.extend(self.payload);
-        let sum = checksum(&[&message]).to_be_bytes();
-        message
-            .iter_mut()
-            .skip(2)
-            .zip(sum)
-            .for_each(|(byte, new)| *byte = new);
-        let mut packet = ipv4_header(from, to, Protocol::Icmp, message.len()).to_vec();
-        packet.extend(message);
-        packet
-    }
-}
-
-/// The pseudo header that TCP's and UDP's checksums begin with.
-pub fn pseudo_sum(from: Ipv4Addr, to: Ipv4Addr, protocol: Protocol, len: usize) -> [u8; 12] {
-    let [a, b, c, d] = from.octets();
-    let [e, f, g, h] = to.octets();
-    let [l0, l1] = (len as u16).to_be_bytes();
-    [a, b, c, d, e, f, g, h, 0, protocol.number(), l0, l1]
-}
-
-/// The checksum of the parts, one behind the other. Each but the last has an even length.
-pub fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum = 0u64;
-    for part in parts {
-        let mut pairs = part.chunks_exact(2);
-        for pair in &mut pairs {
-            if let [high, low] = pair {
-                sum += u64::from(u16::from_be_bytes([*high, *low]));
+        let (mut next, mut at, mut fragment) = (*whole.get(6)?, V6, false);
+        for _ in 0..MAX_EXTENSIONS {
+            match next {
+                HOP_BY_HOP | ROUTING | DESTINATION => {
+                    next = *whole.get(at)?;
+                    at += (usize::from(*whole.get(at + 1)?) + 1) * 8;
+                }
+                FRAGMENT => {
+                    // One that is all of its packet is none (RFC 6946).
+                    fragment |= be16(whole, at + 2)? & !0x6 != 0;
+                    next = *whole.get(at)?;
+                    at += 8;
+                }
+                _ => break,
             }
         }
-        if let [last] = pairs.remainder() {
-            sum += u64::from(*last) << 8;
+        Some(Self {
+            source: address(8)?,
+            destination: address(24)?,
+            protocol: Protocol::of(next, true),
+            hops: *whole.get(7)?,
+            fragment,
+            whole,
+            payload: whole.get(at..)?,
+        })
+    }
+}
+
+/// Bytes of a header that [`write_header`] writes for `address`' family.
+pub fn header_len(address: IpAddr) -> usize {
+    if address.is_ipv6() { V6 } else { V4 }
+}
+
+/// Writes the header of a packet with `len` bytes of payload to the start of `place` and returns
+/// its length. The two addresses are of one family; a place that is too short gets none.
+pub fn write_header(
+    place: &mut [u8],
+    from: IpAddr,
+    to: IpAddr,
+    protocol: Protocol,
+    len: usize,
+) -> usize {
+    const HOPS: u8 = 64;
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let Some(header) = place.first_chunk_mut::<V4>() else {
+                return 0;
+            };
+            *header = [0; V4];
+            header[0] = 0x45;
+            put16(header, 2, (V4 + len) as u16);
+            // don't fragment
+            header[6] = 0x40;
+            header[8] = HOPS;
+            header[9] = protocol.number(false);
+            header[12..16].copy_from_slice(&from.octets());
+            header[16..20].copy_from_slice(&to.octets());
+            let sum = Sum::default().with(header).finish();
+            put16(header, 10, sum);
+            V4
         }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let Some(header) = place.first_chunk_mut::<V6>() else {
+                return 0;
+            };
+            *header = [0; V6];
+            header[0] = 0x60;
+            put16(header, 4, len as u16);
+            header[6] = protocol.number(true);
+            header[7] = HOPS;
+            header[8..24].copy_from_slice(&from.octets());
+            header[24..40].copy_from_slice(&to.octets());
+            V6
+        }
+        _ => 0,
     }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Udp;
     use super::*;
 
-    const A: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-    const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-
-    #[test]
-    fn the_rfc_s_example_sums_as_it_says() {
-        // RFC 1071, section 3
-        assert_eq!(
-            checksum(&[&[0, 1, 0xf2, 3, 0xf4, 0xf5, 0xf6, 0xf7]]),
-            !0xddf2
-        );
+    fn ends(v6: bool) -> (IpAddr, IpAddr) {
+        if v6 {
+            (
+                "fd10:0:2::2".parse().unwrap(),
+                "2001:db8::1".parse().unwrap(),
+            )
+        } else {
+            ("10.0.2.2".parse().unwrap(), "192.0.2.1".parse().unwrap())
+        }
     }
 
-    #[test]
-    fn a_datagram_is_read_as_it_was_written_and_sums_to_zero() {
+    fn datagram(v6: bool) -> Vec<u8> {
+        let (from, to) = ends(v6);
         let udp = Udp {
             source: 1,
             destination: 53,
             payload: b"odd",
         };
-        let packet = udp.packet(A, B);
-        assert_eq!(checksum(&[&packet[..20]]), 0);
-        let ip = Ipv4::parse(&packet).unwrap();
+        udp.packet(from, to)
+    }
+
+    #[test]
+    fn a_packet_is_read_as_it_was_written() {
+        for v6 in [false, true] {
+            let bytes = datagram(v6);
+            let packet = Packet::parse(&bytes).unwrap();
+            assert_eq!((packet.source, packet.destination), ends(v6));
+            assert_eq!(packet.protocol, Protocol::Udp);
+            assert_eq!(packet.whole, bytes);
+            assert!(!packet.fragment);
+        }
         assert_eq!(
-            (ip.source, ip.destination, ip.protocol),
-            (A, B, Protocol::Udp)
+            Sum::default().with(&datagram(false)[..20]).finish(),
+            0,
+            "the header's checksum"
         );
-        assert_eq!(Udp::parse(ip.payload), Some(udp));
-        let pseudo = pseudo_sum(A, B, Protocol::Udp, ip.payload.len());
-        assert_eq!(checksum(&[&pseudo, ip.payload]), 0);
     }
 
     #[test]
     fn a_packet_that_lies_about_its_length_is_not_read() {
-        let mut packet = Udp {
-            source: 1,
-            destination: 2,
-            payload: b"four",
+        for (v6, at) in [(false, 3), (true, 5)] {
+            let mut packet = datagram(v6);
+            packet[at] += 1;
+            assert_eq!(Packet::parse(&packet), None);
         }
-        .packet(A, B);
-        packet[3] += 1;
-        assert_eq!(Ipv4::parse(&packet), None);
+        let mut packet = datagram(false);
         packet[0] = 0x44;
-        assert_eq!(Ipv4::parse(&packet), None);
+        assert_eq!(Packet::parse(&packet), None);
+    }
+
+    #[test]
+    fn extension_headers_are_passed_over_and_a_fragment_is_one() {
+        let plain = datagram(true);
+        for (headers, fragment) in [
+            (
+                &[0x3c, 0, 1, 4, 0, 0, 0, 0, 0x11, 0, 1, 4, 0, 0, 0, 0][..],
+                false,
+            ),
+            (&[0x11, 0, 0, 0, 0, 0, 0, 1], false),
+            (&[0x11, 0, 0, 1, 0, 0, 0, 1], true),
+        ] {
+            let mut packet = plain.clone();
+            packet[6] = if headers.len() == 16 { 0 } else { 44 };
+            packet[5] += headers.len() as u8;
+            packet.splice(40..40, headers.iter().copied());
+            let read = Packet::parse(&packet).unwrap();
+            assert_eq!((read.protocol, read.fragment), (Protocol::Udp, fragment));
+            assert_eq!(read.payload, &plain[40..]);
+        }
     }
 }

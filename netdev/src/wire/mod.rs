@@ -1,18 +1,27 @@
 //! Frames: reading and writing headers. Nothing here keeps state.
 
+mod arp;
+mod checksum;
+mod icmp;
 mod ip;
 mod tcp;
+mod udp;
 
-use std::net::Ipv4Addr;
-
-pub use ip::{Icmp, Ipv4, Protocol, Udp, checksum, ipv4_header, pseudo_sum};
+pub use arp::Arp;
+pub use checksum::Sum;
+pub use icmp::{Icmp, Unreachable};
+pub use ip::{Packet, Protocol, header_len, write_header};
 pub use tcp::{Flags, Segment, SegmentHeader};
+pub use udp::Udp;
 
 /// A MAC address.
 pub type Mac = [u8; 6];
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
-const TYPE_IPV4: u16 = 0x0800;
+/// The type of an IPv4 frame.
+pub const TYPE_IPV4: u16 = 0x0800;
+/// The type of an IPv6 frame.
+pub const TYPE_IPV6: u16 = 0x86dd;
 const TYPE_ARP: u16 = 0x0806;
 
 /// What a frame carries.
@@ -20,21 +29,10 @@ const TYPE_ARP: u16 = 0x0806;
 pub enum Frame<'a> {
     /// An ARP packet.
     Arp(Arp),
-    /// What lies behind the Ethernet header of an IPv4 packet.
-    Ipv4(&'a [u8]),
+    /// An IPv4 or IPv6 packet, and perhaps padding.
+    Ip(&'a [u8]),
     /// Anything else.
     Other,
-}
-
-/// An ARP packet for IPv4 over Ethernet (RFC 826).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Arp {
-    /// 1 asks, 2 answers.
-    pub operation: u16,
-    /// Who sent it.
-    pub sender: (Mac, Ipv4Addr),
-    /// Whom it is about.
-    pub target: (Mac, Ipv4Addr),
 }
 
 /// Reads a frame: its sender and what it carries; `None` where it is cut short.
@@ -42,46 +40,17 @@ pub fn parse(frame: &[u8]) -> Option<(Mac, Frame<'_>)> {
     let (header, rest) = frame.split_at_checked(ETHERNET)?;
     let source = header.get(6..12)?.try_into().ok()?;
     let kind = match be16(header, 12)? {
-        TYPE_IPV4 => Frame::Ipv4(rest),
-        TYPE_ARP => Frame::Arp(arp(rest)?),
+        TYPE_IPV4 if rest.first()? >> 4 == 4 => Frame::Ip(rest),
+        TYPE_IPV6 if rest.first()? >> 4 == 6 => Frame::Ip(rest),
+        TYPE_IPV4 | TYPE_IPV6 => return None,
+        TYPE_ARP => Frame::Arp(Arp::parse(rest)?),
         _ => Frame::Other,
     };
     Some((source, kind))
 }
 
-fn arp(packet: &[u8]) -> Option<Arp> {
-    // Ethernet, IPv4, and their addresses' lengths
-    if packet.get(..6)? != [0, 1, 8, 0, 6, 4] {
-        return None;
-    }
-    let mac = |at: usize| packet.get(at..at + 6)?.try_into().ok();
-    Some(Arp {
-        operation: be16(packet, 6)?,
-        sender: (mac(8)?, address(packet, 14)?),
-        target: (mac(18)?, address(packet, 24)?),
-    })
-}
-
-impl Arp {
-    /// The frame that carries this packet.
-    pub fn frame(&self) -> Vec<u8> {
-        let mut frame = ethernet(self.target.0, self.sender.0, TYPE_ARP).to_vec();
-        frame.extend([0, 1, 8, 0, 6, 4]);
-        frame.extend(self.operation.to_be_bytes());
-        for (mac, address) in [self.sender, self.target] {
-            frame.extend(mac);
-            frame.extend(address.octets());
-        }
-        frame
-    }
-}
-
-/// The Ethernet header of an IPv4 frame.
-pub fn ethernet_ipv4(to: Mac, from: Mac) -> [u8; ETHERNET] {
-    ethernet(to, from, TYPE_IPV4)
-}
-
-fn ethernet(to: Mac, from: Mac, kind: u16) -> [u8; ETHERNET] {
+/// An Ethernet header.
+pub fn ethernet(to: Mac, from: Mac, kind: u16) -> [u8; ETHERNET] {
     let mut header = [0; ETHERNET];
     let (t, rest) = header.split_at_mut(6);
     let (f, k) = rest.split_at_mut(6);
@@ -101,13 +70,17 @@ pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// An address.
-pub(crate) fn address(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
-    be32(bytes, at).map(Ipv4Addr::from)
+/// Puts `value` at `at`, network order; nothing where it does not fit.
+pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    if let Some(place) = bytes.get_mut(at..at + 2) {
+        place.copy_from_slice(&value.to_be_bytes());
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -122,13 +95,24 @@ mod tests {
         assert_eq!(parse(&arp.frame()), Some(([1; 6], Frame::Arp(arp))));
     }
 
+    #[test]
+    fn a_frame_whose_type_and_packet_differ_is_not_read() {
+        let mut frame = ethernet([1; 6], [2; 6], TYPE_IPV6).to_vec();
+        frame.extend([0x45; 40]);
+        assert_eq!(parse(&frame), None);
+    }
+
     proptest! {
         #[test]
-        fn no_bytes_make_a_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..128)) {
-            if let Some((_, Frame::Ipv4(packet))) = parse(&bytes) {
-                let _ = Ipv4::parse(packet);
+        fn no_bytes_make_a_reader_panic(
+            kind in prop::sample::select(vec![TYPE_IPV4, TYPE_IPV6, TYPE_ARP]),
+            bytes in prop::collection::vec(any::<u8>(), 0..128),
+        ) {
+            let frame = [&ethernet([1; 6], [2; 6], kind)[..], &bytes].concat();
+            let _ = parse(&frame);
+            if let Some(packet) = Packet::parse(&bytes) {
+                let _ = Segment::parse(packet.payload);
             }
-            let _ = Ipv4::parse(&bytes);
             let _ = Segment::parse(&bytes);
             let _ = Udp::parse(&bytes);
             let _ = Icmp::parse(&bytes);

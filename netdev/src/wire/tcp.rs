@@ -1,4 +1,4 @@
-//! TCP segments (RFC 9293), with the two options that matter here: MSS and window scale
+//! TCP segments (RFC 9293) with the two options that matter here: MSS and window scale
 //! (RFC 7323).
 
 use super::{be16, be32};
@@ -116,30 +116,43 @@ pub struct SegmentHeader {
     pub flags: Flags,
     /// The window, scaled.
     pub window: u16,
-    /// MSS and window scale, on a SYN.
-    pub options: Option<(u16, u8)>,
+    /// MSS and, perhaps, window scale, on a SYN.
+    pub options: Option<(u16, Option<u8>)>,
 }
 
 impl SegmentHeader {
     /// Where in the header the checksum lies.
     pub const CHECKSUM: usize = 16;
+    /// The longest header that is written.
+    pub const MAX: usize = TCP + 8;
 
-    /// The header's bytes, with a checksum of zero.
-    pub fn bytes(&self) -> Vec<u8> {
-        let len = if self.options.is_some() { TCP + 8 } else { TCP };
-        let mut header = Vec::with_capacity(len);
-        header.extend(self.source.to_be_bytes());
-        header.extend(self.destination.to_be_bytes());
-        header.extend(self.sequence.to_be_bytes());
-        header.extend(self.acknowledgement.to_be_bytes());
-        header.extend([(len as u8 / 4) << 4, self.flags.0]);
-        header.extend(self.window.to_be_bytes());
-        header.extend([0; 4]);
+    /// Writes the header, with a checksum of zero, to the start of `place` and returns its length. A
+    /// place that is too short gets none.
+    pub fn write(&self, place: &mut [u8]) -> usize {
+        let Some(header) = place.first_chunk_mut::<{ Self::MAX }>() else {
+            return 0;
+        };
+        let len = match self.options {
+            None => TCP,
+            Some((_, None)) => TCP + 4,
+            Some((_, Some(_))) => Self::MAX,
+        };
+        header[0..2].copy_from_slice(&self.source.to_be_bytes());
+        header[2..4].copy_from_slice(&self.destination.to_be_bytes());
+        header[4..8].copy_from_slice(&self.sequence.to_be_bytes());
+        header[8..12].copy_from_slice(&self.acknowledgement.to_be_bytes());
+        header[12] = (len as u8 / 4) << 4;
+        header[13] = self.flags.0;
+        header[14..16].copy_from_slice(&self.window.to_be_bytes());
+        // checksum and urgent pointer
+        header[16..20].fill(0);
         if let Some((mss, scale)) = self.options {
             let [m0, m1] = mss.to_be_bytes();
-            header.extend([KIND_MSS, 4, m0, m1, 1, KIND_WINDOW_SCALE, 3, scale]);
+            header[20..24].copy_from_slice(&[KIND_MSS, 4, m0, m1]);
+            let scale = scale.unwrap_or_default();
+            header[24..].copy_from_slice(&[1, KIND_WINDOW_SCALE, 3, scale]);
         }
-        header
+        len
     }
 }
 
@@ -156,9 +169,10 @@ mod tests {
             acknowledgement: 4,
             flags: Flags::SYN.and(Flags::ACK),
             window: 5,
-            options: Some((1460, 7)),
+            options: Some((1460, Some(7))),
         };
-        let bytes = header.bytes();
+        let mut bytes = [0; SegmentHeader::MAX];
+        assert_eq!(header.write(&mut bytes), bytes.len());
         let segment = Segment::parse(&bytes).unwrap();
         assert_eq!((segment.mss, segment.scale), (Some(1460), Some(7)));
         assert_eq!(
@@ -178,9 +192,10 @@ mod tests {
             acknowledgement: 0,
             flags: Flags::SYN,
             window: 0,
-            options: Some((1460, 7)),
+            options: Some((1460, Some(7))),
         };
-        let mut bytes = header.bytes();
+        let mut bytes = [0; SegmentHeader::MAX];
+        header.write(&mut bytes);
         bytes[21] = 200;
         assert_eq!(Segment::parse(&bytes).unwrap().scale, None);
         bytes[12] = 0xf0;

@@ -1,21 +1,10 @@
 //! What every device does with a queue: take what the driver made available, give it back, and
 //! tell the driver where it wants to be told (virtio 1.2, section 2.7).
 
-use std::num::Wrapping;
-use std::sync::atomic::Ordering;
-
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+pub use netdev::virtqueue::{Chain, QueueError, next};
+use virtio_queue::QueueT;
 
 use super::{ActiveQueue, GuestMemory};
-
-/// A chain of descriptors in the guest's memory.
-pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
-
-/// The driver broke the queue: its ring lies outside memory, or its index ran wild. The device
-/// stops serving it until it is reset.
-#[derive(Debug, thiserror::Error)]
-#[error("the driver broke its queue: {0}")]
-pub struct QueueError(#[from] virtio_queue::Error);
 
 impl ActiveQueue {
     /// Serves every chain that is available: `serve` returns how many bytes it wrote.
@@ -53,23 +42,4 @@ impl ActiveQueue {
         }
         Ok(())
     }
-}
-
-/// The next chain; an error where the driver's index is farther ahead than the ring is long.
-pub fn next<'a>(
-    queue: &mut Queue,
-    memory: &'a GuestMemory,
-) -> Result<Option<Chain<'a>>, QueueError> {
-    let available = queue.avail_idx(memory, Ordering::Acquire)? - Wrapping(queue.next_avail());
-    if available.0 > queue.size() {
-        return Err(QueueError(virtio_queue::Error::InvalidAvailRingIndex));
-    }
-    if available.0 == 0 {
-        return Ok(None);
-    }
-    // A head that is no descriptor would be found there for ever.
-    let chain = queue.pop_descriptor_chain(memory);
-    Ok(Some(
-        chain.ok_or(virtio_queue::Error::InvalidDescriptorIndex)?,
-    ))
 }

@@ -1,23 +1,16 @@
 //! The network device (virtio 1.2, section 5.1): netdev's engine behind two queues.
 
-mod link;
-
 use std::io;
 use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
 
 use netdev::engine::Engine;
+use netdev::link::virtqueue::{self, Virtqueue, VirtqueueLink};
 use netdev::wire::Mac;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-};
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, VirtioDevice};
-use link::QueueLink;
+use super::{Activation, ActiveQueue, VirtioDevice};
 
 const ID: u16 = 1;
 const QUEUE_SIZES: [u16; 2] = [256, 256];
@@ -62,17 +55,10 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        virtqueue::FEATURES
             | 1 << VIRTIO_NET_F_MAC
             | 1 << VIRTIO_NET_F_MTU
             | 1 << VIRTIO_NET_F_STATUS
-            | 1 << VIRTIO_NET_F_CSUM
-            | 1 << VIRTIO_NET_F_HOST_TSO4
-            | 1 << VIRTIO_NET_F_GUEST_CSUM
-            | 1 << VIRTIO_NET_F_GUEST_TSO4
-            | 1 << VIRTIO_NET_F_MRG_RXBUF
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -91,7 +77,9 @@ impl VirtioDevice for Net {
                 "the network was lost when its worker failed",
             ));
         };
-        let mut link = QueueLink::new(activation.memory, receive, transmit, activation.features);
+        let (receive, transmit) = (virtqueue(receive), virtqueue(transmit));
+        let mut link =
+            VirtqueueLink::new(activation.memory, receive, transmit, activation.features);
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
         let thread = std::thread::Builder::new()
@@ -115,5 +103,14 @@ impl VirtioDevice for Net {
     }
 }
 
-#[cfg(test)]
-mod tests;
+fn virtqueue(active: ActiveQueue) -> Virtqueue {
+    let interrupt = active.interrupt;
+    Virtqueue {
+        queue: active.queue,
+        kick: active.kick,
+        interrupt: Box::new(move || {
+            // An eventfd's write fails only when its counter is full: it is raised then.
+            let _ = interrupt.trigger();
+        }),
+    }
+}

@@ -1,29 +1,64 @@
-//! netdev's link on two virtqueues.
+//! A virtio-net device's two queues (virtio 1.2, section 5.1), in guest memory.
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use netdev::link::{Capabilities, Link, Offload};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_MRG_RXBUF,
 };
-use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::virtio::queue::{QueueError, next};
-use crate::devices::virtio::{ActiveQueue, GuestMemory};
+use super::header::{self, Header};
+use super::{Capabilities, Link, Offload, Received};
+use crate::virtqueue::{Chain, QueueError, next};
 
-/// `struct virtio_net_hdr_v1` (section 5.1.6).
-const HEADER: usize = 12;
-const NUM_BUFFERS: usize = 10;
-/// The longest frame: a header, Ethernet, and the largest IPv4 packet.
-const MAX_FRAME: usize = HEADER + 14 + 65_535;
+/// The features that a card of ours offers, whatever else its transport does.
+pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_HOST_USO
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN
+    | 1 << VIRTIO_NET_F_GUEST_USO4
+    | 1 << VIRTIO_NET_F_GUEST_USO6
+    | 1 << VIRTIO_NET_F_MRG_RXBUF;
+
+/// A queue that the driver set up.
+pub struct Virtqueue {
+    /// The ring.
+    pub queue: Queue,
+    /// Signalled when the driver kicks.
+    pub kick: EventFd,
+    /// Tells the driver of used buffers.
+    pub interrupt: Box<dyn Fn() + Send>,
+}
+
+impl Virtqueue {
+    fn notify(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
+        if self.queue.needs_notification(memory)? {
+            (self.interrupt)();
+        }
+        Ok(())
+    }
+}
 
 /// The two queues.
-pub struct QueueLink {
-    memory: GuestMemory,
-    receive: ActiveQueue,
-    transmit: ActiveQueue,
+pub struct VirtqueueLink {
+    memory: GuestMemoryMmap,
+    receive: Virtqueue,
+    transmit: Virtqueue,
     mergeable: bool,
     capabilities: Capabilities,
     /// Whether there is something to tell the driver of, in each direction.
@@ -36,21 +71,24 @@ pub struct QueueLink {
 /// A chain's number and its buffers.
 type Buffers = (u16, Vec<(GuestAddress, usize)>);
 
-impl QueueLink {
+impl VirtqueueLink {
     /// The link of a driver that agreed on `features`.
     pub fn new(
-        memory: GuestMemory,
-        receive: ActiveQueue,
-        transmit: ActiveQueue,
+        memory: GuestMemoryMmap,
+        receive: Virtqueue,
+        transmit: Virtqueue,
         features: u64,
     ) -> Self {
         let has = |bit: u32| features & 1 << bit != 0;
         let mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
         let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
+        // Without mergeable buffers the driver posts large ones only where it has to.
+        let cut = |bit| checksum && mergeable && has(bit);
         let capabilities = Capabilities {
             checksum,
-            // Without mergeable buffers the driver posts large ones only where it has to.
-            tso4: checksum && mergeable && has(VIRTIO_NET_F_GUEST_TSO4),
+            tso4: cut(VIRTIO_NET_F_GUEST_TSO4),
+            tso6: cut(VIRTIO_NET_F_GUEST_TSO6),
+            uso: cut(VIRTIO_NET_F_GUEST_USO4) && cut(VIRTIO_NET_F_GUEST_USO6),
         };
         Self {
             memory,
@@ -62,6 +100,14 @@ impl QueueLink {
             taken: false,
             broken: false,
         }
+    }
+
+    /// How far the receive and the transmit queue have come: the next available entry of each.
+    pub fn positions(&self) -> [u16; 2] {
+        [
+            self.receive.queue.next_avail(),
+            self.transmit.queue.next_avail(),
+        ]
     }
 
     /// Runs `with` unless the driver has broken a queue, and notes when it does now.
@@ -76,36 +122,53 @@ impl QueueLink {
         })
     }
 
-    fn take(&mut self, frame: &mut Vec<u8>) -> Result<bool, QueueError> {
+    fn take(&mut self, place: &mut [u8]) -> Result<Option<Received>, QueueError> {
         loop {
             self.transmit.queue.disable_notification(&self.memory)?;
             while let Some(chain) = next(&mut self.transmit.queue, &self.memory)? {
                 let head = chain.head_index();
-                frame.clear();
-                for descriptor in chain.readable() {
-                    let (at, len) = (frame.len(), descriptor.len() as usize);
-                    if at + len > MAX_FRAME {
-                        frame.clear();
-                        break;
-                    }
-                    frame.resize(at + len, 0);
-                    let place = frame.get_mut(at..).unwrap_or_default();
-                    if self.memory.read_slice(place, descriptor.addr()).is_err() {
-                        frame.clear();
-                        break;
-                    }
-                }
+                let mut header: Header = [0; header::LEN];
+                let read = self.read(chain, &mut header, place);
                 self.transmit.queue.add_used(&self.memory, head, 0)?;
                 self.taken = true;
-                if frame.len() > HEADER {
-                    frame.drain(..HEADER);
-                    return Ok(true);
+                if let Some(len) = read {
+                    return Ok(Some(Received {
+                        len,
+                        datagrams: header::datagrams(&header),
+                    }));
                 }
             }
             if !self.transmit.queue.enable_notification(&self.memory)? {
-                return Ok(false);
+                return Ok(None);
             }
         }
+    }
+
+    /// Copies what the driver wrote to the two places, and returns how much came to the second;
+    /// `None` where there is too much or too little, or a buffer lies outside memory.
+    fn read(&self, chain: Chain<'_>, header: &mut Header, place: &mut [u8]) -> Option<usize> {
+        let mut at = 0;
+        for descriptor in chain.readable() {
+            let (mut from, mut left) = (descriptor.addr(), descriptor.len() as usize);
+            if let Some(rest) = header.get_mut(at..)
+                && !rest.is_empty()
+            {
+                let n = rest.len().min(left);
+                self.memory.read_slice(rest.get_mut(..n)?, from).ok()?;
+                (from, left, at) = (
+                    GuestAddress(from.0.checked_add(n as u64)?),
+                    left - n,
+                    at + n,
+                );
+            }
+            if left > 0 {
+                let start = at - header::LEN;
+                let to = place.get_mut(start..start.checked_add(left)?)?;
+                self.memory.read_slice(to, from).ok()?;
+                at += left;
+            }
+        }
+        at.checked_sub(header::LEN).filter(|len| *len > 0)
     }
 
     /// Chains with room for `len` bytes; none where the driver has not made enough available.
@@ -142,11 +205,11 @@ impl QueueLink {
     }
 
     fn give(&mut self, parts: &[&[u8]], offload: Offload) -> Result<bool, QueueError> {
-        let len = HEADER + parts.iter().map(|part| part.len()).sum::<usize>();
+        let len = header::LEN + parts.iter().map(|part| part.len()).sum::<usize>();
         let Some(chains) = self.room(len)? else {
             return Ok(false);
         };
-        let header = header(offload, chains.len() as u16);
+        let header = header::encode(offload, chains.len() as u16);
         let mut rest = std::iter::once(&header[..]).chain(parts.iter().copied());
         let mut part: &[u8] = &[];
         for (head, buffers) in chains {
@@ -178,33 +241,9 @@ impl QueueLink {
     }
 }
 
-fn header(offload: Offload, buffers: u16) -> [u8; HEADER] {
-    let mut header = [0; HEADER];
-    let mut set = |at: usize, value: u16| {
-        header
-            .iter_mut()
-            .skip(at)
-            .zip(value.to_le_bytes())
-            .for_each(|(byte, new)| *byte = new);
-    };
-    set(NUM_BUFFERS, buffers);
-    if let Some((start, offset)) = offload.checksum {
-        set(0, VIRTIO_NET_HDR_F_NEEDS_CSUM as u16);
-        set(6, start);
-        set(8, offset);
-    }
-    if let Some(segment) = offload.segment {
-        let flags = u16::from(offload.checksum.is_some());
-        set(0, flags | (VIRTIO_NET_HDR_GSO_TCPV4 as u16) << 8);
-        set(2, offload.headers);
-        set(4, segment);
-    }
-    header
-}
-
-impl Link for QueueLink {
-    fn receive(&mut self, frame: &mut Vec<u8>) -> bool {
-        self.guarded(|link| link.take(frame))
+impl Link for VirtqueueLink {
+    fn receive(&mut self, place: &mut [u8]) -> Option<Received> {
+        self.guarded(|link| link.take(place))
     }
 
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {
@@ -244,3 +283,6 @@ impl Link for QueueLink {
         self.capabilities
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,14 @@
-//! What the network needs of rtnetlink(7).
+//! What the guest's network, and the pod's, need of rtnetlink(7).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -15,6 +16,10 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use socket2::SockRef;
+
+/// The kernel answers at once; whoever asks it must not hang where it does not.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A network link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +48,7 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
+        SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
         Ok(Self {
             socket,
             sequence: 0,
@@ -53,7 +59,7 @@ impl Netlink {
     pub fn links(&mut self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        self.ask(request, NLM_F_DUMP, |message| {
+        self.dump(request, |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 links.push(read_link(&link));
             }
@@ -73,22 +79,25 @@ impl Netlink {
     }
 
     /// Gives a link an address.
-    pub fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    pub fn add_address(&mut self, index: u32, ip: IpAddr, prefix: u8) -> io::Result<()> {
         let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = family(ip);
         message.header.prefix_len = prefix;
         message.header.index = index;
-        let ip = IpAddr::V4(address);
+        if ip.is_ipv6() {
+            // Nobody else is there who could have it.
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
         message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         self.ask(RouteNetlinkMessage::NewAddress(message), flags, drop)
     }
 
     /// Routes everything by `gateway`.
-    pub fn add_default_route(&mut self, index: u32, gateway: Ipv4Addr) -> io::Result<()> {
+    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
-            address_family: AddressFamily::Inet,
+            address_family: family(gateway),
             table: RouteHeader::RT_TABLE_MAIN,
             protocol: RouteProtocol::Dhcp,
             scope: RouteScope::Universe,
@@ -96,11 +105,23 @@ impl Netlink {
             ..Default::default()
         };
         message.attributes = vec![
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+            RouteAttribute::Gateway(match gateway {
+                IpAddr::V4(gateway) => RouteAddress::Inet(gateway),
+                IpAddr::V6(gateway) => RouteAddress::Inet6(gateway),
+            }),
             RouteAttribute::Oif(index),
         ];
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         self.ask(RouteNetlinkMessage::NewRoute(message), flags, drop)
+    }
+
+    /// Gives `each` all of what `request` asks for.
+    pub fn dump(
+        &mut self,
+        request: RouteNetlinkMessage,
+        each: impl FnMut(RouteNetlinkMessage),
+    ) -> io::Result<()> {
+        self.ask(request, NLM_F_DUMP, each)
     }
 
     /// Sends a request and reads its answers up to the last.
@@ -110,7 +131,7 @@ impl Netlink {
         flags: u16,
         mut each: impl FnMut(RouteNetlinkMessage),
     ) -> io::Result<()> {
-        self.sequence += 1;
+        self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
@@ -120,18 +141,26 @@ impl Netlink {
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
         loop {
-            let (answer, _) = self.socket.recv_from_full()?;
+            let answer = match self.socket.recv_from_full() {
+                Ok((answer, _)) => answer,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
             let mut rest = &answer[..];
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(io::Error::other)?;
-                let len = (message.header.length as usize).next_multiple_of(4);
-                rest = rest.get(len..).unwrap_or_default();
+            while let Some(len) = rest.first_chunk() {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+                let len = (u32::from_ne_bytes(*len) as usize).next_multiple_of(4);
+                rest = rest.get(len.max(4)..).unwrap_or_default();
+                // One that the library does not understand is about nothing that matters here.
+                let Ok(message) = message else { continue };
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
                 match message.payload {
                     NetlinkPayload::InnerMessage(message) => each(message),
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(-done.code));
+                    }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) => {
                         return error.code.map_or(Ok(()), |_| Err(error.to_io()));
@@ -140,6 +169,14 @@ impl Netlink {
                 }
             }
         }
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv6() {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
     }
 }
 

@@ -1,0 +1,396 @@
+//! One loop over the link, the sockets and the timers.
+
+mod guest;
+mod host;
+mod table;
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::flow::ring::{LARGE, Pool};
+use crate::flow::{Key, Outlet, Verdict};
+use crate::forward::{ForwardError, Forwards};
+use crate::link::Link;
+use crate::pod::Pod;
+use crate::service::ndp;
+use crate::wire::{Icmp, Mac, Unreachable, header_len, write_header};
+use guest::Batch;
+use host::Spare;
+use table::{Flow, Table};
+
+/// What an epoll event is about: a kind in the top byte, an index below.
+const KIND: u64 = 56;
+const STOP: u64 = 1;
+const LINK: u64 = 2;
+const PORT: u64 = 3;
+const FLOW: u64 = 4;
+const POD: u64 = 5;
+const EVENTS: usize = 128;
+/// The largest datagram, and what one read of a socket of datagrams takes at most.
+const SCRATCH: usize = 64 << 10;
+/// What all guests' connections together may be promised room for: 64 MiB.
+const PROMISES: usize = 64 << 20;
+/// Between two advertisements of the router: a third of what each is good for.
+const ADVERTISEMENTS: Duration = Duration::from_secs(ndp::ROUTER_LIFETIME as u64 / 3);
+/// What a connection is promised at least.
+const LEAST_PROMISE: usize = 4 << 10;
+
+/// A user-mode network, with its listening sockets; it runs as often as the guest starts.
+pub struct Engine {
+    config: Config,
+    counters: Arc<Counters>,
+    forwards: Forwards,
+    secret: RandomState,
+    started: Instant,
+    spare: Spare,
+}
+
+/// One run: everything that ends with the guest.
+pub struct Run<'a> {
+    engine: &'a mut Engine,
+    link: &'a mut dyn Link,
+    clock: &'a dyn Fn() -> Instant,
+    epoll: Epoll,
+    pod: Pod,
+    table: Table,
+    pool: Pool,
+    batch: Batch,
+    guest_mac: Mac,
+    scratch: Box<[u8]>,
+    /// Flows that found the guest's card full.
+    blocked: Vec<u32>,
+    /// When the gateway advertises itself as IPv6's router again.
+    advertisement: Option<Instant>,
+    now: Instant,
+}
+
+impl Engine {
+    /// Binds every forward's socket; a port that is taken is an error here, before a guest runs.
+    pub fn new(config: Config) -> Result<Self, ForwardError> {
+        let forwards = Forwards::bind(&config.forwards)?;
+        Ok(Self {
+            config,
+            counters: Arc::default(),
+            forwards,
+            secret: RandomState::new(),
+            started: Instant::now(),
+            spare: Spare::default(),
+        })
+    }
+
+    /// What the network has done.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    /// Serves the guest behind `link` until `stop` can be read. Then every flow is reset; the
+    /// listening sockets stay for the next run.
+    pub fn run(&mut self, link: &mut dyn Link, stop: RawFd) -> io::Result<()> {
+        let mut run = self.attach(link, &Instant::now)?;
+        let event = EpollEvent::new(EventSet::IN, STOP << KIND);
+        run.epoll.ctl(ControlOperation::Add, stop, event)?;
+        while run.turn(true)? {}
+        Ok(())
+    }
+
+    /// A run behind `link` whose time is what `clock` says, for whoever turns it by hand.
+    pub fn attach<'a>(
+        &'a mut self,
+        link: &'a mut dyn Link,
+        clock: &'a dyn Fn() -> Instant,
+    ) -> io::Result<Run<'a>> {
+        let epoll = Epoll::new()?;
+        let watch = |fd, token| {
+            epoll.ctl(
+                ControlOperation::Add,
+                fd,
+                EpollEvent::new(EventSet::IN, token),
+            )
+        };
+        for fd in link.descriptors() {
+            watch(fd, LINK << KIND)?;
+        }
+        for (index, port) in self.forwards.ports().iter().enumerate() {
+            watch(port.descriptor(), PORT << KIND | index as u64)?;
+        }
+        let pod = Pod::open()?;
+        watch(pod.descriptor(), POD << KIND)?;
+        let mut run = Run {
+            engine: self,
+            link,
+            clock,
+            epoll,
+            pod,
+            table: Table::default(),
+            pool: Pool::default(),
+            batch: Batch::default(),
+            // Everybody, until the guest has spoken.
+            guest_mac: [0xff; 6],
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            blocked: Vec::new(),
+            advertisement: None,
+            now: clock(),
+        };
+        run.advertisement = run.engine.config.v6.map(|_| run.now + ADVERTISEMENTS);
+        // Frames may lie there from before.
+        run.frames();
+        run.link.flush();
+        Ok(run)
+    }
+
+    /// An initial sequence number (RFC 6528): a clock of 4 us and a keyed hash of the flow.
+    fn first_sequence(&self, key: &Key) -> u32 {
+        let clock = self.started.elapsed().as_micros() / 4;
+        (self.secret.hash_one(key) as u32).wrapping_add(clock as u32)
+    }
+}
+
+impl Run<'_> {
+    /// Deals with what there is to deal with, waiting for it if `wait`; false after `stop`.
+    pub fn turn(&mut self, wait: bool) -> io::Result<bool> {
+        let mut events = [EpollEvent::default(); EVENTS];
+        let patience = if wait { self.patience() } else { 0 };
+        let count = match self.epoll.wait(patience, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        self.now = (self.clock)();
+        let mut going = true;
+        for event in events.iter().take(count) {
+            let token = event.data();
+            match token >> KIND {
+                STOP => going = false,
+                LINK => {
+                    self.link.acknowledge();
+                    self.frames();
+                }
+                PORT => self.port(token as u32 as usize),
+                POD => self.pod_changed(),
+                _ => self.socket(token, event.event_set()),
+            }
+        }
+        self.timers();
+        self.link.flush();
+        Ok(going)
+    }
+
+    /// When the next timer ends, if any runs.
+    pub fn next_timer(&self) -> Option<Instant> {
+        let flows = self.table.next_timer().into_iter();
+        flows.chain(self.advertisement).min()
+    }
+
+    /// How many flows there are.
+    pub fn flows(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Milliseconds until the next timer.
+    fn patience(&self) -> i32 {
+        match self.next_timer() {
+            None => -1,
+            Some(at) => {
+                let left = at.saturating_duration_since(self.now).as_millis() + 1;
+                i32::try_from(left).unwrap_or(i32::MAX)
+            }
+        }
+    }
+
+    fn pod_changed(&mut self) {
+        let routed = self.pod.has_route(true);
+        if let Err(error) = self.pod.refresh() {
+            tracing::warn!("the pod's addresses and routes cannot be read: {error}");
+        }
+        if self.pod.has_route(true) != routed {
+            self.advertise();
+        }
+    }
+
+    /// Tells the guest whether there is a way out by IPv6: it does not ask again.
+    fn advertise(&mut self) {
+        let routed = self.pod.has_route(true);
+        if let Some(packet) = ndp::unsolicited(&self.engine.config, routed) {
+            self.packet(&packet);
+            self.advertisement = Some(self.now + ADVERTISEMENTS);
+        }
+    }
+
+    fn outlet(&mut self) -> Outlet<'_> {
+        Outlet {
+            link: self.link,
+            mac: self.guest_mac,
+            mtu: self.engine.config.mtu,
+        }
+    }
+
+    /// Gives the guest a packet; one that it has no room for is lost.
+    fn packet(&mut self, packet: &[u8]) {
+        if !self.outlet().packet(packet) {
+            self.engine.counters.dropped_no_room.add();
+        }
+    }
+
+    /// Tells the guest that a packet of its did not arrive.
+    fn unreachable(&mut self, why: Unreachable, to: IpAddr, packet: &[u8]) {
+        let (Some(gateway), Some(guest)) =
+            (self.engine.config.gateway(to), self.engine.config.guest(to))
+        else {
+            return;
+        };
+        let message = Icmp::unreachable(why, gateway, guest, packet);
+        self.packet(&message);
+    }
+
+    /// The guest's packet to `to` with `payload`, anew, to be told about.
+    fn guest_packet(&self, to: IpAddr, protocol: crate::wire::Protocol, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; header_len(to)];
+        if let Some(guest) = self.engine.config.guest(to) {
+            write_header(&mut packet, guest, to, protocol, payload.len());
+        }
+        packet.extend(payload);
+        packet
+    }
+
+    /// What a connection is promised room for, as many as there are.
+    fn promise(&self) -> usize {
+        (PROMISES / self.table.len().max(1)).clamp(LEAST_PROMISE, LARGE)
+    }
+
+    fn insert(&mut self, flow: Flow) -> Option<u32> {
+        match self.table.insert(flow, &self.epoll, FLOW) {
+            Ok(index) => {
+                self.table.schedule(index);
+                Some(index)
+            }
+            Err(error) => {
+                tracing::warn!("a flow could not be watched: {error}");
+                None
+            }
+        }
+    }
+
+    fn remove(&mut self, index: u32) {
+        self.batch.forget(index);
+        if let Some(Flow::Tcp(mut tcp)) = self.table.remove(index) {
+            tcp.clear(&mut self.pool);
+        }
+    }
+
+    /// Reads what a connection's socket has and sends what it has for the guest.
+    fn push(&mut self, index: u32) {
+        let (promise, now) = (self.promise(), self.now);
+        let Some(tcp) = self.table.tcp(index) else {
+            return self.table.schedule(index);
+        };
+        let Some(guest) = self.engine.config.guest(tcp.key.remote.ip()) else {
+            return;
+        };
+        tcp.set_limit(promise);
+        let mut verdict = tcp.fill(&mut self.pool);
+        let mut outlet = Outlet {
+            link: self.link,
+            mac: self.guest_mac,
+            mtu: self.engine.config.mtu,
+        };
+        if !tcp.send(&mut outlet, guest, now) {
+            self.blocked.push(index);
+        }
+        if verdict == Verdict::Keep && tcp.is_done() {
+            verdict = Verdict::Done;
+        }
+        self.judge(index, verdict);
+    }
+
+    /// Carries out a verdict.
+    fn judge(&mut self, index: u32, verdict: Verdict) {
+        match verdict {
+            Verdict::Keep => self.table.schedule(index),
+            Verdict::Done => self.remove(index),
+            Verdict::Reset | Verdict::Failed(_) => {
+                self.reset(index, verdict);
+                self.remove(index);
+            }
+        }
+    }
+
+    /// Resets both sides of a connection; the guest whose connection did not come about learns
+    /// why.
+    fn reset(&mut self, index: u32, verdict: Verdict) {
+        let Some(tcp) = self.table.tcp(index) else {
+            return;
+        };
+        tcp.reset_host();
+        let remote = tcp.key.remote.ip();
+        if let Verdict::Failed(kind) = verdict
+            && tcp.is_connecting()
+        {
+            let syn = tcp.syn();
+            let why = match kind {
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+                    Unreachable::Host
+                }
+                io::ErrorKind::PermissionDenied => Unreachable::Prohibited,
+                // The guest's own patience ends likewise.
+                io::ErrorKind::TimedOut => return,
+                _ => return self.reset_guest(index, remote),
+            };
+            let packet = self.guest_packet(remote, crate::wire::Protocol::Tcp, &syn);
+            return self.unreachable(why, remote, &packet);
+        }
+        self.reset_guest(index, remote);
+    }
+
+    fn reset_guest(&mut self, index: u32, remote: IpAddr) {
+        let Some(guest) = self.engine.config.guest(remote) else {
+            return;
+        };
+        let mut outlet = Outlet {
+            link: self.link,
+            mac: self.guest_mac,
+            mtu: self.engine.config.mtu,
+        };
+        if let Some(tcp) = self.table.tcp(index) {
+            tcp.reset_guest(&mut outlet, guest);
+        }
+    }
+
+    fn timers(&mut self) {
+        if self.advertisement.is_some_and(|at| at <= self.now) {
+            self.advertise();
+        }
+        while let Some(index) = self.table.due(self.now) {
+            let now = self.now;
+            let mut verdict = Verdict::Done;
+            if let Some(tcp) = self.table.tcp(index)
+                && let Some(guest) = self.engine.config.guest(tcp.key.remote.ip())
+            {
+                let mut outlet = Outlet {
+                    link: self.link,
+                    mac: self.guest_mac,
+                    mtu: self.engine.config.mtu,
+                };
+                verdict = tcp.expired(&mut outlet, guest, now, &self.engine.counters);
+            }
+            self.judge(index, verdict);
+        }
+    }
+}
+
+impl Drop for Run<'_> {
+    /// The guest is gone: its peers are told.
+    fn drop(&mut self) {
+        for tcp in self.table.connections() {
+            tcp.reset_host();
+        }
+        self.engine.forwards.forget();
+    }
+}

@@ -1,0 +1,192 @@
+//! The flows: by name, by number, and by when they want to be woken.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::flow::Key;
+use crate::flow::echo::Echo;
+use crate::flow::tcp::Tcp;
+use crate::flow::udp::Udp;
+
+/// A flow of any kind.
+pub enum Flow {
+    /// A connection.
+    Tcp(Box<Tcp>),
+    /// Datagrams.
+    Udp(Udp),
+    /// Echoes.
+    Echo(Echo),
+}
+
+impl Flow {
+    /// Its name.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Tcp(tcp) => tcp.key,
+            Self::Udp(udp) => udp.key,
+            Self::Echo(echo) => echo.key,
+        }
+    }
+
+    fn descriptor(&self) -> RawFd {
+        match self {
+            Self::Tcp(tcp) => tcp.socket.as_raw_fd(),
+            Self::Udp(udp) => udp.socket.as_raw_fd(),
+            Self::Echo(echo) => echo.socket.as_raw_fd(),
+        }
+    }
+
+    /// When it wants to be woken.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Tcp(tcp) => tcp.deadline,
+            Self::Udp(udp) => Some(udp.deadline()),
+            Self::Echo(echo) => Some(echo.deadline()),
+        }
+    }
+}
+
+struct Entry {
+    flow: Flow,
+    /// When the timers wake it, at the earliest.
+    scheduled: Option<Instant>,
+    /// Tells it from others that had its number before.
+    generation: u32,
+}
+
+/// All flows.
+#[derive(Default)]
+pub struct Table {
+    entries: Vec<Option<Entry>>,
+    free: Vec<u32>,
+    keys: HashMap<Key, u32>,
+    timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    generation: u32,
+}
+
+/// Bits of a token that are the generation's; above them is what its user puts there.
+const GENERATION: u32 = 24;
+
+impl Table {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The number of the flow of that name.
+    pub fn find(&self, key: &Key) -> Option<u32> {
+        self.keys.get(key).copied()
+    }
+
+    /// The flow of that number.
+    pub fn get(&mut self, index: u32) -> Option<&mut Flow> {
+        let entry = self.entries.get_mut(index as usize)?.as_mut()?;
+        Some(&mut entry.flow)
+    }
+
+    /// The connection of that number.
+    pub fn tcp(&mut self, index: u32) -> Option<&mut Tcp> {
+        match self.get(index)? {
+            Flow::Tcp(tcp) => Some(tcp),
+            _ => None,
+        }
+    }
+
+    /// The flow's number, if `token` is of one that is still there.
+    pub fn of_token(&self, token: u64) -> Option<u32> {
+        let index = token as u32;
+        let generation = (token >> 32) as u32 & ((1 << GENERATION) - 1);
+        let entry = self.entries.get(index as usize)?.as_ref()?;
+        (entry.generation == generation).then_some(index)
+    }
+
+    /// Adds a flow and has `epoll` report changes of its socket by a token with `kind` in its
+    /// highest byte. It is watched once and for all: only changes are reported.
+    pub fn insert(&mut self, flow: Flow, epoll: &Epoll, kind: u64) -> io::Result<u32> {
+        let index = self.free.last().copied();
+        let index = index.unwrap_or(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
+        self.generation = (self.generation + 1) % (1 << GENERATION);
+        let mut events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        if matches!(flow, Flow::Tcp(_)) {
+            events |= EventSet::OUT | EventSet::READ_HANG_UP;
+        }
+        let token = kind << 56 | u64::from(self.generation) << 32 | u64::from(index);
+        let event = EpollEvent::new(events, token);
+        epoll.ctl(ControlOperation::Add, flow.descriptor(), event)?;
+        self.keys.insert(flow.key(), index);
+        let entry = Entry {
+            flow,
+            scheduled: None,
+            generation: self.generation,
+        };
+        if self.free.pop().is_none() {
+            self.entries.push(None);
+        }
+        if let Some(slot) = self.entries.get_mut(index as usize) {
+            *slot = Some(entry);
+        }
+        Ok(index)
+    }
+
+    /// Takes a flow out. Its socket's end ends the watch.
+    pub fn remove(&mut self, index: u32) -> Option<Flow> {
+        let entry = self.entries.get_mut(index as usize)?.take()?;
+        self.keys.remove(&entry.flow.key());
+        self.free.push(index);
+        Some(entry.flow)
+    }
+
+    /// Sees that the flow is woken when it wants to be, or before.
+    pub fn schedule(&mut self, index: u32) {
+        let Some(Some(entry)) = self.entries.get_mut(index as usize) else {
+            return;
+        };
+        if let Some(at) = entry.flow.deadline()
+            && entry.scheduled.is_none_or(|scheduled| at < scheduled)
+        {
+            entry.scheduled = Some(at);
+            self.timers.push(Reverse((at, index, entry.generation)));
+        }
+    }
+
+    /// When the next timer ends.
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.timers.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// The next flow whose deadline has passed. One that has moved its deadline meanwhile is
+    /// scheduled anew.
+    pub fn due(&mut self, now: Instant) -> Option<u32> {
+        while self.next_timer().is_some_and(|at| at <= now) {
+            let Reverse((at, index, generation)) = self.timers.pop()?;
+            let Some(Some(entry)) = self.entries.get_mut(index as usize) else {
+                continue;
+            };
+            if entry.generation != generation || entry.scheduled != Some(at) {
+                continue;
+            }
+            entry.scheduled = None;
+            if entry.flow.deadline().is_some_and(|at| at <= now) {
+                return Some(index);
+            }
+            self.schedule(index);
+        }
+        None
+    }
+
+    /// Every connection.
+    pub fn connections(&self) -> impl Iterator<Item = &Tcp> {
+        self.entries
+            .iter()
+            .flatten()
+            .filter_map(|entry| match &entry.flow {
+                Flow::Tcp(tcp) => Some(&**tcp),
+                _ => None,
+            })
+    }
+}

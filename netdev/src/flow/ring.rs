@@ -1,0 +1,240 @@
+//! A flow's buffer: a ring of bytes that takes memory only while there is something in it.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+
+/// Most bytes that a ring keeps.
+pub const LARGE: usize = 256 << 10;
+/// What a ring takes first: enough for a request and its answer.
+const SMALL: usize = 8 << 10;
+/// Large pieces of memory in use beyond which none is taken for what a socket has to read: 64 MiB.
+const MAX_LARGE: usize = 256;
+/// Free pieces of each size that are kept for the next flow.
+const KEPT: usize = 8;
+
+/// The memory of all rings.
+#[derive(Debug, Default)]
+pub struct Pool {
+    small: Vec<Box<[u8]>>,
+    large: Vec<Box<[u8]>>,
+    large_in_use: usize,
+}
+
+impl Pool {
+    fn take_small(&mut self) -> Box<[u8]> {
+        self.small
+            .pop()
+            .unwrap_or_else(|| vec![0; SMALL].into_boxed_slice())
+    }
+
+    fn take_large(&mut self) -> Box<[u8]> {
+        self.large_in_use += 1;
+        self.large
+            .pop()
+            .unwrap_or_else(|| vec![0; LARGE].into_boxed_slice())
+    }
+
+    fn give(&mut self, bytes: Box<[u8]>) {
+        let kept = match bytes.len() {
+            0 => return,
+            LARGE => {
+                self.large_in_use -= 1;
+                &mut self.large
+            }
+            _ => &mut self.small,
+        };
+        if kept.len() < KEPT {
+            kept.push(bytes);
+        }
+    }
+}
+
+/// A ring of at most [`LARGE`] bytes.
+#[derive(Debug, Default)]
+pub struct Ring {
+    bytes: Box<[u8]>,
+    start: usize,
+    len: usize,
+}
+
+impl Ring {
+    /// Bytes that are in it.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Makes room for more where memory allows it: a full ring grows while few have. Returns how
+    /// much there is.
+    pub fn make_room(&mut self, pool: &mut Pool) -> usize {
+        let more = pool.large_in_use < MAX_LARGE;
+        self.make_room_if(more, pool)
+    }
+
+    fn make_room_if(&mut self, more: bool, pool: &mut Pool) -> usize {
+        if self.bytes.is_empty() {
+            self.bytes = pool.take_small();
+        } else if self.len == self.bytes.len() && self.bytes.len() < LARGE && more {
+            self.grow(pool);
+        }
+        self.bytes.len() - self.len
+    }
+
+    fn grow(&mut self, pool: &mut Pool) {
+        let mut bytes = pool.take_large();
+        let mut at = 0;
+        for part in self.parts(0..self.len) {
+            if let Some(place) = bytes.get_mut(at..at + part.len()) {
+                place.copy_from_slice(part);
+            }
+            at += part.len();
+        }
+        pool.give(std::mem::replace(&mut self.bytes, bytes));
+        self.start = 0;
+    }
+
+    /// Room as [`Ring::make_room`] left it, as its two pieces.
+    pub fn spare(&mut self) -> [IoSliceMut<'_>; 2] {
+        let size = self.bytes.len();
+        let (start, end) = (self.start, self.start + self.len);
+        let (first, second): (&mut [u8], &mut [u8]) = if end < size {
+            let (head, tail) = self.bytes.split_at_mut(end);
+            (tail, head.get_mut(..start).unwrap_or_default())
+        } else {
+            let room = self.bytes.get_mut(end - size..start);
+            (room.unwrap_or_default(), &mut [])
+        };
+        [IoSliceMut::new(first), IoSliceMut::new(second)]
+    }
+
+    /// `count` bytes were written to [`Ring::spare`].
+    pub fn filled(&mut self, count: usize) {
+        self.len = (self.len + count).min(self.bytes.len());
+    }
+
+    /// Puts `bytes` behind what there is, and returns how many of them had room: all, up to
+    /// [`LARGE`] together, for whoever was told that it may send must not find that it may not.
+    pub fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) -> usize {
+        let wanted = bytes.len();
+        while !bytes.is_empty() && self.make_room_if(true, pool) > 0 {
+            let mut count = 0;
+            for mut place in self.spare() {
+                let n = place.len().min(bytes.len());
+                let (now, later) = bytes.split_at_checked(n).unwrap_or_default();
+                if let Some(place) = place.get_mut(..n) {
+                    place.copy_from_slice(now);
+                }
+                bytes = later;
+                count += n;
+            }
+            self.filled(count);
+        }
+        wanted - bytes.len()
+    }
+
+    /// A range of it, as its two pieces; what is beyond its end is left out.
+    pub fn parts(&self, range: Range<usize>) -> [&[u8]; 2] {
+        let size = self.bytes.len();
+        let end = range.end.min(self.len);
+        let start = range.start.min(end);
+        let (from, to) = (self.start + start, self.start + end);
+        let piece = |range: Range<usize>| self.bytes.get(range).unwrap_or_default();
+        if to <= size {
+            [piece(from..to), &[]]
+        } else if from >= size {
+            [piece(from - size..to - size), &[]]
+        } else {
+            [piece(from..size), piece(0..to - size)]
+        }
+    }
+
+    /// All of it, for the kernel to take from.
+    pub fn slices(&self) -> [IoSlice<'_>; 2] {
+        self.parts(0..self.len).map(IoSlice::new)
+    }
+
+    /// Drops the first `count` bytes; an empty ring gives its memory back.
+    pub fn consume(&mut self, count: usize, pool: &mut Pool) {
+        let count = count.min(self.len);
+        self.len -= count;
+        self.start += count;
+        if self.start >= self.bytes.len() {
+            self.start -= self.bytes.len();
+        }
+        if self.len == 0 {
+            self.clear(pool);
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        pool.give(std::mem::take(&mut self.bytes));
+        (self.start, self.len) = (0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_is_a_queue_of_bytes(
+            steps in prop::collection::vec((any::<bool>(), 0..20_000_usize), 0..60),
+        ) {
+            let (mut ring, mut pool) = (Ring::default(), Pool::default());
+            let mut model: VecDeque<u8> = VecDeque::new();
+            let mut next = 0_u8;
+            for (push, count) in steps {
+                if push {
+                    let bytes: Vec<u8> = (0..count)
+                        .map(|_| { next = next.wrapping_add(1); next })
+                        .collect();
+                    let taken = ring.push(&bytes, &mut pool);
+                    prop_assert_eq!(taken, count.min(LARGE - model.len()));
+                    model.extend(&bytes[..taken]);
+                } else {
+                    ring.consume(count, &mut pool);
+                    model.drain(..count.min(model.len()));
+                }
+                prop_assert_eq!(ring.len(), model.len());
+                let from = count / 2;
+                let parts = ring.parts(from..count).concat();
+                let want: Vec<u8> = model.iter().copied().take(count).skip(from).collect();
+                prop_assert_eq!(parts, want);
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_ring_holds_no_memory_and_the_pool_s_is_bounded() {
+        let mut pool = Pool::default();
+        let mut rings: Vec<Ring> = (0..MAX_LARGE + 10).map(|_| Ring::default()).collect();
+        let mut taken = 0;
+        for ring in &mut rings {
+            loop {
+                let room = ring.make_room(&mut pool);
+                if room == 0 {
+                    break;
+                }
+                ring.filled(room);
+                taken += room;
+            }
+        }
+        assert_eq!(taken, MAX_LARGE * LARGE + 10 * SMALL);
+        for ring in &mut rings {
+            ring.consume(LARGE, &mut pool);
+            assert!(ring.bytes.is_empty());
+        }
+        assert_eq!(pool.large_in_use, 0);
+        assert_eq!((pool.small.len(), pool.large.len()), (KEPT, KEPT));
+    }
+}

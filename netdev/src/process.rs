@@ -1,0 +1,40 @@
+//! What a process that is a network sets up for itself.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Raises the soft limit of open files to the hard one: every flow is a socket. Where it fails the
+/// limit stays, and flows beyond it are refused.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("limit of open files: {error}");
+    }
+}
+
+/// Blocks SIGTERM and SIGINT, from now on and for threads made later, and returns a descriptor
+/// that can be read when one of them has come (signalfd(2)).
+pub fn stop_signals() -> io::Result<OwnedFd> {
+    // SAFETY: the set is a local one; sigemptyset makes it whole before it is used. The
+    // descriptor is new, and nobody else's.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
