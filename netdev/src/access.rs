@@ -99,6 +99,7 @@ mod tests {
             hostname: String::new(),
             resolver: Resolver::parse("nameserver 127.0.0.53"),
             forwards: Vec::new(),
+            eager: false,
             open_loopback: vec![8080],
             max_flows: 16,
         }

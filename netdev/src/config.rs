@@ -107,6 +107,8 @@ pub struct Config {
     pub resolver: Resolver,
     /// Which ports of the pod are the guest's.
     pub forwards: Vec<Forward>,
+    /// Whether forwarded TCP ports listen at all times, and not only while the guest's do.
+    pub eager: bool,
     /// Loopback ports that the guest may reach, at the gateway's address; none unless a user
     /// opens them.
     pub open_loopback: Vec<u16>,

@@ -1,8 +1,12 @@
 //! The pod's listening sockets: a forwarded port each.
+//!
+//! A TCP port is bound from the start, so that one that is taken is known at once, but listens
+//! only while the guest's side accepts connections: a client then finds what it would find in the
+//! guest.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -35,7 +39,9 @@ enum Listener {
 /// One forwarded port.
 pub struct ListeningPort {
     listener: Listener,
+    bind: SocketAddr,
     guest_port: u16,
+    listens: bool,
 }
 
 /// What came in at a port.
@@ -85,10 +91,15 @@ impl Forwards {
                     io::ErrorKind::AddrInUse => ForwardError::InUse(forward.bind),
                     _ => ForwardError::Bind(forward.bind, error),
                 })?;
-                Ok(ListeningPort {
+                let mut port = ListeningPort {
                     listener,
+                    bind: forward.bind,
                     guest_port: forward.guest_port,
-                })
+                    listens: true,
+                };
+                port.set_listening(false)
+                    .map_err(|error| ForwardError::Bind(forward.bind, error))?;
+                Ok(port)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -100,6 +111,11 @@ impl Forwards {
     /// The ports.
     pub fn ports(&self) -> &[ListeningPort] {
         &self.ports
+    }
+
+    /// The ports, to open and close.
+    pub fn ports_mut(&mut self) -> &mut [ListeningPort] {
+        &mut self.ports
     }
 
     /// The guest will call `client` of `index`'s port `seen`.
@@ -136,9 +152,14 @@ impl Forwards {
         }
     }
 
-    /// The guest is gone, and whom it knew.
+    /// The guest is gone, and whom it knew; nobody is to be called.
     pub fn forget(&mut self) {
         self.clients.clear();
+        for port in &mut self.ports {
+            if let Err(error) = port.set_listening(false) {
+                tracing::warn!("port {}: {error}", port.bind);
+            }
+        }
     }
 }
 
@@ -167,10 +188,41 @@ fn listen(forward: &Forward) -> io::Result<Listener> {
     // Each accepted connection has it from here.
     socket.set_tcp_nodelay(true)?;
     socket.listen(BACKLOG)?;
+    // From now on nobody may bind it beside us, while we don't listen either.
+    socket.set_reuse_address(false)?;
     Ok(Listener::Tcp(socket))
 }
 
 impl ListeningPort {
+    /// The guest's TCP port, if it is one, and whether it is reached by IPv6.
+    pub fn tcp(&self) -> Option<(u16, bool)> {
+        match self.listener {
+            Listener::Tcp(_) => Some((self.guest_port, self.bind.is_ipv6())),
+            Listener::Udp(_) => None,
+        }
+    }
+
+    /// Whether clients can connect, or send datagrams.
+    pub fn listens(&self) -> bool {
+        self.listens
+    }
+
+    /// Lets clients connect, or has them refused while the port stays ours. A UDP port is always
+    /// open. Fails where somebody took the port from under us.
+    pub fn set_listening(&mut self, listens: bool) -> io::Result<()> {
+        let Listener::Tcp(socket) = &self.listener else {
+            return Ok(());
+        };
+        match (self.listens, listens) {
+            (false, true) => socket.listen(BACKLOG)?,
+            // Ends listening, not the binding (tcp_disconnect() in Linux's net/ipv4/tcp.c).
+            (true, false) => socket.shutdown(Shutdown::Read)?,
+            _ => {}
+        }
+        self.listens = listens;
+        Ok(())
+    }
+
     /// What to wait on.
     pub fn descriptor(&self) -> RawFd {
         match &self.listener {
@@ -215,5 +267,46 @@ impl ListeningPort {
             local: socket.local_addr()?.ip(),
             guest_port: self.guest_port,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A port of loopback that nobody has.
+    fn free() -> SocketAddr {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.local_addr().unwrap()
+    }
+
+    fn forward(bind: SocketAddr) -> Forward {
+        Forward {
+            transport: Transport::Tcp,
+            bind,
+            guest_port: 80,
+        }
+    }
+
+    #[test]
+    fn a_port_that_does_not_listen_refuses_and_is_nobody_else_s() {
+        let bind = free();
+        let mut forwards = Forwards::bind(&[forward(bind)]).unwrap();
+        for _ in 0..3 {
+            let refused = TcpStream::connect(bind).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            // with SO_REUSEADDR, as std sets it
+            let taken = std::net::TcpListener::bind(bind).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+            assert!(matches!(
+                Forwards::bind(&[forward(bind)]),
+                Err(ForwardError::InUse(_))
+            ));
+            forwards.ports_mut()[0].set_listening(true).unwrap();
+            TcpStream::connect(bind).unwrap();
+            let port = forwards.ports()[0].take(&mut []).unwrap();
+            assert!(matches!(port, Port::Connection { guest_port: 80, .. }));
+            forwards.forget();
+        }
     }
 }

@@ -173,6 +173,7 @@ fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
             hostname: plan.machine.hostname.clone(),
             resolver: Resolver::of_the_pod(),
             forwards: forwards(plan),
+            eager: false,
             open_loopback: Vec::new(),
             max_flows: MAX_FLOWS,
         })?;

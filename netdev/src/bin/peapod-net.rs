@@ -29,6 +29,9 @@ struct Args {
     /// Publish a port of the guest on every address, or on one; may be repeated
     #[arg(short, long, value_name = "[IP:]HOSTPORT:GUESTPORT[/tcp|udp]", value_parser = publish)]
     publish: Vec<Vec<Forward>>,
+    /// Listen on published ports at all times, not only while the guest does
+    #[arg(long)]
+    eager: bool,
     /// The most flows at once
     #[arg(long, default_value_t = 65_536)]
     max_flows: usize,
@@ -94,6 +97,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         hostname: String::new(),
         resolver: Resolver::of_the_pod(),
         forwards: args.publish.iter().flatten().copied().collect(),
+        eager: args.eager,
         open_loopback: Vec::new(),
         max_flows: args.max_flows,
     };

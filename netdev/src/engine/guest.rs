@@ -181,7 +181,10 @@ impl Run<'_> {
             return counters.dropped_fragment.add();
         }
         match self.sender(&ip) {
-            Sender::Guest => self.guest_mac = mac,
+            Sender::Guest => {
+                self.guest_mac = mac;
+                self.probes.start();
+            }
             Sender::Local => {
                 self.guest_mac = mac;
                 return self.service(&ip);
@@ -247,9 +250,14 @@ impl Run<'_> {
         let Some(tcp) = self.table.tcp(index) else {
             return;
         };
+        let asked = tcp.is_asking();
         let Taken { verdict, data } = tcp.receive(&segment, now, &mut self.pool);
         if verdict != Verdict::Keep {
-            return self.judge(index, verdict);
+            self.judge(index, verdict);
+            if asked {
+                self.guest_listens(key.guest_port, key.remote.is_ipv6(), false);
+            }
+            return;
         }
         if !data.is_empty() || segment.flags.has(Flags::FIN) {
             // The payload ends where the packet does.
@@ -269,6 +277,9 @@ impl Run<'_> {
     fn unknown(&mut self, key: &Key, segment: &Segment<'_>, ip: &Packet<'_>) {
         if segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::ACK) {
             return self.connect(*key, segment, ip);
+        }
+        if self.answers_probe(key, segment) {
+            return;
         }
         self.engine.counters.dropped_stray.add();
         if !segment.flags.has(Flags::RST) {

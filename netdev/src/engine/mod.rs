@@ -2,6 +2,7 @@
 
 mod guest;
 mod host;
+mod probe;
 mod table;
 
 use std::hash::{BuildHasher, RandomState};
@@ -17,13 +18,14 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::flow::ring::{LARGE, Pool};
 use crate::flow::{Key, Outlet, Verdict};
-use crate::forward::{ForwardError, Forwards};
+use crate::forward::{ForwardError, Forwards, ListeningPort};
 use crate::link::Link;
 use crate::pod::Pod;
 use crate::service::ndp;
 use crate::wire::{Icmp, Mac, Unreachable, header_len, write_header};
 use guest::Batch;
 use host::Spare;
+use probe::Probes;
 use table::{Flow, Table};
 
 /// What an epoll event is about: a kind in the top byte, an index below.
@@ -67,6 +69,7 @@ pub struct Run<'a> {
     scratch: Box<[u8]>,
     /// Flows that found the guest's card full.
     blocked: Vec<u32>,
+    probes: Probes,
     /// When the gateway advertises itself as IPv6's router again.
     advertisement: Option<Instant>,
     now: Instant,
@@ -118,8 +121,11 @@ impl Engine {
         for fd in link.descriptors() {
             watch(fd, LINK << KIND)?;
         }
-        for (index, port) in self.forwards.ports().iter().enumerate() {
-            watch(port.descriptor(), PORT << KIND | index as u64)?;
+        for (index, port) in self.forwards.ports_mut().iter_mut().enumerate() {
+            port.set_listening(self.config.eager)?;
+            if port.listens() {
+                watch(port.descriptor(), PORT << KIND | index as u64)?;
+            }
         }
         let pod = Pod::open()?;
         watch(pod.descriptor(), POD << KIND)?;
@@ -136,9 +142,14 @@ impl Engine {
             guest_mac: [0xff; 6],
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             blocked: Vec::new(),
+            probes: Probes::default(),
             advertisement: None,
             now: clock(),
         };
+        if !run.engine.config.eager {
+            let forwards = run.engine.forwards.ports().iter();
+            run.probes = Probes::new(forwards.filter_map(ListeningPort::tcp), run.now);
+        }
         run.advertisement = run.engine.config.v6.map(|_| run.now + ADVERTISEMENTS);
         // Frames may lie there from before.
         run.frames();
@@ -186,7 +197,11 @@ impl Run<'_> {
     /// When the next timer ends, if any runs.
     pub fn next_timer(&self) -> Option<Instant> {
         let flows = self.table.next_timer().into_iter();
-        flows.chain(self.advertisement).min()
+        let others = self
+            .advertisement
+            .into_iter()
+            .chain(self.probes.next_timer());
+        flows.chain(others).min()
     }
 
     /// How many flows there are.
@@ -367,6 +382,7 @@ impl Run<'_> {
         if self.advertisement.is_some_and(|at| at <= self.now) {
             self.advertise();
         }
+        self.ask_guest();
         while let Some(index) = self.table.due(self.now) {
             let now = self.now;
             let mut verdict = Verdict::Done;

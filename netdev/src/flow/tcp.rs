@@ -209,7 +209,12 @@ impl Tcp {
         }
     }
 
-    /// Whether the host's connection is up.
+    /// Whether the guest has been asked and has not answered.
+    pub fn is_asking(&self) -> bool {
+        self.state == State::SynSent
+    }
+
+    /// Whether the host's connection is not up yet.
     pub fn is_connecting(&self) -> bool {
         self.state == State::Connecting
     }

@@ -104,6 +104,7 @@ mod tests {
             hostname: "details".to_owned(),
             resolver: Resolver::parse(resolv_conf),
             forwards: Vec::new(),
+            eager: false,
             open_loopback: Vec::new(),
             max_flows: 16,
         }

@@ -1,0 +1,233 @@
+//! Whether the guest accepts connections on its forwarded ports, asked of its kernel: a SYN that
+//! it answers with a SYN of its own is answered with a reset, so that no program in the guest ever
+//! sees a connection.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+
+use super::{KIND, PORT, Run};
+use crate::config::Transport;
+use crate::flow::Key;
+use crate::wire::{Flags, Segment, SegmentHeader};
+
+/// The gateway's port that asks: TCPMUX's, which no client connects from.
+pub const ASKING_PORT: u16 = 1;
+/// How often a port is asked that was closed a moment ago, that has been closed for long, and that
+/// is open.
+const FRESH: Duration = Duration::from_millis(100);
+const STALE: Duration = Duration::from_secs(1);
+const OPEN: Duration = Duration::from_secs(1);
+/// How long a closed port counts as fresh.
+const FRESH_FOR: Duration = Duration::from_secs(60);
+/// Questions without an answer after which an open port counts as closed.
+const PATIENCE: u32 = 5;
+
+/// A TCP port of the guest, in one family.
+struct Probe {
+    port: u16,
+    v6: bool,
+    sequence: u32,
+    unanswered: u32,
+    open: bool,
+    changed: Instant,
+    next: Instant,
+}
+
+/// All of them.
+#[derive(Default)]
+pub struct Probes {
+    probes: Vec<Probe>,
+    /// The guest has spoken: from then on it is worth asking.
+    started: bool,
+}
+
+impl Probes {
+    /// Probes for these ports, each with its family.
+    pub fn new(ports: impl Iterator<Item = (u16, bool)>, now: Instant) -> Self {
+        let mut ports: Vec<_> = ports.collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let probe = |(port, v6)| Probe {
+            port,
+            v6,
+            sequence: 0,
+            unanswered: 0,
+            open: false,
+            changed: now,
+            next: now,
+        };
+        Self {
+            probes: ports.into_iter().map(probe).collect(),
+            started: false,
+        }
+    }
+
+    /// The guest has spoken.
+    pub fn start(&mut self) {
+        self.started = true;
+    }
+
+    /// When the next question is due.
+    pub fn next_timer(&self) -> Option<Instant> {
+        let next = self.probes.iter().map(|probe| probe.next).min();
+        next.filter(|_| self.started)
+    }
+
+    /// What an answer to our question says: open or not; `None` where it answers none.
+    fn answer(&mut self, key: &Key, segment: &Segment<'_>) -> Option<bool> {
+        let probe = self
+            .probes
+            .iter_mut()
+            .find(|probe| probe.port == key.guest_port && probe.v6 == key.remote.is_ipv6())?;
+        let ours = segment.acknowledgement == probe.sequence.wrapping_add(1);
+        if !ours || !segment.flags.has(Flags::ACK) || probe.unanswered == 0 {
+            return None;
+        }
+        probe.unanswered = 0;
+        Some(segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::RST))
+    }
+
+    fn set(&mut self, port: u16, v6: bool, open: bool, now: Instant) -> bool {
+        let mut changed = false;
+        for probe in &mut self.probes {
+            if (probe.port, probe.v6) == (port, v6) {
+                changed |= probe.open != open;
+                if probe.open != open {
+                    probe.open = open;
+                    probe.changed = now;
+                }
+                probe.next = now + interval(probe, now);
+            }
+        }
+        changed
+    }
+}
+
+fn interval(probe: &Probe, now: Instant) -> Duration {
+    if probe.open {
+        OPEN
+    } else if now.saturating_duration_since(probe.changed) < FRESH_FOR {
+        FRESH
+    } else {
+        STALE
+    }
+}
+
+impl Run<'_> {
+    /// Whether a segment of no flow answers a question of ours; then it is dealt with.
+    pub(super) fn answers_probe(&mut self, key: &Key, segment: &Segment<'_>) -> bool {
+        let gateway = self.engine.config.gateway(key.remote.ip());
+        if key.remote.port() != ASKING_PORT || gateway != Some(key.remote.ip()) {
+            return false;
+        }
+        let Some(open) = self.probes.answer(key, segment) else {
+            return false;
+        };
+        if open {
+            self.ask(
+                key.guest_port,
+                key.remote.ip(),
+                segment.acknowledgement,
+                Flags::RST,
+            );
+        }
+        self.guest_listens(key.guest_port, key.remote.is_ipv6(), open);
+        true
+    }
+
+    /// The guest accepts connections on `port`, or does not.
+    pub(super) fn guest_listens(&mut self, port: u16, v6: bool, open: bool) {
+        if !self.probes.set(port, v6, open, self.now) {
+            return;
+        }
+        tracing::debug!(
+            "the guest's port {port} {}",
+            if open { "listens" } else { "is closed" }
+        );
+        let forwards = &mut self.engine.forwards;
+        for (index, forward) in forwards.ports_mut().iter_mut().enumerate() {
+            if forward.tcp() != Some((port, v6)) || forward.listens() == open {
+                continue;
+            }
+            let fd = forward.descriptor();
+            let event = EpollEvent::new(EventSet::IN, PORT << KIND | index as u64);
+            let changed = if open {
+                // In this order: one that does not listen is always ready, for its end.
+                forward
+                    .set_listening(true)
+                    .and_then(|()| self.epoll.ctl(ControlOperation::Add, fd, event))
+            } else {
+                self.epoll
+                    .ctl(ControlOperation::Delete, fd, event)
+                    .and_then(|()| forward.set_listening(false))
+            };
+            if let Err(error) = changed {
+                tracing::warn!("a forwarded port of the guest's {port}: {error}");
+            }
+        }
+    }
+
+    /// Asks what is due.
+    pub(super) fn ask_guest(&mut self) {
+        if !self.probes.started {
+            return;
+        }
+        let now = self.now;
+        let mut closed = Vec::new();
+        let mut questions = Vec::new();
+        for probe in &mut self.probes.probes {
+            if probe.next > now {
+                continue;
+            }
+            if probe.open && probe.unanswered >= PATIENCE {
+                closed.push((probe.port, probe.v6));
+            }
+            probe.next = now + interval(probe, now);
+            probe.unanswered = probe.unanswered.saturating_add(1);
+            questions.push((probe.port, probe.v6));
+        }
+        for (port, v6) in closed {
+            self.guest_listens(port, v6, false);
+        }
+        for (port, v6) in questions {
+            let gateway = if v6 {
+                self.engine.config.v6.map(|v6| IpAddr::V6(v6.gateway))
+            } else {
+                self.engine.config.v4.map(|v4| IpAddr::V4(v4.gateway))
+            };
+            let Some(gateway) = gateway else { continue };
+            let key = Key {
+                transport: Transport::Tcp,
+                guest_port: port,
+                remote: SocketAddr::new(gateway, ASKING_PORT),
+            };
+            let sequence = self.engine.first_sequence(&key);
+            for probe in &mut self.probes.probes {
+                if (probe.port, probe.v6) == (port, v6) {
+                    probe.sequence = sequence;
+                }
+            }
+            self.ask(port, gateway, sequence, Flags::SYN);
+        }
+    }
+
+    fn ask(&mut self, port: u16, gateway: IpAddr, sequence: u32, flags: Flags) {
+        let Some(guest) = self.engine.config.guest(gateway) else {
+            return;
+        };
+        let mut outlet = self.outlet();
+        let mss = outlet.mss(gateway);
+        let header = SegmentHeader {
+            source: ASKING_PORT,
+            destination: port,
+            sequence,
+            acknowledgement: 0,
+            flags,
+            window: 0,
+            options: flags.has(Flags::SYN).then_some((mss, None)),
+        };
+        outlet.segment((gateway, guest), &header, [&[], &[]], u16::MAX);
+    }
+}
