@@ -1,5 +1,5 @@
 # What a newcomer types; each is a script in ci/.
-.PHONY: help run test test-all soak bench images lint
+.PHONY: help run test test-all soak bench bench-net images lint
 
 help:           ## what there is
 	@awk -F ': +## ' 'NF == 2 { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,9 @@ soak:           ## what has to hold for long, for long
 
 bench:          ## Peapod beside QEMU: boot and memory; a table, and JSON in target/bench
 	@ci/bench
+
+bench-net:      ## the user-mode network beside pasta, slirp4netns and a veth pair; as root
+	@ci/bench net
 
 images:         ## kernel, initramfs and guest roots, in target/images
 	@ci/setup images

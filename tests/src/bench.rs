@@ -13,6 +13,8 @@ use serde::Serialize;
 pub enum Mark {
     /// Ours is at most so many times the peer's.
     AtMost(f64),
+    /// Ours is less than so many times the peer's.
+    Below(f64),
     /// Ours is at least so many times the peer's.
     AtLeast(f64),
 }
@@ -68,6 +70,7 @@ impl Record {
             mark: mark.map(|mark| mark.to_string()),
             met: mark.map(|mark| match mark {
                 Mark::AtMost(most) => ratio <= most,
+                Mark::Below(most) => ratio < most,
                 Mark::AtLeast(least) => ratio >= least,
             }),
         }
@@ -78,6 +81,7 @@ impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AtMost(most) => write!(f, "<= {most}"),
+            Self::Below(most) => write!(f, "< {most}"),
             Self::AtLeast(least) => write!(f, ">= {least}"),
         }
     }
@@ -95,7 +99,8 @@ pub fn median(series: &[f64]) -> f64 {
     }
 }
 
-fn spread(series: &[f64]) -> f64 {
+/// From the least to the most, divided by the median.
+pub fn spread(series: &[f64]) -> f64 {
     let least = series.iter().copied().fold(f64::INFINITY, f64::min);
     let most = series.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     (most - least) / median(series)
