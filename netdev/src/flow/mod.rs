@@ -8,7 +8,7 @@ pub mod udp;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{GATEWAY_MAC, Transport};
-use crate::link::{Link, MAX_FRAME, Offload, SegmentKind, Segments};
+use crate::link::{Link, Offload, SegmentKind, Segments};
 use crate::wire::{
     ETHERNET, Mac, Protocol, SegmentHeader, Sum, TYPE_IPV4, TYPE_IPV6, Udp, ethernet, header_len,
     put16, write_header,
@@ -77,7 +77,8 @@ impl Outlet<'_> {
         let mss = usize::from(mss).max(1);
         if cut {
             // Whole segments, so that no small one is among them.
-            (MAX_FRAME - HEADERS) / mss * mss
+            let most = usize::from(u16::MAX) - header_len(remote) - 20;
+            (most / mss).max(1) * mss
         } else {
             mss
         }
