@@ -22,6 +22,8 @@ impl Control {
     }
 }
 
+/// Bytes of datagrams that wait to be read, if we are let.
+const RECEIVE_BUFFER: usize = 4 << 20;
 const HEADER: usize = size_of::<libc::cmsghdr>();
 
 /// The control message that has a socket cut what is sent into datagrams of `size` (udp(7),
@@ -47,6 +49,8 @@ pub fn cut_into(size: u16) -> Control {
 /// Lets `socket` give several datagrams of one sender joined, where the kernel can (udp(7),
 /// UDP_GRO); elsewhere it gives each.
 pub fn receive_joined(socket: &Socket) {
+    // As much room as the kernel gives (net.core.rmem_max): datagrams come while we do other things.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
     let _ = set(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
 }
 

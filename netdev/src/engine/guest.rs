@@ -23,6 +23,8 @@ use crate::{access, service};
 
 /// Frames taken from the guest before the sockets get their turn.
 const FRAMES: usize = 256;
+/// Batches before the loop looks at everything else.
+const BATCHES: usize = 8;
 /// Bytes of them: some frames of the largest size.
 const ARENA: usize = 8 * MAX_FRAME;
 
@@ -66,7 +68,8 @@ impl Run<'_> {
             arena = vec![0; ARENA].into_boxed_slice();
         }
         self.batch.touched.append(&mut self.blocked);
-        loop {
+        self.more = true;
+        for _ in 0..BATCHES {
             let (mut count, mut used) = (0, 0);
             while count < FRAMES
                 && let Some(place) = arena.get_mut(used..used + MAX_FRAME)
@@ -81,7 +84,9 @@ impl Run<'_> {
             }
             self.engine.counters.frames.add_many(count as u64);
             self.deliver(&arena);
-            if count < FRAMES && used + MAX_FRAME <= arena.len() {
+            // What the guest was just told may have made it send more, so it is asked again.
+            if count == 0 {
+                self.more = false;
                 break;
             }
         }
@@ -181,10 +186,7 @@ impl Run<'_> {
             return counters.dropped_fragment.add();
         }
         match self.sender(&ip) {
-            Sender::Guest => {
-                self.guest_mac = mac;
-                self.probes.start();
-            }
+            Sender::Guest => self.guest_mac = mac,
             Sender::Local => {
                 self.guest_mac = mac;
                 return self.service(&ip);

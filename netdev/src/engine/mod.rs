@@ -42,6 +42,8 @@ const SCRATCH: usize = 64 << 10;
 const PROMISES: usize = 64 << 20;
 /// Between two advertisements of the router: a third of what each is good for.
 const ADVERTISEMENTS: Duration = Duration::from_secs(ndp::ROUTER_LIFETIME as u64 / 3);
+/// The guest's MAC address until it has spoken.
+const EVERYBODY: Mac = [0xff; 6];
 /// What a connection is promised at least.
 const LEAST_PROMISE: usize = 4 << 10;
 
@@ -69,6 +71,8 @@ pub struct Run<'a> {
     scratch: Box<[u8]>,
     /// Flows that found the guest's card full.
     blocked: Vec<u32>,
+    /// The guest may have more frames, of which the link will not tell.
+    more: bool,
     probes: Probes,
     /// When the gateway advertises itself as IPv6's router again.
     advertisement: Option<Instant>,
@@ -138,10 +142,10 @@ impl Engine {
             table: Table::default(),
             pool: Pool::default(),
             batch: Batch::default(),
-            // Everybody, until the guest has spoken.
-            guest_mac: [0xff; 6],
+            guest_mac: EVERYBODY,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             blocked: Vec::new(),
+            more: false,
             probes: Probes::default(),
             advertisement: None,
             now: clock(),
@@ -168,7 +172,11 @@ impl Run<'_> {
     /// Deals with what there is to deal with, waiting for it if `wait`; false after `stop`.
     pub fn turn(&mut self, wait: bool) -> io::Result<bool> {
         let mut events = [EpollEvent::default(); EVENTS];
-        let patience = if wait { self.patience() } else { 0 };
+        let patience = if wait && !self.more {
+            self.patience()
+        } else {
+            0
+        };
         let count = match self.epoll.wait(patience, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
@@ -182,12 +190,15 @@ impl Run<'_> {
                 STOP => going = false,
                 LINK => {
                     self.link.acknowledge();
-                    self.frames();
+                    self.more = true;
                 }
                 PORT => self.port(token as u32 as usize),
                 POD => self.pod_changed(),
                 _ => self.socket(token, event.event_set()),
             }
+        }
+        if self.more {
+            self.frames();
         }
         self.timers();
         self.link.flush();

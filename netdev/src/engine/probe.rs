@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
-use super::{KIND, PORT, Run};
+use super::{EVERYBODY, KIND, PORT, Run};
 use crate::config::Transport;
 use crate::flow::Key;
+use crate::link::Offload;
+use crate::service;
 use crate::wire::{Flags, Segment, SegmentHeader};
 
 /// The gateway's port that asks: TCPMUX's, which no client connects from.
@@ -37,11 +39,7 @@ struct Probe {
 
 /// All of them.
 #[derive(Default)]
-pub struct Probes {
-    probes: Vec<Probe>,
-    /// The guest has spoken: from then on it is worth asking.
-    started: bool,
-}
+pub struct Probes(Vec<Probe>);
 
 impl Probes {
     /// Probes for these ports, each with its family.
@@ -58,27 +56,18 @@ impl Probes {
             changed: now,
             next: now,
         };
-        Self {
-            probes: ports.into_iter().map(probe).collect(),
-            started: false,
-        }
-    }
-
-    /// The guest has spoken.
-    pub fn start(&mut self) {
-        self.started = true;
+        Self(ports.into_iter().map(probe).collect())
     }
 
     /// When the next question is due.
     pub fn next_timer(&self) -> Option<Instant> {
-        let next = self.probes.iter().map(|probe| probe.next).min();
-        next.filter(|_| self.started)
+        self.0.iter().map(|probe| probe.next).min()
     }
 
     /// What an answer to our question says: open or not; `None` where it answers none.
     fn answer(&mut self, key: &Key, segment: &Segment<'_>) -> Option<bool> {
         let probe = self
-            .probes
+            .0
             .iter_mut()
             .find(|probe| probe.port == key.guest_port && probe.v6 == key.remote.is_ipv6())?;
         let ours = segment.acknowledgement == probe.sequence.wrapping_add(1);
@@ -91,7 +80,7 @@ impl Probes {
 
     fn set(&mut self, port: u16, v6: bool, open: bool, now: Instant) -> bool {
         let mut changed = false;
-        for probe in &mut self.probes {
+        for probe in &mut self.0 {
             if (probe.port, probe.v6) == (port, v6) {
                 changed |= probe.open != open;
                 if probe.open != open {
@@ -171,13 +160,13 @@ impl Run<'_> {
 
     /// Asks what is due.
     pub(super) fn ask_guest(&mut self) {
-        if !self.probes.started {
-            return;
-        }
         let now = self.now;
+        if self.guest_mac == EVERYBODY && self.probes.next_timer().is_some_and(|at| at <= now) {
+            self.look_for_guest();
+        }
         let mut closed = Vec::new();
         let mut questions = Vec::new();
-        for probe in &mut self.probes.probes {
+        for probe in &mut self.probes.0 {
             if probe.next > now {
                 continue;
             }
@@ -204,12 +193,22 @@ impl Run<'_> {
                 remote: SocketAddr::new(gateway, ASKING_PORT),
             };
             let sequence = self.engine.first_sequence(&key);
-            for probe in &mut self.probes.probes {
+            for probe in &mut self.probes.0 {
                 if (probe.port, probe.v6) == (port, v6) {
                     probe.sequence = sequence;
                 }
             }
             self.ask(port, gateway, sequence, Flags::SYN);
+        }
+    }
+
+    /// Asks who has the guest's address: a guest that was set up by hand and serves may not speak
+    /// first.
+    fn look_for_guest(&mut self) {
+        if let Some(question) = service::arp::question(&self.engine.config)
+            && !self.link.send(&[&question.frame()], Offload::default())
+        {
+            self.engine.counters.dropped_no_room.add();
         }
     }
 

@@ -6,6 +6,16 @@ use crate::wire::Arp;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
+/// The gateway's question for the guest; `None` where the guest has no IPv4.
+pub fn question(config: &Config) -> Option<Arp> {
+    let v4 = config.v4?;
+    Some(Arp {
+        operation: 1,
+        sender: (GATEWAY_MAC, v4.gateway),
+        target: ([0xff; 6], v4.guest),
+    })
+}
+
 /// The answer to an ARP question: the gateway speaks for itself, wherever its address is, and for
 /// every address of the guest's network but the guest's own.
 pub fn answer(config: &Config, question: &Arp) -> Option<Arp> {
