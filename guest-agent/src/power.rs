@@ -1,12 +1,14 @@
-//! How process 1 ends the guest: everybody else first, then what they wrote, then the machine.
+//! How the guest is ended: by process 1, everybody else first, then what they wrote, then the
+//! machine; or by systemd, where that is process 1.
 
-use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use rustix::mount::{MountFlags, mount_remount};
 use rustix::system::{RebootCommand, reboot};
 
-use crate::say;
+use crate::{children, say};
 
 /// How long the processes have between SIGTERM and SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -82,4 +84,12 @@ fn mounted() -> Vec<String> {
         .collect();
     places.reverse();
     places
+}
+/// Asks systemd to power off.
+pub fn ask_systemd() -> io::Result<()> {
+    let child = children::spawn(Command::new("systemctl").args(["--no-block", "poweroff"]))?;
+    match children::failure(child.wait()) {
+        None => Ok(()),
+        Some(how) => Err(io::Error::other(format!("systemctl poweroff: {how}"))),
+    }
 }

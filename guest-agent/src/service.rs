@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread;
 
 use crate::protocol::Role;
@@ -55,15 +55,6 @@ pub fn run() -> ExitCode {
     loop {
         signals.wait();
         let _ = children::reap();
-    }
-}
-
-/// Asks systemd to power off.
-pub fn power_off() -> io::Result<()> {
-    let child = children::spawn(Command::new("systemctl").args(["--no-block", "poweroff"]))?;
-    match children::failure(child.wait()) {
-        None => Ok(()),
-        Some(how) => Err(io::Error::other(format!("systemctl poweroff: {how}"))),
     }
 }
 

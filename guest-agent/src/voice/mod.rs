@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::power::{self, End};
 use crate::protocol::{self, Event, Frame, Kind, Outcome, Reply, Request, Role, StageState};
-use crate::{say, service, uptime_ms};
+use crate::{say, uptime_ms};
 
 /// The VMM's address (vsock(7), `VMADDR_CID_HOST`).
 const HOST: u32 = 2;
@@ -186,7 +186,7 @@ impl Voice {
     fn power_off(&self) -> io::Result<()> {
         let role = self.state().role;
         if role == Role::Service {
-            return service::power_off();
+            return power::ask_systemd();
         }
         // Process 1's other thread does it.
         Ok(rustix::process::kill_process(
