@@ -111,7 +111,9 @@ impl Device {
         let Some(mut engine) = self.engine.take() else {
             return Err(Error::BackendInternalError);
         };
-        let mut link = VirtqueueLink::new(self.memory.clone(), receive, transmit, self.features);
+        let memory = self.memory.clone();
+        // The VMM keeps the control queue to itself.
+        let mut link = VirtqueueLink::new(memory, receive, transmit, None, self.features);
         let stop = EventFd::new(EFD_NONBLOCK).map_err(Error::ReqHandlerError)?;
         let stopped = stop.try_clone().map_err(Error::ReqHandlerError)?;
         let thread = std::thread::Builder::new()

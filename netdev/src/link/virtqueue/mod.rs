@@ -1,4 +1,6 @@
-//! A virtio-net device's two queues (virtio 1.2, section 5.1), in guest memory.
+//! A virtio-net device's queues (virtio 1.2, section 5.1), in guest memory.
+
+mod control;
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -35,6 +37,14 @@ pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_NET_F_GUEST_USO6
     | 1 << VIRTIO_NET_F_MRG_RXBUF;
 
+/// Those of them that the driver may switch by its control queue.
+const OFFLOADS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN
+    | 1 << VIRTIO_NET_F_GUEST_USO4
+    | 1 << VIRTIO_NET_F_GUEST_USO6;
+
 /// A queue that the driver set up.
 pub struct Virtqueue {
     /// The ring.
@@ -54,12 +64,15 @@ impl Virtqueue {
     }
 }
 
-/// The two queues.
+/// The queues.
 pub struct VirtqueueLink {
     memory: GuestMemoryMmap,
     receive: Virtqueue,
     transmit: Virtqueue,
-    mergeable: bool,
+    control: Option<Virtqueue>,
+    /// Where the frame goes that is being given.
+    places: Vec<Place>,
+    features: u64,
     capabilities: Capabilities,
     /// Whether there is something to tell the driver of, in each direction.
     given: bool,
@@ -68,34 +81,45 @@ pub struct VirtqueueLink {
     broken: bool,
 }
 
-/// A chain's number and its buffers.
-type Buffers = (u16, Vec<(GuestAddress, usize)>);
+/// A buffer of the receive queue, and the number of its chain.
+struct Place {
+    head: u16,
+    at: GuestAddress,
+    len: usize,
+}
+
+/// What a driver takes that agreed on `features`.
+fn capabilities(features: u64) -> Capabilities {
+    let has = |bit: u32| features & 1 << bit != 0;
+    let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
+    // Without mergeable buffers the driver posts large ones only where it has to.
+    let cut = |bit| checksum && has(VIRTIO_NET_F_MRG_RXBUF) && has(bit);
+    Capabilities {
+        checksum,
+        tso4: cut(VIRTIO_NET_F_GUEST_TSO4),
+        tso6: cut(VIRTIO_NET_F_GUEST_TSO6),
+        uso: cut(VIRTIO_NET_F_GUEST_USO4) && cut(VIRTIO_NET_F_GUEST_USO6),
+    }
+}
 
 impl VirtqueueLink {
-    /// The link of a driver that agreed on `features`.
+    /// The link of a driver that agreed on `features`; `control` is there where it agreed on
+    /// VIRTIO_NET_F_CTRL_VQ.
     pub fn new(
         memory: GuestMemoryMmap,
         receive: Virtqueue,
         transmit: Virtqueue,
+        control: Option<Virtqueue>,
         features: u64,
     ) -> Self {
-        let has = |bit: u32| features & 1 << bit != 0;
-        let mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
-        let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
-        // Without mergeable buffers the driver posts large ones only where it has to.
-        let cut = |bit| checksum && mergeable && has(bit);
-        let capabilities = Capabilities {
-            checksum,
-            tso4: cut(VIRTIO_NET_F_GUEST_TSO4),
-            tso6: cut(VIRTIO_NET_F_GUEST_TSO6),
-            uso: cut(VIRTIO_NET_F_GUEST_USO4) && cut(VIRTIO_NET_F_GUEST_USO6),
-        };
         Self {
             memory,
             receive,
             transmit,
-            mergeable,
-            capabilities,
+            control,
+            places: Vec::new(),
+            features,
+            capabilities: capabilities(features),
             given: false,
             taken: false,
             broken: false,
@@ -171,26 +195,39 @@ impl VirtqueueLink {
         at.checked_sub(header::LEN).filter(|len| *len > 0)
     }
 
-    /// Chains with room for `len` bytes; none where the driver has not made enough available.
-    fn room(&mut self, len: usize) -> Result<Option<Vec<Buffers>>, QueueError> {
+    /// Finds chains with room for `len` bytes and returns how many; none where the driver has not
+    /// made enough available.
+    fn room(&mut self, len: usize) -> Result<Option<u16>, QueueError> {
+        let mergeable = self.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         let before = self.receive.queue.next_avail();
         loop {
             self.receive.queue.disable_notification(&self.memory)?;
-            let (mut chains, mut room) = (Vec::new(), 0);
-            while room < len {
+            self.places.clear();
+            let (mut chains, mut room) = (0, 0);
+            while room < len && (mergeable || chains == 0) {
                 let Some(chain) = next(&mut self.receive.queue, &self.memory)? else {
                     break;
                 };
                 let head = chain.head_index();
-                let buffers: Vec<_> = chain
-                    .writable()
-                    .map(|d| (d.addr(), d.len() as usize))
-                    .collect();
-                room += buffers.iter().map(|(_, len)| len).sum::<usize>();
-                chains.push((head, buffers));
-                if !self.mergeable {
-                    break;
+                let known = self.places.len();
+                for descriptor in chain.writable() {
+                    let len = descriptor.len() as usize;
+                    room += len;
+                    self.places.push(Place {
+                        head,
+                        at: descriptor.addr(),
+                        len,
+                    });
                 }
+                if self.places.len() == known {
+                    // It holds nothing, but is to be given back.
+                    self.places.push(Place {
+                        head,
+                        at: GuestAddress(0),
+                        len: 0,
+                    });
+                }
+                chains += 1;
             }
             if room >= len {
                 return Ok(Some(chains));
@@ -209,12 +246,13 @@ impl VirtqueueLink {
         let Some(chains) = self.room(len)? else {
             return Ok(false);
         };
-        let header = header::encode(offload, chains.len() as u16);
+        let header = header::encode(offload, chains);
         let mut rest = std::iter::once(&header[..]).chain(parts.iter().copied());
         let mut part: &[u8] = &[];
-        for (head, buffers) in chains {
+        for chain in self.places.chunk_by(|a, b| a.head == b.head) {
             let mut written = 0;
-            for (mut at, mut room) in buffers {
+            for place in chain {
+                let (mut at, mut room) = (place.at, place.len);
                 while room > 0 {
                     if part.is_empty() {
                         match rest.next() {
@@ -234,10 +272,25 @@ impl VirtqueueLink {
                     written += n as u32;
                 }
             }
-            self.receive.queue.add_used(&self.memory, head, written)?;
+            if let Some(place) = chain.first() {
+                self.receive
+                    .queue
+                    .add_used(&self.memory, place.head, written)?;
+            }
         }
         self.given = true;
         Ok(true)
+    }
+
+    fn obey(&mut self) -> Result<(), QueueError> {
+        if let Some(control) = &mut self.control
+            && let Some(offloads) = control::serve(control, &self.memory)?
+        {
+            // Of what was agreed on, and nothing else changes.
+            let kept = self.features & !OFFLOADS;
+            self.capabilities = capabilities(kept | self.features & offloads);
+        }
+        Ok(())
     }
 }
 
@@ -267,16 +320,24 @@ impl Link for VirtqueueLink {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![
-            self.receive.kick.as_raw_fd(),
-            self.transmit.kick.as_raw_fd(),
-        ]
+        let queues = [
+            Some(&self.receive),
+            Some(&self.transmit),
+            self.control.as_ref(),
+        ];
+        let kicks = queues.into_iter().flatten();
+        kicks.map(|queue| queue.kick.as_raw_fd()).collect()
     }
 
     fn acknowledge(&mut self) {
         // An error means that it was not this one.
         let _ = self.receive.kick.read();
         let _ = self.transmit.kick.read();
+        if let Some(control) = &self.control
+            && control.kick.read().is_ok()
+        {
+            self.guarded(Self::obey);
+        }
     }
 
     fn capabilities(&self) -> Capabilities {

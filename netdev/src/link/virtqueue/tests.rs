@@ -45,7 +45,7 @@ fn link<'m>(
         active(tx.create_queue().unwrap()),
     );
     (
-        VirtqueueLink::new(memory.clone(), queues.0, queues.1, ALL),
+        VirtqueueLink::new(memory.clone(), queues.0, queues.1, None, ALL),
         rx,
     )
 }
@@ -117,4 +117,38 @@ fn a_frame_larger_than_a_buffer_takes_several_and_says_how_many() {
     assert!(!link.send(&[&[0; 20]], Offload::default()));
     assert!(link.send(&[&[0; 4]], Offload::default()));
     assert!(!link.send(&[&[0; 1]], Offload::default()));
+}
+
+#[test]
+fn the_driver_switches_offloads_and_no_other_feature() {
+    let memory = memory();
+    let ring = MockSplitQueue::create(&memory, GuestAddress(0x4000), 16);
+    let (mut link, _rx) = link(&memory, &[], &[]);
+    let send = |class: u8, features: u64| {
+        let command = [&[class, 0][..], &features.to_le_bytes()].concat();
+        memory
+            .write_slice(&command, GuestAddress(0x1_0000))
+            .unwrap();
+        memory.write_obj(7_u8, GuestAddress(0x2_0000)).unwrap();
+        let chain = [buffer(0x1_0000, 10, 0), buffer(0x2_0000, 1, WRITE)];
+        ring.build_desc_chain(&chain).unwrap();
+    };
+    let answer = || memory.read_obj::<u8>(GuestAddress(0x2_0000)).unwrap();
+    link.control = Some(active(ring.create_queue().unwrap()));
+    let kick = |link: &mut VirtqueueLink| {
+        link.control.as_ref().unwrap().kick.write(1).unwrap();
+        link.acknowledge();
+    };
+    send(5, 1 << VIRTIO_NET_F_GUEST_CSUM);
+    kick(&mut link);
+    assert_eq!(answer(), 0);
+    let checksum_only = Capabilities {
+        checksum: true,
+        ..Capabilities::default()
+    };
+    assert_eq!(link.capabilities(), checksum_only);
+    send(1, u64::MAX);
+    kick(&mut link);
+    assert_eq!(answer(), 1, "a command that is not known here");
+    assert_eq!(link.capabilities(), checksum_only);
 }

@@ -7,13 +7,17 @@ use std::thread::JoinHandle;
 use netdev::engine::Engine;
 use netdev::link::virtqueue::{self, Virtqueue, VirtqueueLink};
 use netdev::wire::Mac;
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, VirtioDevice};
 
 const ID: u16 = 1;
-const QUEUE_SIZES: [u16; 2] = [256, 256];
+/// Receive, transmit, control.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 /// `struct virtio_net_config` up to its MTU (section 5.1.4).
 const CONFIG: usize = 12;
 /// Status: the link is up.
@@ -56,6 +60,8 @@ impl VirtioDevice for Net {
 
     fn features(&self) -> u64 {
         virtqueue::FEATURES
+            | 1 << VIRTIO_NET_F_CTRL_VQ
+            | 1 << VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
             | 1 << VIRTIO_NET_F_MAC
             | 1 << VIRTIO_NET_F_MTU
             | 1 << VIRTIO_NET_F_STATUS
@@ -77,9 +83,14 @@ impl VirtioDevice for Net {
                 "the network was lost when its worker failed",
             ));
         };
-        let (receive, transmit) = (virtqueue(receive), virtqueue(transmit));
-        let mut link =
-            VirtqueueLink::new(activation.memory, receive, transmit, activation.features);
+        let control = queues.next().flatten().map(virtqueue);
+        let mut link = VirtqueueLink::new(
+            activation.memory,
+            virtqueue(receive),
+            virtqueue(transmit),
+            control,
+            activation.features,
+        );
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
         let thread = std::thread::Builder::new()
