@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use netdev::config::{Config as NetConfig, Forward, Network, Transport};
 use netdev::engine::Engine;
 use netdev::forward::ForwardError;
+use netdev::pod::Pod;
 use netdev::resolver::Resolver;
 use netdev::wire::Mac;
 
@@ -30,7 +31,7 @@ use crate::vmi::{Binding, Protocol, RebootPolicy};
 mod sockets;
 mod stop;
 
-/// The MTU of a pod's interface where nobody says otherwise.
+/// The MTU of a pod that has no default route.
 const MTU: u16 = 1500;
 /// Flows that one guest may have at once.
 const MAX_FLOWS: usize = 4096;
@@ -62,6 +63,9 @@ pub enum Error {
     /// A device could not be plugged in.
     #[error("cannot plug in a device: {0}")]
     Device(io::Error),
+    /// The pod's network cannot be looked at.
+    #[error("cannot read the pod's addresses and routes: {0}")]
+    Network(io::Error),
     /// The guest's sockets.
     #[error("cannot make the guest's sockets in {0}: {1}")]
     Vsock(PathBuf, io::Error),
@@ -159,6 +163,10 @@ fn cmdline(plan: &Plan) -> String {
 fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
     let mut devices: Devices = Vec::new();
     if let Some(interface) = &plan.machine.interface {
+        let pod = Pod::open().map_err(Error::Network)?;
+        let mtu = pod
+            .mtu()
+            .map_or(MTU, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
         let mac = interface
             .mac
             .unwrap_or_else(|| derived_mac(&plan.machine.uuid));
@@ -167,9 +175,10 @@ fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
                 Binding::Masquerade => Network::<Ipv4Addr>::MASQUERADE,
                 Binding::Slirp => Network::<Ipv4Addr>::SLIRP,
             }),
-            v6: (interface.binding == Binding::Masquerade)
+            // A guest that believes in a way that the pod has not would wait for it.
+            v6: (interface.binding == Binding::Masquerade && pod.has_route(true))
                 .then_some(Network::<Ipv6Addr>::MASQUERADE),
-            mtu: MTU,
+            mtu,
             hostname: plan.machine.hostname.clone(),
             resolver: Resolver::of_the_pod(),
             forwards: forwards(plan),
@@ -177,7 +186,7 @@ fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
             open_loopback: Vec::new(),
             max_flows: MAX_FLOWS,
         })?;
-        devices.push((NET_SLOT, Arc::new(Mutex::new(Net::new(engine, mac, MTU)))));
+        devices.push((NET_SLOT, Arc::new(Mutex::new(Net::new(engine, mac, mtu)))));
     }
     let vsock = sockets::vsock(agent, &plan.state_dir)
         .map_err(|error| Error::Vsock(plan.state_dir.clone(), error))?;

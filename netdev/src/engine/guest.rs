@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
 use super::table::Flow;
 use super::{Run, Verdict};
-use crate::config::Transport;
+use crate::config::{GATEWAY_LINK_LOCAL, Transport};
 use crate::flow::Key;
 use crate::flow::echo::Echo;
 use crate::flow::tcp::{Taken, Tcp};
@@ -225,14 +225,28 @@ impl Run<'_> {
                     IpAddr::V4(_) => service::dhcp4::answer(config, udp.payload),
                     IpAddr::V6(client) => service::dhcp6::answer(config, client, udp.payload),
                 },
-                Some(_) => return counters.dropped_spoofed.add(),
+                Some(_) => return self.beyond_scope(ip),
                 None => return counters.dropped_malformed.add(),
             },
             Protocol::Icmp => service::ndp::answer(config, ip, has_route),
-            _ => return counters.dropped_spoofed.add(),
+            _ => return self.beyond_scope(ip),
         };
         if let Some(answer) = answer {
             self.packet(&answer);
+        }
+    }
+
+    /// A packet that wants to leave the guest's link from an address that is known there only: a
+    /// guest with a router but no address of its own yet. It learns that at once.
+    fn beyond_scope(&mut self, ip: &Packet<'_>) {
+        self.engine.counters.dropped_spoofed.add();
+        let local = matches!(ip.source, IpAddr::V6(source) if source.is_unicast_link_local());
+        let beyond = matches!(ip.destination, IpAddr::V6(to)
+            if !to.is_unicast_link_local() && !to.is_multicast());
+        if local && beyond && self.engine.config.v6.is_some() {
+            let gateway = IpAddr::V6(GATEWAY_LINK_LOCAL);
+            let message = Icmp::unreachable(Unreachable::Scope, gateway, ip.source, ip.whole);
+            self.packet(&message);
         }
     }
 

@@ -24,6 +24,8 @@ pub enum Unreachable {
     Host,
     /// It is forbidden.
     Prohibited,
+    /// Its source is an address of the link only, and its destination is beyond (IPv6).
+    Scope,
     /// It is longer than the path's MTU, which is this.
     TooBig(u16),
 }
@@ -56,12 +58,13 @@ impl<'a> Icmp<'a> {
         let (kind, rest) = match (why, v6) {
             (Unreachable::Port, false) => ((3, 3), 0),
             (Unreachable::Host, false) => ((3, 1), 0),
-            (Unreachable::Prohibited, false) => ((3, 13), 0),
+            (Unreachable::Prohibited | Unreachable::Scope, false) => ((3, 13), 0),
             // RFC 1191, section 4
             (Unreachable::TooBig(mtu), false) => ((3, 4), u32::from(mtu)),
             (Unreachable::Port, true) => ((1, 4), 0),
             (Unreachable::Host, true) => ((1, 3), 0),
             (Unreachable::Prohibited, true) => ((1, 1), 0),
+            (Unreachable::Scope, true) => ((1, 2), 0),
             (Unreachable::TooBig(mtu), true) => ((2, 0), u32::from(mtu)),
         };
         // As much of the packet as there is room for in what every path takes (RFC 1812, section
