@@ -187,10 +187,16 @@ fn listen(forward: &Forward) -> io::Result<Listener> {
     }
     // Each accepted connection has it from here.
     socket.set_tcp_nodelay(true)?;
-    socket.listen(BACKLOG)?;
-    // From now on nobody may bind it beside us, while we don't listen either.
-    socket.set_reuse_address(false)?;
+    start_listening(&socket)?;
     Ok(Listener::Tcp(socket))
+}
+
+fn start_listening(socket: &Socket) -> io::Result<()> {
+    // Connections from before may live or linger.
+    socket.set_reuse_address(true)?;
+    socket.listen(BACKLOG)?;
+    // But nobody may bind it beside us, while we don't listen either.
+    socket.set_reuse_address(false)
 }
 
 impl ListeningPort {
@@ -214,7 +220,7 @@ impl ListeningPort {
             return Ok(());
         };
         match (self.listens, listens) {
-            (false, true) => socket.listen(BACKLOG)?,
+            (false, true) => start_listening(socket)?,
             // Ends listening, not the binding (tcp_disconnect() in Linux's net/ipv4/tcp.c).
             (true, false) => socket.shutdown(Shutdown::Read)?,
             _ => {}
@@ -246,6 +252,9 @@ impl ListeningPort {
 
     fn accept(&self, listener: &Socket) -> io::Result<Port> {
         let (socket, client) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+        // Neither it nor what lingers of it keeps the port from being bound again: it does not
+        // have that from the listening socket.
+        socket.set_reuse_address(true)?;
         let local = socket.local_addr()?;
         let (Some(client), Some(local)) = (client.as_socket(), local.as_socket()) else {
             return Ok(Port::Nothing);
@@ -308,5 +317,26 @@ mod tests {
             assert!(matches!(port, Port::Connection { guest_port: 80, .. }));
             forwards.forget();
         }
+    }
+
+    #[test]
+    fn a_port_opens_again_beside_its_connections_and_what_lingers_of_them() {
+        let bind = free();
+        let mut forwards = Forwards::bind(&[forward(bind)]).unwrap();
+        let port = &mut forwards.ports_mut()[0];
+        port.set_listening(true).unwrap();
+        let client = TcpStream::connect(bind).unwrap();
+        let Ok(Port::Connection { socket, .. }) = port.take(&mut []) else {
+            panic!("no connection");
+        };
+        // The guest's service starts anew.
+        port.set_listening(false).unwrap();
+        assert!(std::net::TcpListener::bind(bind).is_err());
+        port.set_listening(true).unwrap();
+        drop(forwards);
+        drop(Forwards::bind(&[forward(bind)]).unwrap());
+        // Our side ends first, and so it lingers.
+        drop((socket, client));
+        Forwards::bind(&[forward(bind)]).unwrap();
     }
 }
