@@ -1,5 +1,6 @@
 //! What a network is told: addresses, names, forwards, limits.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::resolver::Resolver;
@@ -20,6 +21,23 @@ pub enum Transport {
     Udp,
     /// ICMP's echo; never forwarded.
     Icmp,
+}
+
+impl Transport {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// A port of the pod that is the guest's.

@@ -1,6 +1,12 @@
 //! What the network has done, by name.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::config::Forward;
+use crate::control::MAX_FORWARDS;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -8,6 +14,7 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
+            forwards: Mutex<BTreeMap<ForwardName, Arc<ForwardCounters>>>,
         }
 
         impl Counters {
@@ -37,6 +44,38 @@ impl Counter {
     /// Its value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What came by a forward.
+#[derive(Debug, Default)]
+pub struct ForwardCounters {
+    /// Connections that the guest was asked to take; of UDP, clients.
+    pub connections: Counter,
+    /// Connections that were sent away before the guest was asked.
+    pub refused: Counter,
+    /// Bytes of payload for the guest.
+    pub to_guest: Counter,
+    /// Bytes of payload from the guest.
+    pub from_guest: Counter,
+}
+
+/// The transport, where the pod listens and the guest's port.
+type ForwardName = (&'static str, SocketAddr, u16);
+
+impl Counters {
+    /// The counters of a forward, those that it had before if it was there before: they go on.
+    pub fn forward(&self, forward: &Forward) -> Arc<ForwardCounters> {
+        let mut forwards = self.forwards();
+        if forwards.len() >= 2 * MAX_FORWARDS {
+            forwards.retain(|_, counters| Arc::strong_count(counters) > 1);
+        }
+        let key = (forward.transport.name(), forward.bind, forward.guest_port);
+        forwards.entry(key).or_default().clone()
+    }
+
+    fn forwards(&self) -> MutexGuard<'_, BTreeMap<ForwardName, Arc<ForwardCounters>>> {
+        self.forwards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,10 +8,14 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{Forward, Transport};
+use crate::control::{self, ForwardStatus, MAX_FORWARDS};
+use crate::counters::{Counters, ForwardCounters};
+use crate::flow::Carried;
 use crate::sys;
 
 /// Clients of forwarded UDP ports that are remembered at most; then all are forgotten, and each
@@ -42,6 +46,7 @@ pub struct ListeningPort {
     bind: SocketAddr,
     guest_port: u16,
     listens: bool,
+    counters: Arc<ForwardCounters>,
 }
 
 /// What came in at a port.
@@ -76,31 +81,19 @@ pub enum Port {
 
 /// All of them, and the clients of the UDP ones: what the guest calls a client, the client, and
 /// the port that it came by.
+#[derive(Default)]
 pub struct Forwards {
-    ports: Vec<ListeningPort>,
+    /// A removed one leaves its place empty, so that the others keep theirs.
+    ports: Vec<Option<ListeningPort>>,
     clients: HashMap<(u16, SocketAddr), (SocketAddr, usize)>,
 }
 
 impl Forwards {
     /// Binds every forward's socket, or none.
-    pub fn bind(forwards: &[Forward]) -> Result<Self, ForwardError> {
+    pub fn bind(forwards: &[Forward], counters: &Counters) -> Result<Self, ForwardError> {
         let ports = forwards
             .iter()
-            .map(|forward| {
-                let listener = listen(forward).map_err(|error| match error.kind() {
-                    io::ErrorKind::AddrInUse => ForwardError::InUse(forward.bind),
-                    _ => ForwardError::Bind(forward.bind, error),
-                })?;
-                let mut port = ListeningPort {
-                    listener,
-                    bind: forward.bind,
-                    guest_port: forward.guest_port,
-                    listens: true,
-                };
-                port.set_listening(false)
-                    .map_err(|error| ForwardError::Bind(forward.bind, error))?;
-                Ok(port)
-            })
+            .map(|forward| ListeningPort::bind(forward, counters).map(Some))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             ports,
@@ -108,14 +101,50 @@ impl Forwards {
         })
     }
 
-    /// The ports.
-    pub fn ports(&self) -> &[ListeningPort] {
-        &self.ports
+    /// The ports, each with its place.
+    pub fn ports(&self) -> impl Iterator<Item = (usize, &ListeningPort)> {
+        let ports = self.ports.iter().enumerate();
+        ports.filter_map(|(index, port)| Some((index, port.as_ref()?)))
     }
 
     /// The ports, to open and close.
-    pub fn ports_mut(&mut self) -> &mut [ListeningPort] {
-        &mut self.ports
+    pub fn ports_mut(&mut self) -> impl Iterator<Item = (usize, &mut ListeningPort)> {
+        let ports = self.ports.iter_mut().enumerate();
+        ports.filter_map(|(index, port)| Some((index, port.as_mut()?)))
+    }
+
+    /// The port at that place.
+    pub fn port(&self, index: usize) -> Option<&ListeningPort> {
+        self.ports.get(index)?.as_ref()
+    }
+
+    /// Adds one; returns its place and where it is bound.
+    pub fn insert(&mut self, port: ListeningPort) -> Result<usize, control::Error> {
+        let free = self.ports.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.ports.len());
+        if index >= MAX_FORWARDS {
+            return Err(control::Error::TooMany);
+        }
+        if free.is_none() {
+            self.ports.push(None);
+        }
+        if let Some(place) = self.ports.get_mut(index) {
+            *place = Some(port);
+        }
+        Ok(index)
+    }
+
+    /// Takes one out, whose socket is closed with it; its clients are forgotten.
+    pub fn remove(&mut self, transport: Transport, bind: SocketAddr) -> Option<ListeningPort> {
+        let same = |port: &&ListeningPort| port.transport() == transport && port.bind == bind;
+        let (index, _) = self.ports().find(|(_, port)| same(port))?;
+        self.clients.retain(|_, (_, other)| *other != index);
+        self.ports.get_mut(index)?.take()
+    }
+
+    /// Each forward and what came by it.
+    pub fn status(&self) -> Vec<ForwardStatus> {
+        self.ports().map(|(_, port)| port.status()).collect()
     }
 
     /// The guest will call `client` of `index`'s port `seen`.
@@ -129,7 +158,12 @@ impl Forwards {
         if self.clients.len() >= MAX_CLIENTS {
             self.clients.clear();
         }
-        self.clients.insert((guest_port, seen), (client, index));
+        let known = self.clients.insert((guest_port, seen), (client, index));
+        if let Some(port) = self.port(index)
+            && known.is_none()
+        {
+            port.counters.connections.add();
+        }
     }
 
     /// Whether the guest calls a client of its `guest_port` `to`.
@@ -144,9 +178,11 @@ impl Forwards {
         };
         if let Some(ListeningPort {
             listener: Listener::Udp(socket),
+            counters,
             ..
-        }) = self.ports.get(*index)
+        }) = self.port(*index)
         {
+            counters.from_guest.add_many(payload.len() as u64);
             // Like any datagram, it may be lost.
             let _ = socket.send_to(payload, client);
         }
@@ -155,7 +191,7 @@ impl Forwards {
     /// The guest is gone, and whom it knew; nobody is to be called.
     pub fn forget(&mut self) {
         self.clients.clear();
-        for port in &mut self.ports {
+        for port in self.ports.iter_mut().flatten() {
             if let Err(error) = port.set_listening(false) {
                 tracing::warn!("port {}: {error}", port.bind);
             }
@@ -171,6 +207,10 @@ fn listen(forward: &Forward) -> io::Result<Listener> {
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
         Transport::Icmp => return Err(io::ErrorKind::Unsupported.into()),
     };
+    if forward.bind.port() == 0 {
+        // One that the kernel chooses is lost with the first end of listening.
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
     if v6 {
         // IPv4 has a socket of its own.
@@ -200,6 +240,59 @@ fn start_listening(socket: &Socket) -> io::Result<()> {
 }
 
 impl ListeningPort {
+    /// Binds a forward's socket, which does not listen yet.
+    pub fn bind(forward: &Forward, counters: &Counters) -> Result<Self, ForwardError> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::AddrInUse => ForwardError::InUse(forward.bind),
+            _ => ForwardError::Bind(forward.bind, error),
+        };
+        let listener = listen(forward).map_err(failed)?;
+        let mut port = Self {
+            listener,
+            bind: forward.bind,
+            guest_port: forward.guest_port,
+            listens: true,
+            counters: counters.forward(forward),
+        };
+        port.set_listening(false).map_err(failed)?;
+        Ok(port)
+    }
+
+    /// Where it is bound.
+    pub fn bound(&self) -> SocketAddr {
+        self.bind
+    }
+
+    /// What came by it.
+    pub fn counters(&self) -> &Arc<ForwardCounters> {
+        &self.counters
+    }
+
+    /// TCP or UDP.
+    pub fn transport(&self) -> Transport {
+        match self.listener {
+            Listener::Tcp(_) => Transport::Tcp,
+            Listener::Udp(_) => Transport::Udp,
+        }
+    }
+
+    fn status(&self) -> ForwardStatus {
+        ForwardStatus {
+            forward: Forward {
+                transport: self.transport(),
+                bind: self.bind,
+                guest_port: self.guest_port,
+            },
+            listens: self.listens,
+            connections: self.counters.connections.get(),
+            refused: self.counters.refused.get(),
+            carried: Carried {
+                to_guest: self.counters.to_guest.get(),
+                from_guest: self.counters.from_guest.get(),
+            },
+        }
+    }
+
     /// The guest's TCP port, if it is one, and whether it is reached by IPv6.
     pub fn tcp(&self) -> Option<(u16, bool)> {
         match self.listener {
@@ -282,12 +375,7 @@ impl ListeningPort {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A port of loopback that nobody has.
-    fn free() -> SocketAddr {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        socket.local_addr().unwrap()
-    }
+    use crate::link::fake;
 
     fn forward(bind: SocketAddr) -> Forward {
         Forward {
@@ -299,8 +387,9 @@ mod tests {
 
     #[test]
     fn a_port_that_does_not_listen_refuses_and_is_nobody_else_s() {
-        let bind = free();
-        let mut forwards = Forwards::bind(&[forward(bind)]).unwrap();
+        let bind = fake::free();
+        let counters = Counters::default();
+        let mut forwards = Forwards::bind(&[forward(bind)], &counters).unwrap();
         for _ in 0..3 {
             let refused = TcpStream::connect(bind).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
@@ -308,12 +397,13 @@ mod tests {
             let taken = std::net::TcpListener::bind(bind).unwrap_err();
             assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
             assert!(matches!(
-                Forwards::bind(&[forward(bind)]),
+                Forwards::bind(&[forward(bind)], &counters),
                 Err(ForwardError::InUse(_))
             ));
-            forwards.ports_mut()[0].set_listening(true).unwrap();
+            let (_, port) = forwards.ports_mut().next().unwrap();
+            port.set_listening(true).unwrap();
             TcpStream::connect(bind).unwrap();
-            let port = forwards.ports()[0].take(&mut []).unwrap();
+            let port = port.take(&mut []).unwrap();
             assert!(matches!(port, Port::Connection { guest_port: 80, .. }));
             forwards.forget();
         }
@@ -321,9 +411,10 @@ mod tests {
 
     #[test]
     fn a_port_opens_again_beside_its_connections_and_what_lingers_of_them() {
-        let bind = free();
-        let mut forwards = Forwards::bind(&[forward(bind)]).unwrap();
-        let port = &mut forwards.ports_mut()[0];
+        let bind = fake::free();
+        let counters = Counters::default();
+        let mut forwards = Forwards::bind(&[forward(bind)], &counters).unwrap();
+        let (_, port) = forwards.ports_mut().next().unwrap();
         port.set_listening(true).unwrap();
         let client = TcpStream::connect(bind).unwrap();
         let Ok(Port::Connection { socket, .. }) = port.take(&mut []) else {
@@ -334,9 +425,9 @@ mod tests {
         assert!(std::net::TcpListener::bind(bind).is_err());
         port.set_listening(true).unwrap();
         drop(forwards);
-        drop(Forwards::bind(&[forward(bind)]).unwrap());
+        drop(Forwards::bind(&[forward(bind)], &counters).unwrap());
         // Our side ends first, and so it lingers.
         drop((socket, client));
-        Forwards::bind(&[forward(bind)]).unwrap();
+        Forwards::bind(&[forward(bind)], &counters).unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod config;
+pub mod control;
 pub mod counters;
 pub mod engine;
 pub mod flow;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
 
 use socket2::SockRef;
 use vmm_sys_util::epoll::EventSet;
@@ -10,6 +11,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::table::Flow;
 use super::{Run, Verdict};
 use crate::config::Transport;
+use crate::counters::ForwardCounters;
 use crate::flow::Key;
 use crate::flow::tcp::Tcp;
 use crate::forward::Port;
@@ -93,6 +95,7 @@ impl Run<'_> {
                 let Some(guest) = self.engine.config.guest(key.remote.ip()) else {
                     return false;
                 };
+                echo.carried.to_guest += n as u64;
                 let bytes = scratch.get(..n).unwrap_or_default();
                 if let Some(answer) = echo.answer(bytes) {
                     let packet = answer.packet(key.remote.ip(), guest);
@@ -104,6 +107,9 @@ impl Run<'_> {
         };
         match received {
             Ok((len, size, _)) => {
+                if let Some(Flow::Udp(udp)) = self.table.get(index) {
+                    udp.carried.to_guest += len as u64;
+                }
                 let data = scratch.get(..len).unwrap_or_default();
                 let size = size.map_or(len, usize::from);
                 self.give_datagrams(key.remote, key.guest_port, data, size);
@@ -136,7 +142,7 @@ impl Run<'_> {
         let mut scratch = std::mem::take(&mut self.scratch);
         for _ in 0..TURN {
             self.engine.spare.keep();
-            let Some(port) = self.engine.forwards.ports().get(index) else {
+            let Some(port) = self.engine.forwards.port(index) else {
                 break;
             };
             match port.take(&mut scratch) {
@@ -155,6 +161,9 @@ impl Run<'_> {
                     let seen = SocketAddr::new(seen, client.port());
                     let forwards = &mut self.engine.forwards;
                     forwards.remember(guest_port, seen, client, index);
+                    if let Some(port) = forwards.port(index) {
+                        port.counters().to_guest.add_many(len as u64);
+                    }
                     let data = scratch.get(..len).unwrap_or_default();
                     self.give_datagrams(seen, guest_port, data, size);
                 }
@@ -163,16 +172,20 @@ impl Run<'_> {
                     client,
                     local,
                     guest_port,
-                }) => self.accept(socket, client, local, guest_port),
+                }) => {
+                    let forward = port.counters().clone();
+                    self.accept(socket, client, local, guest_port, forward);
+                }
                 Err(error) => {
                     if !self.note_shortage(&error) {
                         break;
                     }
                     // Accepted with the descriptor that was kept back, only to be sent away.
                     if self.engine.spare.spend()
-                        && let Some(port) = self.engine.forwards.ports().get(index)
+                        && let Some(port) = self.engine.forwards.port(index)
                         && let Ok(Port::Connection { socket, .. }) = port.take(&mut [])
                     {
+                        port.counters().refused.add();
                         send_away(&socket);
                     } else {
                         break;
@@ -195,9 +208,17 @@ impl Run<'_> {
         short
     }
 
-    fn accept(&mut self, socket: TcpStream, client: SocketAddr, local: IpAddr, guest_port: u16) {
+    fn accept(
+        &mut self,
+        socket: TcpStream,
+        client: SocketAddr,
+        local: IpAddr,
+        guest_port: u16,
+        forward: Arc<ForwardCounters>,
+    ) {
         let counters = self.engine.counters.clone();
         let Some(seen) = access::client_address(&self.engine.config, client.ip(), local) else {
+            forward.refused.add();
             return send_away(&socket);
         };
         let key = Key {
@@ -208,12 +229,15 @@ impl Run<'_> {
         // A name that is taken: two clients of one port, from addresses that look the same.
         if self.table.len() >= self.engine.config.max_flows || self.table.find(&key).is_some() {
             counters.refused_limit.add();
+            forward.refused.add();
             return send_away(&socket);
         }
         counters.tcp_in.add();
+        forward.connections.add();
         let first = self.engine.first_sequence(&key);
         let tcp = Tcp::incoming(key, socket, first, self.promise());
         if let Some(index) = self.insert(Flow::Tcp(Box::new(tcp))) {
+            self.table.came_by(index, forward);
             self.push(index);
         }
     }

@@ -1,5 +1,6 @@
 //! One loop over the link, the sockets and the timers.
 
+mod control;
 mod guest;
 mod host;
 mod probe;
@@ -15,10 +16,11 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::config::Config;
+use crate::control::{Control, Desk, Kept};
 use crate::counters::Counters;
 use crate::flow::ring::{LARGE, Pool};
 use crate::flow::{Key, Outlet, Verdict};
-use crate::forward::{ForwardError, Forwards, ListeningPort};
+use crate::forward::{ForwardError, Forwards};
 use crate::link::Link;
 use crate::pod::Pod;
 use crate::service::ndp;
@@ -35,6 +37,7 @@ const LINK: u64 = 2;
 const PORT: u64 = 3;
 const FLOW: u64 = 4;
 const POD: u64 = 5;
+const CONTROL: u64 = 6;
 const EVENTS: usize = 128;
 /// The largest datagram, and what one read of a socket of datagrams takes at most.
 const SCRATCH: usize = 64 << 10;
@@ -51,6 +54,8 @@ const LEAST_PROMISE: usize = 4 << 10;
 pub struct Engine {
     config: Config,
     counters: Arc<Counters>,
+    desk: Arc<Desk>,
+    /// Here while a guest runs; on the desk otherwise.
     forwards: Forwards,
     secret: RandomState,
     started: Instant,
@@ -82,11 +87,13 @@ pub struct Run<'a> {
 impl Engine {
     /// Binds every forward's socket; a port that is taken is an error here, before a guest runs.
     pub fn new(config: Config) -> Result<Self, ForwardError> {
-        let forwards = Forwards::bind(&config.forwards)?;
+        let counters = Arc::default();
+        let forwards = Forwards::bind(&config.forwards, &counters)?;
         Ok(Self {
             config,
-            counters: Arc::default(),
-            forwards,
+            counters,
+            desk: Arc::new(Desk::new(Kept { forwards })),
+            forwards: Forwards::default(),
             secret: RandomState::new(),
             started: Instant::now(),
             spare: Spare::default(),
@@ -96,6 +103,11 @@ impl Engine {
     /// What the network has done.
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
+    }
+
+    /// A handle on the network for other threads, of use as long as the engine is there.
+    pub fn control(&self) -> Control {
+        Control::new(&self.desk, self.counters.clone())
     }
 
     /// Serves the guest behind `link` until `stop` can be read. Then every flow is reset; the
@@ -114,25 +126,13 @@ impl Engine {
         link: &'a mut dyn Link,
         clock: &'a dyn Fn() -> Instant,
     ) -> io::Result<Run<'a>> {
-        let epoll = Epoll::new()?;
-        let watch = |fd, token| {
-            epoll.ctl(
-                ControlOperation::Add,
-                fd,
-                EpollEvent::new(EventSet::IN, token),
-            )
-        };
-        for fd in link.descriptors() {
-            watch(fd, LINK << KIND)?;
-        }
-        for (index, port) in self.forwards.ports_mut().iter_mut().enumerate() {
-            port.set_listening(self.config.eager)?;
-            if port.listens() {
-                watch(port.descriptor(), PORT << KIND | index as u64)?;
+        let (epoll, pod) = match self.start(link) {
+            Ok(started) => started,
+            Err(error) => {
+                self.park();
+                return Err(error);
             }
-        }
-        let pod = Pod::open()?;
-        watch(pod.descriptor(), POD << KIND)?;
+        };
         let mut run = Run {
             engine: self,
             link,
@@ -151,14 +151,41 @@ impl Engine {
             now: clock(),
         };
         if !run.engine.config.eager {
-            let forwards = run.engine.forwards.ports().iter();
-            run.probes = Probes::new(forwards.filter_map(ListeningPort::tcp), run.now);
+            let forwards = run.engine.forwards.ports();
+            run.probes = Probes::new(forwards.filter_map(|(_, port)| port.tcp()), run.now);
         }
         run.advertisement = run.engine.config.v6.map(|_| run.now + ADVERTISEMENTS);
         // Frames may lie there from before.
         run.frames();
         run.link.flush();
         Ok(run)
+    }
+
+    /// Takes what was kept for the next guest, and has everything watched that can be now.
+    fn start(&mut self, link: &dyn Link) -> io::Result<(Epoll, Pod)> {
+        let epoll = Epoll::new()?;
+        let watch = |fd, token| {
+            epoll.ctl(
+                ControlOperation::Add,
+                fd,
+                EpollEvent::new(EventSet::IN, token),
+            )
+        };
+        for fd in link.descriptors() {
+            watch(fd, LINK << KIND)?;
+        }
+        let pod = Pod::open()?;
+        watch(pod.descriptor(), POD << KIND)?;
+        let (kept, calls) = self.desk.open()?;
+        self.forwards = kept.forwards;
+        watch(calls, CONTROL << KIND)?;
+        for (index, port) in self.forwards.ports_mut() {
+            port.set_listening(self.config.eager)?;
+            if port.listens() {
+                watch(port.descriptor(), PORT << KIND | index as u64)?;
+            }
+        }
+        Ok((epoll, pod))
     }
 
     /// An initial sequence number (RFC 6528): a clock of 4 us and a keyed hash of the flow.
@@ -194,6 +221,7 @@ impl Run<'_> {
                 }
                 PORT => self.port(token as u32 as usize),
                 POD => self.pod_changed(),
+                CONTROL => self.calls(),
                 _ => self.socket(token, event.event_set()),
             }
         }
@@ -292,7 +320,7 @@ impl Run<'_> {
     }
 
     fn insert(&mut self, flow: Flow) -> Option<u32> {
-        match self.table.insert(flow, &self.epoll, FLOW) {
+        match self.table.insert(flow, self.now, &self.epoll, FLOW) {
             Ok(index) => {
                 self.table.schedule(index);
                 Some(index)
@@ -333,6 +361,7 @@ impl Run<'_> {
         if verdict == Verdict::Keep && tcp.is_done() {
             verdict = Verdict::Done;
         }
+        self.table.account(index);
         self.judge(index, verdict);
     }
 
@@ -418,6 +447,6 @@ impl Drop for Run<'_> {
         for tcp in self.table.connections() {
             tcp.reset_host();
         }
-        self.engine.forwards.forget();
+        self.end();
     }
 }

@@ -37,6 +37,20 @@ struct Probe {
     next: Instant,
 }
 
+impl Probe {
+    fn new((port, v6): (u16, bool), now: Instant) -> Self {
+        Self {
+            port,
+            v6,
+            sequence: 0,
+            unanswered: 0,
+            open: false,
+            changed: now,
+            next: now,
+        }
+    }
+}
+
 /// All of them.
 #[derive(Default)]
 pub struct Probes(Vec<Probe>);
@@ -47,16 +61,27 @@ impl Probes {
         let mut ports: Vec<_> = ports.collect();
         ports.sort_unstable();
         ports.dedup();
-        let probe = |(port, v6)| Probe {
-            port,
-            v6,
-            sequence: 0,
-            unanswered: 0,
-            open: false,
-            changed: now,
-            next: now,
-        };
-        Self(ports.into_iter().map(probe).collect())
+        Self(
+            ports
+                .into_iter()
+                .map(|port| Probe::new(port, now))
+                .collect(),
+        )
+    }
+
+    /// Asks for one more port; returns whether it is known to be open.
+    pub fn add(&mut self, (port, v6): (u16, bool), now: Instant) -> bool {
+        let same = |probe: &&Probe| (probe.port, probe.v6) == (port, v6);
+        if let Some(probe) = self.0.iter().find(same) {
+            return probe.open;
+        }
+        self.0.push(Probe::new((port, v6), now));
+        false
+    }
+
+    /// Asks for a port no longer.
+    pub fn remove(&mut self, (port, v6): (u16, bool)) {
+        self.0.retain(|probe| (probe.port, probe.v6) != (port, v6));
     }
 
     /// When the next question is due.
@@ -136,7 +161,7 @@ impl Run<'_> {
             if open { "listens" } else { "is closed" }
         );
         let forwards = &mut self.engine.forwards;
-        for (index, forward) in forwards.ports_mut().iter_mut().enumerate() {
+        for (index, forward) in forwards.ports_mut() {
             if forward.tcp() != Some((port, v6)) || forward.listens() == open {
                 continue;
             }

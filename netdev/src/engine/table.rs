@@ -4,14 +4,17 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::flow::Key;
+use crate::control::FlowStatus;
+use crate::counters::ForwardCounters;
 use crate::flow::echo::Echo;
 use crate::flow::tcp::Tcp;
 use crate::flow::udp::Udp;
+use crate::flow::{Carried, Key};
 
 /// A flow of any kind.
 pub enum Flow {
@@ -30,6 +33,22 @@ impl Flow {
             Self::Tcp(tcp) => tcp.key,
             Self::Udp(udp) => udp.key,
             Self::Echo(echo) => echo.key,
+        }
+    }
+
+    /// What went through it.
+    fn carried(&self) -> Carried {
+        match self {
+            Self::Tcp(tcp) => tcp.carried,
+            Self::Udp(udp) => udp.carried,
+            Self::Echo(echo) => echo.carried,
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        match self {
+            Self::Tcp(tcp) => tcp.state(),
+            Self::Udp(_) | Self::Echo(_) => "open",
         }
     }
 
@@ -57,6 +76,26 @@ struct Entry {
     scheduled: Option<Instant>,
     /// Tells it from others that had its number before.
     generation: u32,
+    since: Instant,
+    /// The forward that it came by, and what that knows of.
+    forward: Option<(Arc<ForwardCounters>, Carried)>,
+}
+
+impl Entry {
+    /// Tells the forward what went through since the last time.
+    fn account(&mut self) {
+        if let Some((counters, told)) = &mut self.forward {
+            let carried = self.flow.carried();
+            let news = |now: u64, before: u64| now.saturating_sub(before);
+            counters
+                .to_guest
+                .add_many(news(carried.to_guest, told.to_guest));
+            counters
+                .from_guest
+                .add_many(news(carried.from_guest, told.from_guest));
+            *told = carried;
+        }
+    }
 }
 
 /// All flows.
@@ -107,7 +146,13 @@ impl Table {
 
     /// Adds a flow and has `epoll` report changes of its socket by a token with `kind` in its
     /// highest byte. It is watched once and for all: only changes are reported.
-    pub fn insert(&mut self, flow: Flow, epoll: &Epoll, kind: u64) -> io::Result<u32> {
+    pub fn insert(
+        &mut self,
+        flow: Flow,
+        now: Instant,
+        epoll: &Epoll,
+        kind: u64,
+    ) -> io::Result<u32> {
         let index = self.free.last().copied();
         let index = index.unwrap_or(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
         self.generation = (self.generation + 1) % (1 << GENERATION);
@@ -123,6 +168,8 @@ impl Table {
             flow,
             scheduled: None,
             generation: self.generation,
+            since: now,
+            forward: None,
         };
         if self.free.pop().is_none() {
             self.entries.push(None);
@@ -135,10 +182,43 @@ impl Table {
 
     /// Takes a flow out. Its socket's end ends the watch.
     pub fn remove(&mut self, index: u32) -> Option<Flow> {
-        let entry = self.entries.get_mut(index as usize)?.take()?;
+        let mut entry = self.entries.get_mut(index as usize)?.take()?;
+        entry.account();
         self.keys.remove(&entry.flow.key());
         self.free.push(index);
         Some(entry.flow)
+    }
+
+    /// The flow came by that forward.
+    pub fn came_by(&mut self, index: u32, forward: Arc<ForwardCounters>) {
+        if let Some(Some(entry)) = self.entries.get_mut(index as usize) {
+            entry.forward = Some((forward, Carried::default()));
+        }
+    }
+
+    /// Tells the flow's forward what went through.
+    pub fn account(&mut self, index: u32) {
+        if let Some(Some(entry)) = self.entries.get_mut(index as usize) {
+            entry.account();
+        }
+    }
+
+    /// The first `most` flows.
+    pub fn status(&self, now: Instant, most: usize) -> Vec<FlowStatus> {
+        let entries = self.entries.iter().flatten().take(most);
+        let status = entries.map(|entry| {
+            let key = entry.flow.key();
+            FlowStatus {
+                transport: key.transport,
+                guest_port: key.guest_port,
+                remote: key.remote,
+                forwarded: entry.forward.is_some(),
+                state: entry.flow.state(),
+                age: now.saturating_duration_since(entry.since),
+                carried: entry.flow.carried(),
+            }
+        });
+        status.collect()
     }
 
     /// Sees that the flow is woken when it wants to be, or before.

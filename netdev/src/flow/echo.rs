@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Key;
+use super::{Carried, Key};
 use crate::wire::Icmp;
 
 /// How long a flow is kept without traffic (RFC 5508, REQ-2: at least 60 s).
@@ -20,6 +20,8 @@ pub struct Echo {
     pub key: Key,
     /// A ping socket, connected to the far end; like a UDP socket but for what it carries.
     pub socket: UdpSocket,
+    /// What went through, ICMP's header included.
+    pub carried: Carried,
     used: Instant,
 }
 
@@ -36,6 +38,7 @@ impl Echo {
         Ok(Self {
             key,
             socket: socket.into(),
+            carried: Carried::default(),
             used: now,
         })
     }
@@ -52,7 +55,9 @@ impl Echo {
         let (kind, code) = question.kind;
         let mut bytes = vec![kind, code, 0, 0, 0, 0, high, low];
         bytes.extend(question.payload);
-        self.socket.send(&bytes)
+        let sent = self.socket.send(&bytes)?;
+        self.carried.from_guest += sent as u64;
+        Ok(sent)
     }
 
     /// An answer as the guest is to see it, from what the socket gave; `None` where it is none.

@@ -26,6 +26,15 @@ pub struct Key {
     pub remote: SocketAddr,
 }
 
+/// Bytes of payload that went through, each once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Carried {
+    /// For the guest.
+    pub to_guest: u64,
+    /// From the guest.
+    pub from_guest: u64,
+}
+
 /// What became of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {

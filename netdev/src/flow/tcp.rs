@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::ring::{LARGE, Pool, Ring};
-use super::{Key, Outlet, Verdict};
+use super::{Carried, Key, Outlet, Verdict};
 use crate::counters::Counters;
 use crate::wire::{Flags, Segment, SegmentHeader};
 
@@ -63,6 +63,8 @@ pub struct Tcp {
     pub key: Key,
     /// The far side.
     pub socket: TcpStream,
+    /// What went through.
+    pub carried: Carried,
     state: State,
     // To the guest.
     outbox: Ring,
@@ -143,6 +145,7 @@ impl Tcp {
         Self {
             key,
             socket,
+            carried: Carried::default(),
             state,
             outbox: Ring::default(),
             unacknowledged: first,
@@ -428,6 +431,7 @@ impl Tcp {
             self.writable = taken == total;
         }
         for piece in pieces {
+            self.carried.from_guest += piece.len() as u64;
             let rest = piece.get(taken..).unwrap_or_default();
             taken = taken.saturating_sub(piece.len());
             self.inbox.push(rest, pool);
@@ -490,6 +494,7 @@ impl Tcp {
                 }
                 Ok(n) => {
                     self.outbox.filled(n);
+                    self.carried.to_guest += n as u64;
                     // Less than asked for: that was all, and what comes now is a change.
                     self.readable = n == room || self.ending;
                 }
@@ -681,6 +686,18 @@ impl Tcp {
             }
         }
         true
+    }
+
+    /// Where it stands, in a word.
+    pub fn state(&self) -> &'static str {
+        match self.state {
+            State::Connecting => "connecting",
+            State::SynReceived | State::SynSent => "opening",
+            State::Open if self.guest_ended && self.host_ended => "closing",
+            State::Open if self.guest_ended => "guest-ended",
+            State::Open if self.host_ended => "host-ended",
+            State::Open => "open",
+        }
     }
 
     /// Whether both sides have ended and everything was acknowledged.

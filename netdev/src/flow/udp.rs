@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, MsgHdr, Protocol, SockRef, Socket, Type};
 
-use super::Key;
+use super::{Carried, Key};
 use crate::sys;
 
 /// How long a flow is kept without traffic (RFC 4787, REQ-5).
@@ -27,6 +27,8 @@ pub struct Udp {
     pub key: Key,
     /// Connected to the far end.
     pub socket: UdpSocket,
+    /// What went through.
+    pub carried: Carried,
     used: Instant,
     /// The kernel cuts what is sent into datagrams.
     cuts: bool,
@@ -70,6 +72,7 @@ impl Udp {
         Ok(Self {
             key,
             socket: socket.into(),
+            carried: Carried::default(),
             used: now,
             cuts: true,
         })
@@ -113,7 +116,7 @@ impl Udp {
                 Err(error) => {
                     first.get_or_insert(Unsent { index, error });
                 }
-                Ok(_) => {}
+                Ok(n) => self.carried.from_guest += n as u64,
             }
             rest = later;
             index += count;

@@ -1,5 +1,7 @@
 //! The guest's side: where frames come from and go to.
 
+#[cfg(test)]
+pub mod fake;
 pub mod header;
 pub mod tap;
 pub mod virtqueue;
