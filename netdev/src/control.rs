@@ -396,6 +396,14 @@ mod tests {
             assert!(flow.forwarded);
             assert_eq!(flow.carried, carried);
             assert!(control.flows(0).unwrap().flows.is_empty());
+            let page = control.counters().prometheus();
+            assert!(page.contains("peapod_net_flows 1\n"), "{page}");
+            for direction in ["in", "out"] {
+                let frames = format!(
+                    "peapod_net_packets_total{{protocol=\"tcp\",direction=\"{direction}\"}} 0\n"
+                );
+                assert!(!page.contains(&frames), "{page}");
+            }
             let status = control.forwards().unwrap().remove(0);
             assert!(status.listens);
             assert_eq!((status.connections, status.refused), (1, 0));

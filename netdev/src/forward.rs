@@ -171,21 +171,23 @@ impl Forwards {
         self.clients.contains_key(&(guest_port, to))
     }
 
-    /// Sends the guest's datagram to the client that it calls `to`, if it is one.
-    pub fn answer(&self, guest_port: u16, to: SocketAddr, payload: &[u8]) {
+    /// Sends the guest's datagram to the client that it calls `to`, if it is one; false where it
+    /// is lost, as any datagram may be.
+    pub fn answer(&self, guest_port: u16, to: SocketAddr, payload: &[u8]) -> bool {
         let Some((client, index)) = self.clients.get(&(guest_port, to)) else {
-            return;
+            return false;
         };
         if let Some(ListeningPort {
             listener: Listener::Udp(socket),
             counters,
             ..
         }) = self.port(*index)
+            && socket.send_to(payload, client).is_ok()
         {
             counters.from_guest.add_many(payload.len() as u64);
-            // Like any datagram, it may be lost.
-            let _ = socket.send_to(payload, client);
+            return true;
         }
+        false
     }
 
     /// The guest is gone, and whom it knew; nobody is to be called.

@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod netns;
 pub mod pod;
 pub mod process;
+mod prometheus;
 pub mod resolver;
 mod service;
 mod sys;

@@ -14,7 +14,7 @@ use crate::flow::Key;
 use crate::flow::echo::Echo;
 use crate::flow::tcp::{Taken, Tcp};
 use crate::flow::udp::Udp;
-use crate::link::{MAX_FRAME, Received};
+use crate::link::{Link, MAX_FRAME, Received};
 use crate::wire::{
     self, ETHERNET, Flags, Frame, Icmp, Packet, Protocol, Segment, SegmentHeader, Udp as Datagram,
     Unreachable,
@@ -117,6 +117,8 @@ impl Run<'_> {
                     udp.touch(self.now);
                     let datagrams: Vec<&[u8]> = bytes.collect();
                     let unsent = udp.send(&datagrams);
+                    let full = std::mem::take(&mut udp.unsent);
+                    self.engine.counters.dropped_socket_full.add_many(full);
                     if let Some(unsent) = unsent
                         && let Some(piece) = group.get(unsent.index)
                         && let Some(packet) = arena.get(piece.packet..)
@@ -144,6 +146,7 @@ impl Run<'_> {
             return;
         };
         let remote = udp.key.remote.ip();
+        self.engine.counters.dropped_unreachable.add();
         let why = match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => Unreachable::Port,
             Some(libc::EMSGSIZE) => match udp.path_mtu() {
@@ -345,7 +348,9 @@ impl Run<'_> {
         let socket = match start_connect(to) {
             Ok(socket) => socket,
             Err(error) => {
-                self.note_shortage(&error);
+                if !self.note_shortage(&error) {
+                    self.engine.counters.connect_failed(error.kind());
+                }
                 return match error.kind() {
                     io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
                         self.unreachable(Unreachable::Host, key.remote.ip(), ip.whole);
@@ -382,13 +387,15 @@ impl Run<'_> {
         let size = size.map_or(udp.payload.len(), usize::from).max(1);
         // An answer to a client of a forward goes out by the forward's own socket.
         if self.engine.forwards.knows(udp.source, remote) {
-            if udp.payload.is_empty() {
-                self.engine.forwards.answer(udp.source, remote, &[]);
-            }
-            for datagram in udp.payload.chunks(size) {
-                self.engine.forwards.answer(udp.source, remote, datagram);
-            }
-            return;
+            let answer = |payload| self.engine.forwards.answer(udp.source, remote, payload);
+            let lost = if udp.payload.is_empty() {
+                usize::from(!answer(&[]))
+            } else {
+                let datagrams = udp.payload.chunks(size);
+                datagrams.filter(|payload| !answer(payload)).count()
+            };
+            let full = &self.engine.counters.dropped_socket_full;
+            return full.add_many(lost as u64);
         }
         let key = Key {
             transport: Transport::Udp,
@@ -452,6 +459,8 @@ impl Run<'_> {
             // The guest's errors are about what we sent, and we know the sockets better.
             return if v6 {
                 self.service(ip);
+            } else {
+                self.engine.counters.dropped_protocol.add();
             };
         }
         if self.engine.config.is_ours(ip.destination) {
@@ -473,8 +482,11 @@ impl Run<'_> {
         let now = self.now;
         if let Some(Flow::Echo(echo)) = self.table.get(index)
             && let Err(error) = echo.send(&message, now)
-            && error.kind() != io::ErrorKind::WouldBlock
         {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                return self.engine.counters.dropped_socket_full.add();
+            }
+            self.engine.counters.dropped_unreachable.add();
             let why = self.failure(&error);
             self.unreachable(why, ip.destination, ip.whole);
         }

@@ -218,6 +218,7 @@ impl Run<'_> {
     ) {
         let counters = self.engine.counters.clone();
         let Some(seen) = access::client_address(&self.engine.config, client.ip(), local) else {
+            counters.refused_family.add();
             forward.refused.add();
             return send_away(&socket);
         };

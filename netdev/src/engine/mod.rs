@@ -22,6 +22,7 @@ use crate::flow::ring::{LARGE, Pool};
 use crate::flow::{Key, Outlet, Verdict};
 use crate::forward::{ForwardError, Forwards};
 use crate::link::Link;
+use crate::link::metered::Metered;
 use crate::pod::Pod;
 use crate::service::ndp;
 use crate::wire::{Icmp, Mac, Unreachable, header_len, write_header};
@@ -65,7 +66,7 @@ pub struct Engine {
 /// One run: everything that ends with the guest.
 pub struct Run<'a> {
     engine: &'a mut Engine,
-    link: &'a mut dyn Link,
+    link: Metered<'a>,
     clock: &'a dyn Fn() -> Instant,
     epoll: Epoll,
     pod: Pod,
@@ -133,9 +134,10 @@ impl Engine {
                 return Err(error);
             }
         };
+        let counters = self.counters.clone();
         let mut run = Run {
             engine: self,
-            link,
+            link: Metered::new(link, counters),
             clock,
             epoll,
             pod,
@@ -230,6 +232,7 @@ impl Run<'_> {
         }
         self.timers();
         self.link.flush();
+        self.engine.counters.flows.set(self.table.len() as u64);
         Ok(going)
     }
 
@@ -280,7 +283,7 @@ impl Run<'_> {
 
     fn outlet(&mut self) -> Outlet<'_> {
         Outlet {
-            link: self.link,
+            link: &mut self.link,
             mac: self.guest_mac,
             mtu: self.engine.config.mtu,
         }
@@ -327,6 +330,7 @@ impl Run<'_> {
             }
             Err(error) => {
                 tracing::warn!("a flow could not be watched: {error}");
+                self.engine.counters.refused_shortage.add();
                 None
             }
         }
@@ -351,7 +355,7 @@ impl Run<'_> {
         tcp.set_limit(promise);
         let mut verdict = tcp.fill(&mut self.pool);
         let mut outlet = Outlet {
-            link: self.link,
+            link: &mut self.link,
             mac: self.guest_mac,
             mtu: self.engine.config.mtu,
         };
@@ -389,6 +393,7 @@ impl Run<'_> {
             && tcp.is_connecting()
         {
             let syn = tcp.syn();
+            self.engine.counters.connect_failed(kind);
             let why = match kind {
                 io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
                     Unreachable::Host
@@ -409,7 +414,7 @@ impl Run<'_> {
             return;
         };
         let mut outlet = Outlet {
-            link: self.link,
+            link: &mut self.link,
             mac: self.guest_mac,
             mtu: self.engine.config.mtu,
         };
@@ -430,7 +435,7 @@ impl Run<'_> {
                 && let Some(guest) = self.engine.config.guest(tcp.key.remote.ip())
             {
                 let mut outlet = Outlet {
-                    link: self.link,
+                    link: &mut self.link,
                     mac: self.guest_mac,
                     mtu: self.engine.config.mtu,
                 };
@@ -447,6 +452,8 @@ impl Drop for Run<'_> {
         for tcp in self.table.connections() {
             tcp.reset_host();
         }
+        self.link.flush();
+        self.engine.counters.flows.set(0);
         self.end();
     }
 }

@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 use super::{EVERYBODY, KIND, PORT, Run};
 use crate::config::Transport;
 use crate::flow::Key;
-use crate::link::Offload;
+use crate::link::{Link, Offload};
 use crate::service;
 use crate::wire::{Flags, Segment, SegmentHeader};
 

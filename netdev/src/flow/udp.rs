@@ -29,6 +29,8 @@ pub struct Udp {
     pub socket: UdpSocket,
     /// What went through.
     pub carried: Carried,
+    /// Datagrams that the socket had no room for.
+    pub unsent: u64,
     used: Instant,
     /// The kernel cuts what is sent into datagrams.
     cuts: bool,
@@ -73,6 +75,7 @@ impl Udp {
             key,
             socket: socket.into(),
             carried: Carried::default(),
+            unsent: 0,
             used: now,
             cuts: true,
         })
@@ -112,7 +115,9 @@ impl Udp {
                     self.cuts = false;
                     continue;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.unsent += count as u64;
+                }
                 Err(error) => {
                     first.get_or_insert(Unsent { index, error });
                 }

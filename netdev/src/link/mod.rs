@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub mod fake;
 pub mod header;
+pub mod metered;
 pub mod tap;
 pub mod virtqueue;
 

@@ -22,7 +22,8 @@ pub const ETHERNET: usize = 14;
 pub const TYPE_IPV4: u16 = 0x0800;
 /// The type of an IPv6 frame.
 pub const TYPE_IPV6: u16 = 0x86dd;
-const TYPE_ARP: u16 = 0x0806;
+/// The type of an ARP frame.
+pub const TYPE_ARP: u16 = 0x0806;
 
 /// What a frame carries.
 #[derive(Debug, PartialEq, Eq)]
