@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::counters::Counters;
 use crate::engine::Run;
 use crate::flow::Carried;
 use crate::forward::{ForwardError, Forwards, ListeningPort};
+use crate::link::capture::{self, Capture};
 
 /// What a call waits for the engine's next turn.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -50,6 +52,15 @@ pub enum Error {
     /// No forward has that port.
     #[error("no {0} forward at {1}")]
     NoForward(Transport, SocketAddr),
+    /// The capture could not begin.
+    #[error("cannot capture to {}: {}", .0.display(), why(.1))]
+    Capture(PathBuf, io::Error),
+    /// There is a capture already.
+    #[error("frames are captured to {} already; stop that first", .0.display())]
+    Capturing(PathBuf),
+    /// There is no capture.
+    #[error("nothing is captured")]
+    NoCapture,
     /// The forward's socket could not be watched.
     #[error("port {0}: {1}")]
     Watch(SocketAddr, io::Error),
@@ -160,6 +171,58 @@ impl Control {
         )?
     }
 
+    /// Begins to capture every frame; goes on with the next guest if this one ends. One that has
+    /// ended by itself makes place.
+    pub fn start_capture(&self, options: capture::Options) -> Result<(), Error> {
+        if let Some(other) = self.capture()?
+            && other.ended.is_none()
+        {
+            return Err(Error::Capturing(other.path));
+        }
+        let path = options.path.clone();
+        let capture = match Capture::start(options) {
+            Ok(capture) => Box::new(capture),
+            Err(error) => return Err(Error::Capture(path, error)),
+        };
+        let replaced = self.ask(
+            capture,
+            |run, capture| replace(run.capture(), capture),
+            |kept, capture| replace(&mut kept.capture, capture),
+        );
+        match replaced {
+            // What made place may have to be waited for, which is better done here.
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) | Err(error) => {
+                // It is the one that was made above; where it stays it is only untidy.
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the capture and says how far it came; all of it is in the file then, unless that takes
+    /// more than a second.
+    pub fn stop_capture(&self) -> Result<capture::Status, Error> {
+        let capture = self.ask(
+            (),
+            |run, ()| run.capture().take(),
+            |kept, ()| kept.capture.take(),
+        )?;
+        capture
+            .map(|capture| capture.finish())
+            .ok_or(Error::NoCapture)
+    }
+
+    /// How far the capture is, if there is one.
+    pub fn capture(&self) -> Result<Option<capture::Status>, Error> {
+        let status = |capture: &Option<Box<Capture>>| Some(capture.as_ref()?.status());
+        self.ask(
+            status,
+            |run, status| status(run.capture()),
+            |kept, status| status(&kept.capture),
+        )
+    }
+
     fn ask<A, T>(
         &self,
         what: A,
@@ -206,6 +269,23 @@ impl Control {
     }
 }
 
+fn replace(
+    place: &mut Option<Box<Capture>>,
+    capture: Box<Capture>,
+) -> Result<Option<Box<Capture>>, Error> {
+    match place {
+        Some(other) if other.status().ended.is_none() => Err(Error::Capturing(other.status().path)),
+        _ => Ok(place.replace(capture)),
+    }
+}
+
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => "the file is there already; choose another".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 /// Something for the engine to do in its turn.
 pub(crate) type Job = Box<dyn FnOnce(&mut Run<'_>) + Send>;
 
@@ -213,6 +293,7 @@ pub(crate) type Job = Box<dyn FnOnce(&mut Run<'_>) + Send>;
 #[derive(Default)]
 pub(crate) struct Kept {
     pub forwards: Forwards,
+    pub capture: Option<Box<Capture>>,
 }
 
 #[derive(Default)]
@@ -469,6 +550,44 @@ mod tests {
             let second = add(control, Transport::Tcp);
             TcpStream::connect(second).unwrap();
         });
+    }
+
+    #[test]
+    fn a_capture_begins_before_the_guest_and_goes_on_with_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        let mut engine = Engine::new(fake::config()).unwrap();
+        let control = engine.control();
+        control.start_capture(capture::Options::to(&path)).unwrap();
+        for _ in 0..2 {
+            engine = beside(engine, |control, guest| {
+                guest.send(vec![0; 60]);
+                // An answer to one is behind the frame.
+                control.flows(0).unwrap();
+                let error = control.start_capture(capture::Options::to(&other));
+                assert_eq!(
+                    error.unwrap_err().to_string(),
+                    format!(
+                        "frames are captured to {} already; stop that first",
+                        path.display()
+                    )
+                );
+            });
+        }
+        assert_eq!(control.capture().unwrap().unwrap().frames, 2);
+        let status = control.stop_capture().unwrap();
+        assert_eq!(status.bytes, std::fs::metadata(&path).unwrap().len());
+        assert_eq!((status.path, status.frames), (path.clone(), 2));
+        assert!(matches!(control.stop_capture(), Err(Error::NoCapture)));
+        assert!(!other.exists());
+        let error = control.start_capture(capture::Options::to(&path));
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            format!(
+                "cannot capture to {}: the file is there already; choose another",
+                path.display()
+            )
+        );
     }
 
     #[test]

@@ -8,16 +8,19 @@ use super::{Engine, KIND, PORT, Run};
 use crate::config::Transport;
 use crate::control::{Error, Flows, Kept};
 use crate::forward::{Forwards, ListeningPort};
+use crate::link::capture::Capture;
 
 impl Engine {
     fn kept(&mut self) -> Kept {
         Kept {
             forwards: std::mem::take(&mut self.forwards),
+            capture: self.capture.take(),
         }
     }
 
-    fn take_back(&mut self, kept: Kept) {
+    pub(super) fn take_back(&mut self, kept: Kept) {
         self.forwards = kept.forwards;
+        self.capture = kept.capture;
     }
 
     /// Nobody runs, after all.
@@ -43,11 +46,13 @@ impl Run<'_> {
     pub(super) fn end(&mut self) {
         self.engine.forwards.forget();
         loop {
+            self.engine.capture = self.link.capture.take();
             let kept = self.engine.kept();
             let Some((jobs, kept)) = self.engine.desk.close(kept) else {
                 return;
             };
             self.engine.take_back(kept);
+            self.link.capture = self.engine.capture.take();
             for job in jobs {
                 job(self);
             }
@@ -92,6 +97,10 @@ impl Run<'_> {
             self.probes.remove(tcp);
         }
         Some(())
+    }
+
+    pub(crate) fn capture(&mut self) -> &mut Option<Box<Capture>> {
+        &mut self.link.capture
     }
 
     pub(crate) fn list_flows(&self, most: usize) -> Flows {

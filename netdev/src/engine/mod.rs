@@ -22,6 +22,7 @@ use crate::flow::ring::{LARGE, Pool};
 use crate::flow::{Key, Outlet, Verdict};
 use crate::forward::{ForwardError, Forwards};
 use crate::link::Link;
+use crate::link::capture::{Capture, Captured};
 use crate::link::metered::Metered;
 use crate::pod::Pod;
 use crate::service::ndp;
@@ -58,6 +59,8 @@ pub struct Engine {
     desk: Arc<Desk>,
     /// Here while a guest runs; on the desk otherwise.
     forwards: Forwards,
+    /// On its way between the desk and the link.
+    capture: Option<Box<Capture>>,
     secret: RandomState,
     started: Instant,
     spare: Spare,
@@ -66,7 +69,7 @@ pub struct Engine {
 /// One run: everything that ends with the guest.
 pub struct Run<'a> {
     engine: &'a mut Engine,
-    link: Metered<'a>,
+    link: Captured<'a>,
     clock: &'a dyn Fn() -> Instant,
     epoll: Epoll,
     pod: Pod,
@@ -93,8 +96,12 @@ impl Engine {
         Ok(Self {
             config,
             counters,
-            desk: Arc::new(Desk::new(Kept { forwards })),
+            desk: Arc::new(Desk::new(Kept {
+                forwards,
+                capture: None,
+            })),
             forwards: Forwards::default(),
+            capture: None,
             secret: RandomState::new(),
             started: Instant::now(),
             spare: Spare::default(),
@@ -135,9 +142,10 @@ impl Engine {
             }
         };
         let counters = self.counters.clone();
+        let link = Captured::new(Metered::new(link, counters), self.capture.take());
         let mut run = Run {
             engine: self,
-            link: Metered::new(link, counters),
+            link,
             clock,
             epoll,
             pod,
@@ -179,7 +187,7 @@ impl Engine {
         let pod = Pod::open()?;
         watch(pod.descriptor(), POD << KIND)?;
         let (kept, calls) = self.desk.open()?;
-        self.forwards = kept.forwards;
+        self.take_back(kept);
         watch(calls, CONTROL << KIND)?;
         for (index, port) in self.forwards.ports_mut() {
             port.set_listening(self.config.eager)?;

@@ -1,5 +1,6 @@
 //! The guest's side: where frames come from and go to.
 
+pub mod capture;
 #[cfg(test)]
 pub mod fake;
 pub mod header;
