@@ -102,6 +102,7 @@ mod tests {
             eager: false,
             open_loopback: vec![8080],
             max_flows: 16,
+            policy: Default::default(),
         }
     }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
+
 use crate::resolver::Resolver;
 use crate::wire::Mac;
 
@@ -110,6 +112,32 @@ impl Network<Ipv6Addr> {
     }
 }
 
+/// What a guest may do, beyond what is closed to every guest. By default there is nothing more.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Where the guest may go; if there is any, nowhere else.
+    pub allow: Vec<IpNet>,
+    /// Where it may not go, whatever is allowed.
+    pub deny: Vec<IpNet>,
+    /// The most flows that the guest may begin in a second.
+    pub new_flows: Option<u32>,
+    /// The most bytes a second to the guest, headers included.
+    pub rate_in: Option<u64>,
+    /// The most bytes a second from the guest, headers included.
+    pub rate_out: Option<u64>,
+}
+
+impl Policy {
+    /// Whether the guest may go to `address`, by the lists. Loopback is not in question: it is
+    /// closed but for what a user opens and the pod's own nameserver.
+    pub fn allows(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let within = |networks: &[IpNet]| networks.iter().any(|n| n.contains(&address));
+        let open = self.allow.is_empty() || within(&self.allow);
+        address.is_loopback() || (open && !within(&self.deny))
+    }
+}
+
 /// A network's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -132,6 +160,8 @@ pub struct Config {
     pub open_loopback: Vec<u16>,
     /// The most flows at once, of all kinds together.
     pub max_flows: usize,
+    /// Where the guest may go, and how fast.
+    pub policy: Policy,
 }
 
 impl Config {
@@ -179,6 +209,43 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_denied_wins_over_what_is_allowed_and_the_rest_follows_from_what_there_is() {
+        let networks = |list: &[&str]| list.iter().map(|n| n.parse().unwrap()).collect();
+        for (allow, deny, address, allowed) in [
+            (&[][..], &[][..], "192.0.2.1", true),
+            (&[], &["192.0.2.0/24"], "192.0.2.1", false),
+            (&[], &["192.0.2.0/24"], "2001:db8::1", true),
+            (&["192.0.2.0/24"], &[], "192.0.2.1", true),
+            (&["192.0.2.0/24"], &[], "198.51.100.1", false),
+            (&["192.0.2.0/24"], &[], "2001:db8::1", false),
+            (&["192.0.2.0/24"], &["192.0.2.1/32"], "192.0.2.1", false),
+            (&["192.0.2.1/32"], &["192.0.0.0/16"], "192.0.2.1", false),
+            (
+                &["2001:db8::/32"],
+                &["2001:db8:1::/48"],
+                "2001:db8::1",
+                true,
+            ),
+            (
+                &["2001:db8::/32"],
+                &["2001:db8:1::/48"],
+                "2001:db8:1::1",
+                false,
+            ),
+            (&[], &["192.0.2.0/24"], "::ffff:192.0.2.1", false),
+            (&["192.0.2.0/24"], &["0.0.0.0/0"], "127.0.0.53", true),
+        ] {
+            let policy = Policy {
+                allow: networks(allow),
+                deny: networks(deny),
+                ..Policy::default()
+            };
+            let got = policy.allows(address.parse().unwrap());
+            assert_eq!(got, allowed, "{address}: {allow:?}, but {deny:?}");
+        }
+    }
 
     #[test]
     fn a_network_contains_what_its_prefix_says() {

@@ -184,7 +184,7 @@ counters! {
     dropped_fragment,
     /// Segments that belong to no flow.
     dropped_stray,
-    /// Frames that the guest had no room for.
+    /// Frames that the guest had no room for, or its rate.
     dropped_no_room,
     /// Datagrams and echoes that a socket of the pod's had no room for.
     dropped_socket_full,
@@ -194,6 +194,10 @@ counters! {
     refused_limit,
     /// Flows that were refused because the guest may not go there.
     refused_access,
+    /// Flows that were refused by a network's lists of where the guest may go.
+    refused_policy,
+    /// Flows that did not begin because the guest began too many in a second.
+    refused_rate,
     /// Flows that were refused for want of descriptors or memory.
     refused_shortage,
     /// Connections to a forward in a family that the guest has no address of.

@@ -10,6 +10,7 @@ pub mod forward;
 pub mod link;
 pub mod netlink;
 pub mod netns;
+pub mod pace;
 pub mod pod;
 pub mod process;
 mod prometheus;

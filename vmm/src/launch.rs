@@ -185,6 +185,7 @@ fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
             eager: false,
             open_loopback: Vec::new(),
             max_flows: MAX_FLOWS,
+            policy: Default::default(),
         })?;
         devices.push((NET_SLOT, Arc::new(Mutex::new(Net::new(engine, mac, mtu)))));
     }

@@ -5,8 +5,10 @@ use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
 use clap::Parser;
-use netdev::config::{Config, Forward, Network, Transport};
+use ipnet::IpNet;
+use netdev::config::{Config, Forward, Network, Policy, Transport};
 use netdev::engine::Engine;
+use netdev::link::limited::LEAST_RATE;
 use netdev::netns::{self, Target};
 use netdev::resolver::Resolver;
 
@@ -35,6 +37,33 @@ struct Args {
     /// The most flows at once
     #[arg(long, default_value_t = 65_536)]
     max_flows: usize,
+    /// The most flows that the guest may begin in a second
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    new_flows: Option<u32>,
+    /// Let the guest go to this network, and to none that is not allowed; may be repeated
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    allow: Vec<IpNet>,
+    /// Don't let the guest go to this network, whatever is allowed; may be repeated
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    deny: Vec<IpNet>,
+    /// The most bytes a second to the guest
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(LEAST_RATE..))]
+    rate_in: Option<u64>,
+    /// The most bytes a second from the guest
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(LEAST_RATE..))]
+    rate_out: Option<u64>,
+    /// Run as a user or group whose flows bypass Istio's proxy
+    #[arg(long)]
+    allow_proxy_uid: bool,
+}
+
+/// The user and the group of Istio's proxy, whose connections are not redirected to it.
+const PROXY: u32 = 1337;
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    let network = text.parse().or(address).ok();
+    network.ok_or_else(|| format!("`{text}` is not a network such as 10.0.0.0/8 or 2001:db8::/32"))
 }
 
 fn publish(text: &str) -> Result<Vec<Forward>, String> {
@@ -90,6 +119,14 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    if [user.as_raw(), group.as_raw()].contains(&PROXY) && !args.allow_proxy_uid {
+        return Err(
+            "user or group 1337 is Istio's proxy, which this guest's connections would \
+                    bypass; run as another, or add --allow-proxy-uid"
+                .into(),
+        );
+    }
     let config = Config {
         v4: Some(Network::<Ipv4Addr>::MASQUERADE),
         v6: Some(Network::<Ipv6Addr>::MASQUERADE),
@@ -100,6 +137,13 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         eager: args.eager,
         open_loopback: Vec::new(),
         max_flows: args.max_flows,
+        policy: Policy {
+            allow: args.allow.clone(),
+            deny: args.deny.clone(),
+            new_flows: args.new_flows,
+            rate_in: args.rate_in,
+            rate_out: args.rate_out,
+        },
     };
     netdev::process::raise_descriptor_limit();
     let stop = netdev::process::stop_signals()?;

@@ -34,6 +34,8 @@ pub struct Batch {
     arena: Box<[u8]>,
     pieces: Vec<Piece>,
     touched: Vec<u32>,
+    /// Flows from this number on come first, so that room that is short goes round.
+    first: u32,
 }
 
 /// Bytes of the arena for a flow's socket.
@@ -66,6 +68,10 @@ impl Run<'_> {
         let mut arena = std::mem::take(&mut self.batch.arena);
         if arena.is_empty() {
             arena = vec![0; ARENA].into_boxed_slice();
+        }
+        if let Some(cut_off) = self.blocked.first() {
+            // It had its share.
+            self.batch.first = *cut_off + 1;
         }
         self.batch.touched.append(&mut self.blocked);
         self.more = true;
@@ -134,6 +140,8 @@ impl Run<'_> {
         let mut touched = std::mem::take(&mut self.batch.touched);
         touched.sort_unstable();
         touched.dedup();
+        let first = touched.partition_point(|flow| *flow < self.batch.first);
+        touched.rotate_left(first);
         for index in touched.drain(..) {
             self.push(index);
         }
@@ -327,23 +335,39 @@ impl Run<'_> {
         self.outlet().segment(ends, &header, [&[], &[]], u16::MAX);
     }
 
-    /// Where a new flow of that name goes; `None` where it may not, which is counted.
-    fn admit(&mut self, key: &Key) -> Result<SocketAddr, Unreachable> {
+    /// Where a new flow of that name goes, or what the guest is told; nothing where it may try
+    /// again. A refusal is counted.
+    fn admit(&mut self, key: &Key) -> Result<SocketAddr, Option<Unreachable>> {
         let counters = &self.engine.counters;
         if self.table.len() >= self.engine.config.max_flows {
             counters.refused_limit.add();
-            return Err(Unreachable::Host);
+            return Err(Some(Unreachable::Host));
         }
-        access::destination(&self.engine.config, &self.pod, key.remote).ok_or_else(|| {
+        let config = &self.engine.config;
+        let to = access::destination(config, &self.pod, key.remote).ok_or_else(|| {
             counters.refused_access.add();
             Unreachable::Prohibited
-        })
+        })?;
+        if !config.policy.allows(to.ip()) {
+            counters.refused_policy.add();
+            return Err(Some(Unreachable::Prohibited));
+        }
+        if let Some(pace) = &mut self.new_flows {
+            if !pace.wait(self.now).is_zero() {
+                counters.refused_rate.add();
+                return Err(None);
+            }
+            pace.spend(1, self.now);
+        }
+        Ok(to)
     }
 
     /// The guest opens a connection.
     fn connect(&mut self, key: Key, syn: &Segment<'_>, ip: &Packet<'_>) {
-        let Ok(to) = self.admit(&key) else {
-            return self.refuse(&key, syn);
+        let to = match self.admit(&key) {
+            Ok(to) => to,
+            Err(None) => return,
+            Err(Some(_)) => return self.refuse(&key, syn),
         };
         let socket = match start_connect(to) {
             Ok(socket) => socket,
@@ -426,16 +450,18 @@ impl Run<'_> {
     }
 
     fn open_udp(&mut self, key: Key, ip: &Packet<'_>) -> Option<u32> {
-        let opened = self
-            .admit(&key)
-            .and_then(|to| Udp::open(key, to, self.now).map_err(|error| self.failure(&error)));
+        let opened = self.admit(&key).and_then(|to| {
+            Udp::open(key, to, self.now).map_err(|error| Some(self.failure(&error)))
+        });
         match opened {
             Ok(udp) => {
                 self.engine.counters.udp_flows.add();
                 self.insert(Flow::Udp(udp))
             }
             Err(why) => {
-                self.unreachable(why, key.remote.ip(), ip.whole);
+                if let Some(why) = why {
+                    self.unreachable(why, key.remote.ip(), ip.whole);
+                }
                 None
             }
         }
@@ -493,16 +519,18 @@ impl Run<'_> {
     }
 
     fn open_echo(&mut self, key: Key, ip: &Packet<'_>) -> Option<u32> {
-        let opened = self
-            .admit(&key)
-            .and_then(|to| Echo::open(key, to, self.now).map_err(|error| self.failure(&error)));
+        let opened = self.admit(&key).and_then(|to| {
+            Echo::open(key, to, self.now).map_err(|error| Some(self.failure(&error)))
+        });
         match opened {
             Ok(echo) => {
                 self.engine.counters.echo_flows.add();
                 self.insert(Flow::Echo(echo))
             }
             Err(why) => {
-                self.unreachable(why, key.remote.ip(), ip.whole);
+                if let Some(why) = why {
+                    self.unreachable(why, key.remote.ip(), ip.whole);
+                }
                 None
             }
         }

@@ -5,6 +5,8 @@ mod guest;
 mod host;
 mod probe;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -23,7 +25,9 @@ use crate::flow::{Key, Outlet, Verdict};
 use crate::forward::{ForwardError, Forwards};
 use crate::link::Link;
 use crate::link::capture::{Capture, Captured};
+use crate::link::limited::Limited;
 use crate::link::metered::Metered;
+use crate::pace::Pace;
 use crate::pod::Pod;
 use crate::service::ndp;
 use crate::wire::{Icmp, Mac, Unreachable, header_len, write_header};
@@ -83,6 +87,8 @@ pub struct Run<'a> {
     /// The guest may have more frames, of which the link will not tell.
     more: bool,
     probes: Probes,
+    /// How fast the guest may begin flows.
+    new_flows: Option<Pace>,
     /// When the gateway advertises itself as IPv6's router again.
     advertisement: Option<Instant>,
     now: Instant,
@@ -121,6 +127,15 @@ impl Engine {
     /// Serves the guest behind `link` until `stop` can be read. Then every flow is reset; the
     /// listening sockets stay for the next run.
     pub fn run(&mut self, link: &mut dyn Link, stop: RawFd) -> io::Result<()> {
+        let (into, out) = (self.config.policy.rate_in, self.config.policy.rate_out);
+        if into.is_none() && out.is_none() {
+            return self.serve(link, stop);
+        }
+        let mut link = Limited::new(link, into, out)?;
+        self.serve(&mut link, stop)
+    }
+
+    fn serve(&mut self, link: &mut dyn Link, stop: RawFd) -> io::Result<()> {
         let mut run = self.attach(link, &Instant::now)?;
         let event = EpollEvent::new(EventSet::IN, STOP << KIND);
         run.epoll.ctl(ControlOperation::Add, stop, event)?;
@@ -128,7 +143,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A run behind `link` whose time is what `clock` says, for whoever turns it by hand.
+    /// A run behind `link` whose time is what `clock` says, for whoever turns it by hand. Its rates
+    /// are whatever `link` has.
     pub fn attach<'a>(
         &'a mut self,
         link: &'a mut dyn Link,
@@ -157,6 +173,7 @@ impl Engine {
             blocked: Vec::new(),
             more: false,
             probes: Probes::default(),
+            new_flows: None,
             advertisement: None,
             now: clock(),
         };
@@ -164,6 +181,10 @@ impl Engine {
             let forwards = run.engine.forwards.ports();
             run.probes = Probes::new(forwards.filter_map(|(_, port)| port.tcp()), run.now);
         }
+        run.new_flows = run.engine.config.policy.new_flows.map(|rate| {
+            // Those of a second at once.
+            Pace::new(rate.into(), Duration::from_secs(1), run.now)
+        });
         run.advertisement = run.engine.config.v6.map(|_| run.now + ADVERTISEMENTS);
         // Frames may lie there from before.
         run.frames();

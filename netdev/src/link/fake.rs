@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ pub fn config() -> Config {
         eager: true,
         open_loopback: Vec::new(),
         max_flows: 16,
+        policy: Default::default(),
     }
 }
 
@@ -49,8 +51,21 @@ struct Queues {
 pub struct Fake {
     queues: Arc<Mutex<Queues>>,
     kick: Arc<EventFd>,
+    /// Frames that it has room for.
+    pub room: Room,
     /// What its driver is said to take.
     pub capabilities: Capabilities,
+}
+
+/// How many frames a card has room for.
+#[derive(Clone)]
+pub struct Room(Arc<AtomicUsize>);
+
+impl Room {
+    /// So many from now on.
+    pub fn set(&self, frames: usize) {
+        self.0.store(frames, Ordering::Relaxed);
+    }
 }
 
 /// The guest, as the test is it.
@@ -72,6 +87,7 @@ pub fn pair() -> (Fake, Guest) {
     let fake = Fake {
         queues,
         kick,
+        room: Room(Arc::new(usize::MAX.into())),
         capabilities,
     };
     (fake, guest)
@@ -88,6 +104,10 @@ impl Link for Fake {
     }
 
     fn send(&mut self, parts: &[&[u8]], _: Offload) -> bool {
+        let (all, one) = (Ordering::Relaxed, |room: usize| room.checked_sub(1));
+        if self.room.0.fetch_update(all, all, one).is_err() {
+            return false;
+        }
         let frame = parts.concat();
         self.queues.lock().unwrap().to_guest.push_back(frame);
         true
@@ -116,6 +136,11 @@ impl Guest {
     /// Sends a frame.
     pub fn send(&self, frame: Vec<u8>) {
         self.lock().from_guest.push_back(frame);
+        self.kick();
+    }
+
+    /// Has the card look.
+    pub fn kick(&self) {
         self.kick.write(1).unwrap();
     }
 

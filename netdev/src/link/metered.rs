@@ -88,7 +88,8 @@ fn count(tally: &mut Tally, parts: &[&[u8]]) {
     }
 }
 
-fn content(parts: &[&[u8]]) -> Content {
+/// What a frame in pieces carries.
+pub fn content(parts: &[&[u8]]) -> Content {
     let kind = u16::from_be_bytes([byte(parts, ETHERNET - 2), byte(parts, ETHERNET - 1)]);
     match kind {
         TYPE_ARP => Content::Arp,

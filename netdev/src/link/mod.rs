@@ -4,6 +4,7 @@ pub mod capture;
 #[cfg(test)]
 pub mod fake;
 pub mod header;
+pub mod limited;
 pub mod metered;
 pub mod tap;
 pub mod virtqueue;

@@ -1,0 +1,129 @@
+//! What a guest may do, asked of an engine that is turned by hand.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Instant;
+
+use super::*;
+use crate::config::{Forward, Policy, Transport};
+use crate::link::fake::{self, Guest};
+
+/// Has a guest of `policy` do something, and returns the counters. The clock stands still.
+fn under(policy: Policy, test: impl FnOnce(&mut Run<'_>, &Guest)) -> Arc<Counters> {
+    let config = Config {
+        policy,
+        ..fake::config()
+    };
+    let mut engine = Engine::new(config).unwrap();
+    let (mut link, guest) = fake::pair();
+    let now = Instant::now();
+    let clock = move || now;
+    let mut run = engine.attach(&mut link, &clock).unwrap();
+    test(&mut run, &guest);
+    drop(run);
+    engine.counters()
+}
+
+#[test]
+fn a_network_s_lists_are_asked_before_a_socket_is_made() {
+    let policy = Policy {
+        allow: vec!["192.0.2.0/24".parse().unwrap()],
+        deny: vec!["192.0.2.128/25".parse().unwrap()],
+        ..Policy::default()
+    };
+    let counters = under(policy, |run, guest| {
+        for closed in ["192.0.2.200:9", "198.51.100.1:9"] {
+            guest.datagram(5, closed.parse().unwrap(), b"x");
+            run.turn(false).unwrap();
+            assert_eq!(run.flows(), 0);
+            let answer = guest.receive();
+            // ICMP: unreachable, prohibited (RFC 1812, section 5.2.7.1)
+            assert_eq!((answer[23], &answer[34..36]), (1, &[3, 13][..]));
+        }
+    });
+    assert_eq!(counters.refused_policy.get(), 2);
+}
+
+#[test]
+fn a_guest_begins_no_more_flows_than_it_may_and_can_try_again() {
+    let policy = Policy {
+        new_flows: Some(3),
+        ..Policy::default()
+    };
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let config = Config {
+        policy,
+        open_loopback: vec![port],
+        ..fake::config()
+    };
+    let mut engine = Engine::new(config).unwrap();
+    let (mut link, guest) = fake::pair();
+    let offset = std::cell::Cell::new(Duration::ZERO);
+    let start = Instant::now();
+    let clock = || start + offset.get();
+    let mut run = engine.attach(&mut link, &clock).unwrap();
+    let gateway = SocketAddr::new("10.0.2.1".parse().unwrap(), port);
+    let ask = |run: &mut Run<'_>| {
+        for from in 1..=5 {
+            guest.datagram(from, gateway, b"x");
+        }
+        run.turn(false).unwrap();
+        run.flows()
+    };
+    assert_eq!(ask(&mut run), 3);
+    // It was told nothing, for it may try again.
+    assert_eq!(guest.waiting(), 0);
+    offset.set(Duration::from_millis(300));
+    assert_eq!(ask(&mut run), 4);
+    drop(run);
+    assert_eq!(engine.counters().refused_rate.get(), 3);
+}
+
+#[test]
+fn room_that_is_short_goes_round() {
+    let bind = fake::free();
+    let config = Config {
+        forwards: vec![Forward {
+            transport: Transport::Tcp,
+            bind,
+            guest_port: 80,
+        }],
+        ..fake::config()
+    };
+    let mut engine = Engine::new(config).unwrap();
+    let (mut link, guest) = fake::pair();
+    let room = link.room.clone();
+    let mut run = engine.attach(&mut link, &Instant::now).unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let client = TcpStream::connect(bind).unwrap();
+        run.turn(true).unwrap();
+        let (far, _) = guest.accept();
+        run.turn(true).unwrap();
+        clients.push((client, far.port(), 0));
+    }
+    room.set(0);
+    for (client, ..) in &mut clients {
+        client.write_all(&[b'x'; 20_000]).unwrap();
+        run.turn(true).unwrap();
+    }
+    // A frame at a time: nobody is served twice before all were once.
+    for round in 1..=4 {
+        for _ in 0..3 {
+            room.set(1);
+            guest.kick();
+            run.turn(true).unwrap();
+        }
+        while guest.waiting() > 0 {
+            let frame = guest.receive();
+            let Some((far, segment)) = fake::segment(&frame) else {
+                continue;
+            };
+            let client = clients.iter_mut().find(|client| client.1 == far.port());
+            client.unwrap().2 += usize::from(!segment.payload.is_empty());
+        }
+        let served: Vec<_> = clients.iter().map(|client| client.2).collect();
+        assert_eq!(served, [round; 3]);
+    }
+}
