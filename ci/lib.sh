@@ -5,7 +5,6 @@ set -euo pipefail
 # The checkout, and what is kept outside it between checkouts, by content.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/peapod
-mkdir -p "$cache"
 # What the Makefile builds: the binary, and what it finds by PEAPOD_IMAGES.
 peapod=$root/target/x86_64-unknown-linux-gnu/release/peapod
 agent=$root/target/x86_64-unknown-linux-gnu/agent/peapod-agent
@@ -17,6 +16,8 @@ die() { # STATUS MESSAGE
     echo "$(basename "$0"): $2" >&2
     exit "$1"
 }
+
+mkdir -p "$cache" || die 2 "no place for the cache: set XDG_CACHE_HOME to a directory that you may write"
 
 # Runs a command and says in one line how long it took.
 shown_step() { # NAME COMMAND...
