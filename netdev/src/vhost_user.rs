@@ -203,6 +203,15 @@ impl Device {
     }
 }
 
+/// A VMM's descriptor, at which nobody is to wait for the VMM.
+fn without_blocking(fd: File) -> Result<File> {
+    let flags =
+        rustix::fs::fcntl_getfl(&fd).map_err(|error| Error::ReqHandlerError(error.into()))?;
+    rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)
+        .map_err(|error| Error::ReqHandlerError(error.into()))?;
+    Ok(fd)
+}
+
 /// What a request that was not agreed upon gets.
 fn unsupported<T>() -> Result<T> {
     Err(Error::InvalidOperation("not supported"))
@@ -305,13 +314,13 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         self.stop();
-        self.ring(index.into())?.kick = fd;
+        self.ring(index.into())?.kick = fd.map(without_blocking).transpose()?;
         self.start()
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let ring = self.ring(index.into())?;
-        *lock(&ring.call) = fd;
+        *lock(&ring.call) = fd.map(without_blocking).transpose()?;
         Ok(())
     }
 
@@ -320,7 +329,8 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::MTU)
+        // Not MTU, though the guest is told one by DHCP: the library does not know its message.
+        Ok(VhostUserProtocolFeatures::REPLY_ACK)
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
@@ -401,3 +411,6 @@ impl VhostUserBackendReqHandlerMut for Device {
         unsupported()
     }
 }
+
+#[cfg(test)]
+mod tests;
