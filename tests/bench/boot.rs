@@ -13,127 +13,26 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use peapod_tests::Boot;
 use peapod_tests::bench::{Record, report};
-use peapod_tests::{image, peapod};
 
 const ROUNDS: usize = 7;
 const MEMORY_MIB: u64 = 512;
 const PORT: u16 = 9080;
 const LIMIT: Duration = Duration::from_secs(120);
 const FIRST_LINE: &[u8] = b"peapod-agent: userspace";
-const REFERENCE: &str = "peapod/details:latest";
+const USER_DATA: &str = "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\n";
 
 /// What one boot took.
-struct Boot {
+struct Times {
     userspace: f64,
     answer: f64,
     memory: f64,
-}
-
-struct Files {
-    directory: tempfile::TempDir,
-}
-
-impl Files {
-    /// Copies what both boot from into memory.
-    fn new() -> Self {
-        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
-        let files = Self { directory };
-        let images = files.path("images");
-        fs::create_dir_all(images.join("containerdisks")).unwrap();
-        let archive = format!("containerdisks/{}.tar", REFERENCE.replace(['/', ':'], "_"));
-        for name in ["vmlinuz", "initramfs.cpio", &archive] {
-            fs::copy(image(name), images.join(name)).unwrap();
-        }
-        fs::write(files.path("details.yaml"), manifest()).unwrap();
-        // Unpacks the kernel and the root, which both use then.
-        let prepared = files.peapod().arg("--dry-run").status().unwrap();
-        assert!(prepared.success());
-        files.make_seed();
-        files
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// The only file of a folder of the cache.
-    fn cached(&self, folder: &str) -> PathBuf {
-        let mut entries = fs::read_dir(self.path("peapod").join(folder)).unwrap();
-        entries.next().unwrap().unwrap().path()
-    }
-
-    fn make_seed(&self) {
-        fs::write(self.path("user-data"), USER_DATA).unwrap();
-        fs::write(self.path("meta-data"), r#"{"instance-id":"bench"}"#).unwrap();
-        let run = |program: &str, arguments: &[&str]| {
-            let status = Command::new(program)
-                .args(arguments)
-                .current_dir(self.directory.path())
-                .stdout(Stdio::null())
-                .status();
-            assert!(status.is_ok_and(|s| s.success()), "{program}");
-        };
-        run("mkfs.vfat", &["-C", "-n", "cidata", "seed.img", "1024"]);
-        run("mcopy", &["-i", "seed.img", "user-data", "meta-data", "::"]);
-    }
-
-    fn peapod(&self) -> Command {
-        let mut command = Command::new(peapod());
-        command
-            .env("XDG_CACHE_HOME", self.directory.path())
-            .env("PEAPOD_IMAGES", self.path("images"))
-            .args(["-q", "run"])
-            .arg(self.path("details.yaml"));
-        command
-    }
-
-    fn qemu(&self) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
-        command
-            .args(
-                "-M q35 -accel kvm -cpu host -smp 1 -nodefaults -display none -serial stdio"
-                    .split(' '),
-            )
-            .args("-device virtio-net-pci,netdev=n -device virtio-rng-pci".split(' '))
-            .args(["-m", &MEMORY_MIB.to_string(), "-netdev"])
-            .arg(format!("user,id=n,hostfwd=tcp:127.0.0.1:{PORT}-:{PORT}"))
-            .arg("-kernel")
-            .arg(self.cached("kernels"))
-            .arg("-initrd")
-            .arg(self.path("images/initramfs.cpio"))
-            .args([
-                "-append",
-                "console=ttyS0 quiet panic=-1 root=/dev/vda rootfstype=ext4 rw",
-            ]);
-        let root = self.cached("containerdisks");
-        for (file, options) in [
-            (root, "snapshot=on"),
-            (self.path("seed.img"), "readonly=on"),
-        ] {
-            let drive = format!("if=virtio,format=raw,{options},file={}", file.display());
-            command.args(["-drive", &drive]);
-        }
-        command
-    }
-}
-
-const USER_DATA: &str = "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\n";
-
-fn manifest() -> String {
-    let script = USER_DATA.replace('\n', "\\n");
-    format!(
-        r#"{{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {{"name": "bench"}},
-"spec": {{"domain": {{"memory": {{"guest": "{MEMORY_MIB}Mi"}}, "devices": {{"interfaces":
-[{{"name": "n", "masquerade": {{}}, "ports": [{{"port": {PORT}}}]}}]}}}}, "networks": [{{"name": "n", "pod": {{}}}}],
-"volumes": [{{"name": "r", "containerDisk": {{"image": "{REFERENCE}"}}}},
-{{"name": "s", "cloudInitNoCloud": {{"userData": "{script}"}}}}]}}}}"#
-    )
 }
 
 /// A running VM, killed in the end.
@@ -146,7 +45,7 @@ impl Drop for Vm {
     }
 }
 
-fn measure(mut command: Command) -> Boot {
+fn measure(mut command: Command) -> Times {
     let start = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -160,7 +59,7 @@ fn measure(mut command: Command) -> Boot {
         assert!(start.elapsed() < LIMIT, "no answer");
         std::thread::sleep(Duration::from_millis(5));
     }
-    Boot {
+    Times {
         userspace,
         answer: start.elapsed().as_secs_f64(),
         memory: memory_beyond_the_guest(vm.0.id()),
@@ -211,18 +110,22 @@ fn memory_beyond_the_guest(pid: u32) -> f64 {
 }
 
 fn main() {
-    let files = Files::new();
+    let files = Boot::new(USER_DATA, MEMORY_MIB, PORT);
+    let network = format!("user,id=n,hostfwd=tcp:127.0.0.1:{PORT}-:{PORT}");
     let (mut ours, mut peer) = (Vec::new(), Vec::new());
     // The first of each is not counted: it reads the programs themselves.
     for round in 0..=ROUNDS {
-        let (a, b) = (measure(files.peapod()), measure(files.qemu()));
+        let (a, b) = (
+            measure(files.peapod()),
+            measure(files.qemu(&["-netdev", &network])),
+        );
         if round > 0 {
             ours.push(a);
             peer.push(b);
         }
     }
-    let record = |name: &str, unit, figure: fn(&Boot) -> f64| {
-        let series = |boots: &[Boot]| boots.iter().map(figure).collect::<Vec<_>>();
+    let record = |name: &str, unit, figure: fn(&Times) -> f64| {
+        let series = |boots: &[Times]| boots.iter().map(figure).collect::<Vec<_>>();
         Record::new(
             name,
             unit,

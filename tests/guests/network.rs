@@ -10,7 +10,7 @@ use peapod_tests::{Guest, Manifest, Vm};
 use super::{BOOT, shared};
 
 /// An address of this machine that is not loopback, on an interface made for the tests.
-fn outside() -> &'static str {
+pub fn outside() -> &'static str {
     static MADE: OnceLock<()> = OnceLock::new();
     MADE.get_or_init(|| {
         let script = "ip link show peapod-test >/dev/null 2>&1 || \
@@ -125,7 +125,7 @@ fn the_host_s_loopback_is_closed_to_the_guest() {
 #[test]
 fn the_client_s_own_address_reaches_the_guest() {
     // Published on 127.0.0.1, so the client is the gateway there.
-    let output = Guest.run("true", BOOT);
+    let output = Guest::default().run("true", BOOT);
     assert_eq!(output, "");
     let seen = shared::run("cat /proc/net/tcp");
     // a connection from 10.0.2.1 to port 9099 (0x238b)

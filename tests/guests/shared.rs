@@ -54,5 +54,5 @@ pub fn vm() -> &'static Vm {
 /// Runs a script in the shared VM.
 pub fn run(script: &str) -> String {
     vm();
-    Guest.run(script, BOOT)
+    Guest::default().run(script, BOOT)
 }

@@ -4,16 +4,26 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-/// The shell's port, on both sides.
-const PORT: u16 = 9099;
-
 /// A guest that runs commands for a test.
 #[derive(Debug, Clone, Copy)]
-pub struct Guest;
+pub struct Guest {
+    port: u16,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self::at(Self::PORT)
+    }
+}
 
 impl Guest {
-    /// The port that the manifest has to declare.
-    pub const PORT: u16 = PORT;
+    /// The port in the guest, which the manifest has to declare.
+    pub const PORT: u16 = 9099;
+
+    /// The guest whose port is `port` of 127.0.0.1.
+    pub fn at(port: u16) -> Self {
+        Self { port }
+    }
 
     /// The user-data that serves the shell: reads a script up to the end of the stream, runs it
     /// and answers with what it printed.
@@ -26,7 +36,7 @@ impl Guest {
     pub fn run(self, script: &str, limit: Duration) -> String {
         let end = Instant::now() + limit;
         loop {
-            match Self::attempt(script, limit) {
+            match self.attempt(script, limit) {
                 Ok(output) => return output,
                 Err(error) if Instant::now() > end => panic!("no shell in the guest: {error}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(200)),
@@ -34,8 +44,8 @@ impl Guest {
         }
     }
 
-    fn attempt(script: &str, limit: Duration) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", PORT))?;
+    fn attempt(self, script: &str, limit: Duration) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(limit))?;
         // A shell that answers nothing is one that is not there yet.
         stream.write_all(format!("{script}\necho end-of-output\n").as_bytes())?;

@@ -12,13 +12,15 @@
 )]
 
 pub mod bench;
+mod boot;
 mod guest;
 mod manifest;
 mod vm;
 
+pub use boot::Boot;
 pub use guest::Guest;
 pub use manifest::Manifest;
-pub use vm::{Vm, image, peapod};
+pub use vm::{Vm, image, peapod, peapod_net};
 
 /// How often something is repeated: `usual`, or `long` under `make soak`.
 pub fn soak(usual: u32, long: u32) -> u32 {

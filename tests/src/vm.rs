@@ -20,6 +20,14 @@ pub fn peapod() -> PathBuf {
         .join("peapod")
 }
 
+/// The network without a VM: `PEAPOD_NET`, else the one beside `peapod`.
+pub fn peapod_net() -> PathBuf {
+    match std::env::var_os("PEAPOD_NET") {
+        Some(path) => path.into(),
+        None => peapod().with_file_name("peapod-net"),
+    }
+}
+
 /// A file that `images/build` made.
 pub fn image(name: &str) -> PathBuf {
     let directory = std::env::var_os("PEAPOD_IMAGES")

@@ -1,0 +1,117 @@
+//! One guest that peapod and QEMU boot alike: the same kernel, initramfs, root and user-data.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::{image, peapod};
+
+const REFERENCE: &str = "peapod/details:latest";
+
+/// What both boot from. It lies in memory, so that neither waits for a disk.
+pub struct Boot {
+    directory: tempfile::TempDir,
+    memory_mib: u64,
+}
+
+impl Boot {
+    /// A guest that runs `user_data`, has so much memory and serves on `port`.
+    pub fn new(user_data: &str, memory_mib: u64, port: u16) -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        let boot = Self {
+            directory,
+            memory_mib,
+        };
+        let images = boot.path("images");
+        fs::create_dir_all(images.join("containerdisks")).unwrap();
+        let archive = format!("containerdisks/{}.tar", REFERENCE.replace(['/', ':'], "_"));
+        for name in ["vmlinuz", "initramfs.cpio", &archive] {
+            fs::copy(image(name), images.join(name)).unwrap();
+        }
+        let manifest = manifest(user_data, memory_mib, port);
+        fs::write(boot.path("details.yaml"), manifest).unwrap();
+        // Unpacks the kernel and the root, which both use then.
+        let prepared = boot.peapod().arg("--dry-run").status().unwrap();
+        assert!(prepared.success());
+        boot.make_seed(user_data);
+        boot
+    }
+
+    /// A path beside what it boots from.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The only file of a folder of the cache.
+    fn cached(&self, folder: &str) -> PathBuf {
+        let mut entries = fs::read_dir(self.path("peapod").join(folder)).unwrap();
+        entries.next().unwrap().unwrap().path()
+    }
+
+    fn make_seed(&self, user_data: &str) {
+        fs::write(self.path("user-data"), user_data).unwrap();
+        fs::write(self.path("meta-data"), r#"{"instance-id":"boot"}"#).unwrap();
+        let run = |program: &str, arguments: &[&str]| {
+            let status = Command::new(program)
+                .args(arguments)
+                .current_dir(self.directory.path())
+                .stdout(Stdio::null())
+                .status();
+            assert!(status.is_ok_and(|s| s.success()), "{program}");
+        };
+        run("mkfs.vfat", &["-C", "-n", "cidata", "seed.img", "1024"]);
+        run("mcopy", &["-i", "seed.img", "user-data", "meta-data", "::"]);
+    }
+
+    /// `peapod run` of it.
+    pub fn peapod(&self) -> Command {
+        let mut command = Command::new(peapod());
+        command
+            .env("XDG_CACHE_HOME", self.directory.path())
+            .env("PEAPOD_IMAGES", self.path("images"))
+            .args(["-q", "run"])
+            .arg(self.path("details.yaml"));
+        command
+    }
+
+    /// QEMU with it, whose network `n` the arguments make.
+    pub fn qemu(&self, network: &[&str]) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(
+                "-M q35 -accel kvm -cpu host -smp 1 -nodefaults -display none -serial stdio"
+                    .split(' '),
+            )
+            .args("-device virtio-net-pci,netdev=n -device virtio-rng-pci".split(' '))
+            .args(["-m", &self.memory_mib.to_string()])
+            .args(network)
+            .arg("-kernel")
+            .arg(self.cached("kernels"))
+            .arg("-initrd")
+            .arg(self.path("images/initramfs.cpio"))
+            .args([
+                "-append",
+                "console=ttyS0 quiet panic=-1 root=/dev/vda rootfstype=ext4 rw",
+            ]);
+        let root = self.cached("containerdisks");
+        for (file, options) in [
+            (root, "snapshot=on"),
+            (self.path("seed.img"), "readonly=on"),
+        ] {
+            let drive = format!("if=virtio,format=raw,{options},file={}", file.display());
+            command.args(["-drive", &drive]);
+        }
+        command
+    }
+}
+
+fn manifest(user_data: &str, memory_mib: u64, port: u16) -> String {
+    let script = serde_json::to_string(user_data).unwrap();
+    format!(
+        r#"{{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {{"name": "boot"}},
+"spec": {{"domain": {{"memory": {{"guest": "{memory_mib}Mi"}}, "devices": {{"interfaces":
+[{{"name": "n", "masquerade": {{}}, "ports": [{{"port": {port}}}]}}]}}}}, "networks": [{{"name": "n", "pod": {{}}}}],
+"volumes": [{{"name": "r", "containerDisk": {{"image": "{REFERENCE}"}}}},
+{{"name": "s", "cloudInitNoCloud": {{"userData": {script}}}}}]}}}}"#
+    )
+}
