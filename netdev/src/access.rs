@@ -36,9 +36,11 @@ pub fn destination(config: &Config, pod: &Pod, to: SocketAddr) -> Option<SocketA
         };
         return Some(SocketAddr::new(loopback, port));
     }
+    // A guest that has the pod's own address is in the pod's network.
+    let shared = config.guest(address).is_some_and(|guest| pod.is_own(guest));
     let closed = is_closed(address)
         // nobody is there but the guest and the gateway
-        || config.contains(address) && !pod.is_own(address)
+        || config.contains(address) && !shared && !pod.is_own(address)
         || MESH_PORTS.contains(&port) && pod.is_own(address);
     (!closed).then_some(to)
 }
@@ -76,12 +78,14 @@ pub fn is_pod_only(nameserver: IpAddr) -> bool {
 /// address of that family.
 pub fn client_address(config: &Config, client: IpAddr, local: IpAddr) -> Option<IpAddr> {
     let gateway = config.gateway(client)?;
+    // A guest that has the pod's own address, which was called, is in the pod's network.
+    let shared = config.guest(client) == Some(local);
     let unusable = client.is_loopback()
         || client == IpAddr::V4(PROBE)
         || client == IpAddr::V6(SIDECAR6)
         || client == local
         || matches!(client, IpAddr::V6(v6) if v6.is_unicast_link_local())
-        || config.contains(client);
+        || config.contains(client) && !shared;
     Some(if unusable { gateway } else { client })
 }
 
@@ -145,6 +149,36 @@ mod tests {
         ] {
             let got = destination(&config, &pod, to.parse().unwrap());
             assert_eq!(got, Some(there.parse().unwrap()), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_has_the_pod_s_address_reaches_the_pod_s_network_and_is_reached_from_there() {
+        let mut config = config();
+        config.v4 = Some(Network {
+            guest: Ipv4Addr::new(10, 244, 0, 7),
+            gateway: Ipv4Addr::new(10, 244, 0, 1),
+            dns: None,
+            prefix: 24,
+        });
+        let pod = Pod::of(&["10.244.0.7".parse().unwrap(), "127.0.0.1".parse().unwrap()]);
+        for open in ["10.244.0.9:80", "10.244.0.1:6443", "192.0.2.1:80"] {
+            let to = open.parse().unwrap();
+            assert_eq!(destination(&config, &pod, to), Some(to), "{open}");
+        }
+        for closed in ["127.0.0.1:80", "10.244.0.7:15000"] {
+            let to = closed.parse().unwrap();
+            assert_eq!(destination(&config, &pod, to), None, "{closed}");
+        }
+        let local = "10.244.0.7".parse().unwrap();
+        for (client, seen) in [
+            ("10.244.0.9", "10.244.0.9"),
+            ("10.244.0.1", "10.244.0.1"),
+            ("10.244.0.7", "10.244.0.1"),
+            ("127.0.0.6", "10.244.0.1"),
+        ] {
+            let address = client_address(&config, client.parse().unwrap(), local);
+            assert_eq!(address, Some(seen.parse().unwrap()), "{client}");
         }
     }
 

@@ -11,7 +11,8 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -102,6 +103,8 @@ impl Netlink {
             protocol: RouteProtocol::Dhcp,
             scope: RouteScope::Universe,
             kind: RouteType::Unicast,
+            // It may lie in no network of ours (RFC 3442).
+            flags: RouteFlags::Onlink,
             ..Default::default()
         };
         message.attributes = vec![

@@ -1,7 +1,7 @@
 //! Another network namespace: joining it, making a tap in it, and setting that up.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -52,12 +52,15 @@ pub enum Error {
     /// The process that does it.
     #[error("cannot make a process that enters the namespace: {0}")]
     Process(io::Error),
+    /// What that process said.
+    #[error("{0}")]
+    Said(String),
 }
 
 /// Makes a tap called `name` in `target`, and gives it `config`'s addresses and routes if
 /// `set_up`. The caller, which must have one thread only, stays where it is: a child goes there.
 pub fn tap(target: &Target, name: &str, config: &Config, set_up: bool) -> Result<Tap, Error> {
-    let (ours, theirs) = UnixStream::pair().map_err(Error::Process)?;
+    let (ours, mut theirs) = UnixStream::pair().map_err(Error::Process)?;
     // SAFETY: there is one thread only, so the child has all that it might wait for.
     let child = unsafe { libc::fork() };
     if child < 0 {
@@ -70,7 +73,8 @@ pub fn tap(target: &Target, name: &str, config: &Config, set_up: bool) -> Result
         {
             Ok(()) => 0,
             Err(error) => {
-                eprintln!("peapod-net: {error}");
+                // The parent is there still, or there is nobody to tell.
+                let _ = theirs.write_all(error.to_string().as_bytes());
                 1
             }
         };
@@ -82,9 +86,7 @@ pub fn tap(target: &Target, name: &str, config: &Config, set_up: bool) -> Result
     let mut status = 0;
     // SAFETY: waits for the child that was made above and writes to the local integer.
     unsafe { libc::waitpid(child, &raw mut status, 0) };
-    tap.and_then(Tap::from_descriptor)
-        // The child has said what it was.
-        .map_err(|error| Error::Tap(name.to_owned(), error))
+    Tap::from_descriptor(tap?).map_err(|error| Error::Tap(name.to_owned(), error))
 }
 
 fn make(target: &Target, name: &str, config: &Config, set_up: bool) -> Result<Tap, Error> {
@@ -159,16 +161,18 @@ fn give(socket: &UnixStream, fd: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn take(socket: &UnixStream) -> io::Result<OwnedFd> {
+/// The child's descriptor, or what it says of its failure.
+fn take(socket: &UnixStream) -> Result<OwnedFd, Error> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    recvmsg(
+    let mut text = [0; 512];
+    let received = recvmsg(
         socket,
-        &mut [io::IoSliceMut::new(&mut byte)],
+        &mut [io::IoSliceMut::new(&mut text)],
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
-    )?;
+    )
+    .map_err(|error| Error::Process(error.into()))?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(mut fds) = message
             && let Some(fd) = fds.next()
@@ -176,5 +180,9 @@ fn take(socket: &UnixStream) -> io::Result<OwnedFd> {
             return Ok(fd);
         }
     }
-    Err(io::Error::other("nothing came back"))
+    let text = text.get(..received.bytes).unwrap_or_default();
+    if text.is_empty() {
+        return Err(Error::Process(io::ErrorKind::UnexpectedEof.into()));
+    }
+    Err(Error::Said(String::from_utf8_lossy(text).into_owned()))
 }

@@ -26,6 +26,8 @@ pub struct Pod {
     events: Socket,
     /// Asks how things are.
     questions: Netlink,
+    /// The only link whose way out counts, where there is one.
+    only: Option<u32>,
     /// Something has changed since the last look.
     stale: bool,
     view: View,
@@ -62,6 +64,20 @@ impl Pod {
     /// Looks at the network namespace of the calling thread, and listens for changes from here on.
     /// Fails where there is no netlink to be had.
     pub fn open() -> io::Result<Self> {
+        Self::with(Netlink::open()?, None)
+    }
+
+    /// As [`open`](Self::open), but no other way out than by `interface` counts; without a default
+    /// route there its address is that of the uplink. An error where there is no such interface.
+    pub fn open_by(interface: &str) -> io::Result<Self> {
+        let mut questions = Netlink::open()?;
+        let links = questions.links()?;
+        let link = links.iter().find(|link| link.name == interface);
+        let link = link.ok_or(ErrorKind::NotFound)?;
+        Self::with(questions, Some(link.index))
+    }
+
+    fn with(questions: Netlink, only: Option<u32>) -> io::Result<Self> {
         let mut events = Socket::new(NETLINK_ROUTE)?;
         events.bind_auto()?;
         events.set_non_blocking(true)?;
@@ -76,7 +92,8 @@ impl Pod {
         }
         let mut pod = Self {
             events,
-            questions: Netlink::open()?,
+            questions,
+            only,
             stale: true,
             view: View::default(),
         };
@@ -197,6 +214,9 @@ impl Pod {
     ) -> io::Result<Way> {
         let of_family =
             |address: &&Address| address.address.is_ipv6() == (family == AddressFamily::Inet6);
+        let only = self.only;
+        let counts = |index: u32| only.is_none_or(|only| index == only);
+        let of_family = |address: &&Address| of_family(address) && counts(address.index);
         let mut is_there = addresses.iter().filter(of_family).any(|a| a.leads_out);
         let mut best: Option<Route> = None;
         let mut request = RouteMessage::default();
@@ -205,6 +225,7 @@ impl Pod {
             .dump(RouteNetlinkMessage::GetRoute(request), |message| {
                 if let RouteNetlinkMessage::NewRoute(message) = message
                     && let Some(route) = Route::read(&message, links)
+                    && counts(route.index)
                 {
                     is_there = true;
                     let is_better = best.as_ref().is_none_or(|b| route.metric < b.metric);
@@ -229,6 +250,15 @@ impl Pod {
                 gateway: route.gateway,
             });
             way.mtu = route.mtu;
+        } else if let Some(only) = only {
+            let address = addresses.iter().filter(of_family).find(|a| a.leads_out);
+            way.uplink = address.map(|address| Uplink {
+                address: address.address,
+                prefix: address.prefix,
+                gateway: None,
+            });
+            let link = links.iter().find(|link| link.index == only);
+            way.mtu = link.and_then(|link| link.mtu);
         }
         Ok(way)
     }
@@ -487,6 +517,32 @@ mod tests {
                 assert_eq!(pod.mtu(), Some(1480));
             },
         );
+    }
+
+    #[test]
+    fn one_interface_s_way_out_can_be_all_that_counts() {
+        in_an_empty_pod("one_interface_s_way_out_can_be_all_that_counts", || {
+            sh(ETH0);
+            sh("ip addr add 10.9.0.7/24 dev node
+                ip route add default via 10.9.0.1 dev node");
+            let pod = Pod::open_by("eth0").unwrap();
+            let mut uplink = Uplink {
+                address: address("10.244.0.7"),
+                prefix: 32,
+                gateway: None,
+            };
+            assert_eq!((pod.uplink(false), pod.mtu()), (Some(uplink), Some(1480)));
+            assert!(pod.has_route(false) && !pod.has_route(true));
+            let pod = Pod::open_by("node").unwrap();
+            uplink = Uplink {
+                address: address("10.9.0.7"),
+                prefix: 24,
+                gateway: Some(address("10.9.0.1")),
+            };
+            assert_eq!((pod.uplink(false), pod.mtu()), (Some(uplink), Some(1500)));
+            let error = Pod::open_by("none").err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+        });
     }
 
     #[test]
