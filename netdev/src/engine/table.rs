@@ -1,7 +1,6 @@
 //! The flows: by name, by number, and by when they want to be woken.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -104,7 +103,8 @@ pub struct Table {
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
     keys: HashMap<Key, u32>,
-    timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    /// One at most for each flow, so that what is over leaves none behind.
+    timers: BTreeSet<(Instant, u32)>,
     generation: u32,
 }
 
@@ -184,6 +184,9 @@ impl Table {
     pub fn remove(&mut self, index: u32) -> Option<Flow> {
         let mut entry = self.entries.get_mut(index as usize)?.take()?;
         entry.account();
+        if let Some(at) = entry.scheduled {
+            self.timers.remove(&(at, index));
+        }
         self.keys.remove(&entry.flow.key());
         self.free.push(index);
         Some(entry.flow)
@@ -229,27 +232,27 @@ impl Table {
         if let Some(at) = entry.flow.deadline()
             && entry.scheduled.is_none_or(|scheduled| at < scheduled)
         {
-            entry.scheduled = Some(at);
-            self.timers.push(Reverse((at, index, entry.generation)));
+            let before = entry.scheduled.replace(at);
+            if let Some(before) = before {
+                self.timers.remove(&(before, index));
+            }
+            self.timers.insert((at, index));
         }
     }
 
     /// When the next timer ends.
     pub fn next_timer(&self) -> Option<Instant> {
-        self.timers.peek().map(|Reverse((at, ..))| *at)
+        self.timers.first().map(|(at, _)| *at)
     }
 
     /// The next flow whose deadline has passed. One that has moved its deadline meanwhile is
     /// scheduled anew.
     pub fn due(&mut self, now: Instant) -> Option<u32> {
         while self.next_timer().is_some_and(|at| at <= now) {
-            let Reverse((at, index, generation)) = self.timers.pop()?;
+            let (_, index) = self.timers.pop_first()?;
             let Some(Some(entry)) = self.entries.get_mut(index as usize) else {
                 continue;
             };
-            if entry.generation != generation || entry.scheduled != Some(at) {
-                continue;
-            }
             entry.scheduled = None;
             if entry.flow.deadline().is_some_and(|at| at <= now) {
                 return Some(index);
@@ -268,5 +271,44 @@ impl Table {
                 Flow::Tcp(tcp) => Some(&**tcp),
                 _ => None,
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Transport;
+
+    #[test]
+    fn timers_are_no_more_than_flows_however_often_deadlines_move() {
+        let epoll = Epoll::new().unwrap();
+        let (mut table, mut now) = (Table::default(), Instant::now());
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let remote = server.local_addr().unwrap();
+        for _ in 0..100 {
+            let key = Key {
+                transport: Transport::Udp,
+                guest_port: 0,
+                remote,
+            };
+            let flow = Flow::Udp(Udp::open(key, remote, now).unwrap());
+            let index = table.insert(flow, now, &epoll, 1).unwrap();
+            for _ in 0..10 {
+                if let Some(Flow::Udp(udp)) = table.get(index) {
+                    udp.touch(now);
+                }
+                table.schedule(index);
+                now += Duration::from_secs(200);
+                assert_eq!(table.due(now), None);
+                assert_eq!(table.timers.len(), 1);
+            }
+            assert!(table.due(now + Duration::from_secs(300)).is_some());
+            table.schedule(index);
+            table.remove(index);
+        }
+        assert_eq!((table.len(), table.timers.len()), (0, 0));
     }
 }

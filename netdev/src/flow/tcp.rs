@@ -377,7 +377,10 @@ impl Tcp {
     fn keep_ahead(&mut self, segment: &Segment<'_>, fin: bool) {
         let from = segment.sequence.wrapping_sub(self.expected) as usize;
         let room = self.edge.wrapping_sub(self.expected) as usize;
-        let within = from + segment.payload.len() <= room;
+        // Segments that overlap may be more together than the window.
+        let kept: usize = self.ahead.iter().map(|ahead| ahead.bytes.len()).sum();
+        let len = segment.payload.len();
+        let within = from + len <= room && kept + len <= room;
         let known = |ahead: &Ahead| ahead.sequence == segment.sequence;
         if within && self.ahead.len() < MAX_AHEAD && !self.ahead.iter().any(known) {
             self.ahead.push(Ahead {
@@ -739,5 +742,73 @@ impl Tcp {
     pub fn clear(&mut self, pool: &mut Pool) {
         self.inbox.clear(pool);
         self.outbox.clear(pool);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::config::Transport;
+
+    /// An open connection, of which the guest was told a window of `window` bytes, and its peer.
+    fn open(window: u32) -> (Tcp, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let (peer, remote) = listener.accept().unwrap();
+        let key = Key {
+            transport: Transport::Tcp,
+            guest_port: 1,
+            remote,
+        };
+        let mut tcp = Tcp::new(key, socket, State::Open, 0, LARGE);
+        tcp.edge = window;
+        (tcp, peer)
+    }
+
+    fn segment(sequence: u32, payload: &[u8]) -> Segment<'_> {
+        Segment {
+            source: 1,
+            destination: 2,
+            sequence,
+            acknowledgement: 0,
+            flags: Flags::ACK,
+            window: 0,
+            mss: None,
+            scale: None,
+            payload,
+        }
+    }
+
+    #[test]
+    fn what_came_too_early_goes_out_in_its_turn() {
+        let (mut tcp, mut peer) = open(100);
+        let (mut pool, now) = (Pool::default(), Instant::now());
+        for (sequence, payload) in [(6, b"ghi"), (3, b"def"), (4, b"efg")] {
+            let taken = tcp.receive(&segment(sequence, payload), now, &mut pool);
+            assert_eq!(taken, Taken::nothing(Verdict::Keep));
+        }
+        let taken = tcp.receive(&segment(0, b"abc"), now, &mut pool);
+        assert_eq!(taken.data, 0..3);
+        tcp.deliver(&[IoSlice::new(b"abc")], &mut pool);
+        assert_eq!(tcp.expected, 9);
+        let mut bytes = [0; 9];
+        peer.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"abcdefghi");
+    }
+
+    #[test]
+    fn overlapping_segments_are_kept_only_as_far_as_the_window_goes() {
+        let (mut tcp, _peer) = open(1000);
+        let mut pool = Pool::default();
+        for sequence in 1..200 {
+            tcp.receive(&segment(sequence, &[0; 600]), Instant::now(), &mut pool);
+        }
+        let kept: usize = tcp.ahead.iter().map(|ahead| ahead.bytes.len()).sum();
+        assert_eq!(kept, 600);
+        tcp.receive(&segment(900, &[0; 101]), Instant::now(), &mut pool);
+        assert_eq!(tcp.ahead.len(), 1, "beyond the window");
     }
 }
