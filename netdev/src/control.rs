@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::config::{Forward, Transport};
+use crate::config::{Config, Forward, Transport};
 use crate::counters::Counters;
 use crate::engine::Run;
 use crate::flow::Carried;
@@ -117,14 +117,21 @@ pub struct Flows {
 pub struct Control {
     desk: Weak<Desk>,
     counters: Arc<Counters>,
+    families: (bool, bool),
 }
 
 impl Control {
-    pub(crate) fn new(desk: &Arc<Desk>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(desk: &Arc<Desk>, counters: Arc<Counters>, config: &Config) -> Self {
         Self {
             desk: Arc::downgrade(desk),
             counters,
+            families: (config.v4.is_some(), config.v6.is_some()),
         }
+    }
+
+    /// Whether the guest has IPv4, and whether it has IPv6.
+    pub fn families(&self) -> (bool, bool) {
+        self.families
     }
 
     /// What the network has done.
@@ -381,7 +388,6 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::config::Config;
     use crate::engine::Engine;
     use crate::link::fake::{self, Guest};
 

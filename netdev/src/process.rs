@@ -1,5 +1,6 @@
 //! What a process that is a network sets up for itself.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -37,4 +38,29 @@ pub fn stop_signals() -> io::Result<OwnedFd> {
         }
         Ok(OwnedFd::from_raw_fd(fd))
     }
+}
+
+/// Goes on in a child with a session of its own and no terminal, and returns its number in the
+/// parent. An error where there is more than one thread: the child has the calling one only.
+pub fn go_to_background() -> io::Result<Option<u32>> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("there are threads already"));
+    }
+    // SAFETY: there is one thread only, so the child has all that it might wait for.
+    let child = unsafe { libc::fork() };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if child > 0 {
+        return Ok(Some(child.unsigned_abs()));
+    }
+    rustix::process::setsid()?;
+    let nothing = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&nothing)?;
+    rustix::stdio::dup2_stdout(&nothing)?;
+    rustix::stdio::dup2_stderr(&nothing)?;
+    Ok(None)
 }

@@ -121,7 +121,7 @@ impl Engine {
 
     /// A handle on the network for other threads, of use as long as the engine is there.
     pub fn control(&self) -> Control {
-        Control::new(&self.desk, self.counters.clone())
+        Control::new(&self.desk, self.counters.clone(), &self.config)
     }
 
     /// Serves the guest behind `link` until `stop` can be read. Then every flow is reset; the

@@ -1,0 +1,258 @@
+//! A network, from its command line to its end.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread::{self, JoinHandle};
+
+use netdev::config::{Config, Forward, Policy};
+use netdev::control::MAX_FORWARDS;
+use netdev::engine::Engine;
+use netdev::netns;
+use netdev::pod::Pod;
+use netdev::process;
+use netdev::resolver::Resolver;
+use netdev::vhost_user;
+use tracing_subscriber::EnvFilter;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::Failure;
+use crate::addresses::{self, Networks, Prefixed, View, Wish, Wishes};
+use crate::args::Network as Args;
+use crate::publish::Publish;
+use crate::server;
+use crate::socket::Listener;
+
+/// The user and the group of Istio's proxy, whose connections are not redirected to it.
+const PROXY: u32 = 1337;
+/// Ethernet's, where the pod does not say.
+const MTU: u16 = 1500;
+
+/// Is a network until SIGTERM.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    start_log(io::stderr);
+    if !args.allow_proxy_uid {
+        refuse_proxy()?;
+    }
+    let config = config(args)?;
+    process::raise_descriptor_limit();
+    let stop = process::stop_signals().map_err(Failure::runtime)?;
+    let engine = Engine::new(config.clone()).map_err(Failure::input)?;
+    let control = args.control.as_deref();
+    let control = control.map(|path| Listener::bind(path, true)).transpose();
+    let control = control.map_err(Failure::Input)?;
+    let ready = |engine: &Engine| {
+        if let Some(control) = &control {
+            server::start(control.get(), engine.control()).map_err(Failure::runtime)?;
+        }
+        println!("ready");
+        io::stdout().flush().map_err(Failure::runtime)
+    };
+    if let Some(target) = &args.side.netns {
+        let mut engine = engine;
+        let interface = args.interface.as_deref().unwrap_or("eth0");
+        // Before there are threads: it forks.
+        let tap = netns::tap(target, interface, &config, args.config_net);
+        let mut tap = tap.map_err(Failure::input)?;
+        ready(&engine)?;
+        return engine
+            .run(&mut tap, stop.as_raw_fd())
+            .map_err(|error| Failure::runtime(format!("the network has stopped: {error}")));
+    }
+    let Some(path) = &args.side.vhost_user else {
+        return Ok(());
+    };
+    let listener = Listener::bind(path, false).map_err(Failure::Input)?;
+    ready(&engine)?;
+    serve(listener.get(), engine, &stop, false)
+}
+
+/// What goes wrong is told by `writer`; RUST_LOG says how much more.
+pub fn start_log<W>(writer: W)
+where
+    W: for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(false)
+        .init();
+}
+
+/// An error for whom Istio takes for its proxy.
+pub fn refuse_proxy() -> Result<(), Failure> {
+    let user = rustix::process::geteuid().as_raw();
+    let group = rustix::process::getegid().as_raw();
+    if [user, group].contains(&PROXY) {
+        return Err(Failure::input(
+            "user or group 1337 is Istio's proxy, which the guest's connections would bypass; run \
+             as another, or add --allow-proxy-uid",
+        ));
+    }
+    Ok(())
+}
+
+fn config(args: &Args) -> Result<Config, Failure> {
+    let pod = Pod::open().map_err(|error| Failure::runtime(format!("netlink: {error}")))?;
+    let wishes = Wishes {
+        style: args.addresses,
+        v4: wish(args.address, args.prefix, args.gateway, "prefix")?,
+        v6: wish(args.address6, args.prefix6, args.gateway6, "prefix6")?,
+        only_v4: args.ipv4_only,
+        only_v6: args.ipv6_only,
+    };
+    let networks = addresses::choose(&wishes, &View::of(&pod)).map_err(Failure::Input)?;
+    let (v4, v6) = networks;
+    let mut resolver = Resolver::of_the_pod();
+    if !args.dns.is_empty() {
+        resolver.nameservers.clone_from(&args.dns);
+    }
+    if !args.search.is_empty() {
+        resolver.search.clone_from(&args.search);
+    }
+    Ok(Config {
+        v4,
+        v6,
+        mtu: args.mtu.unwrap_or_else(|| mtu(&pod)),
+        hostname: args.hostname.clone().unwrap_or_default(),
+        resolver,
+        forwards: forwards(&args.publish, networks)?,
+        eager: args.eager,
+        open_loopback: args.open_loopback.clone(),
+        max_flows: args.max_flows,
+        policy: Policy {
+            allow: args.allow.clone(),
+            deny: args.deny.clone(),
+            new_flows: args.new_flows,
+            rate_in: args.rate_in,
+            rate_out: args.rate_out,
+        },
+    })
+}
+
+fn wish<A: Copy>(
+    address: Option<Prefixed<A>>,
+    prefix: Option<u8>,
+    gateway: Option<A>,
+    option: &str,
+) -> Result<Wish<A>, Failure> {
+    let own = address.and_then(|address| address.prefix);
+    if own.is_some() && prefix.is_some() {
+        return Err(Failure::input(format!(
+            "--{option}: the address has a number of bits already"
+        )));
+    }
+    Ok(Wish {
+        address: address.map(|address| address.address),
+        prefix: own.or(prefix),
+        gateway,
+    })
+}
+
+/// The MTU that the pod's way out has.
+pub fn mtu(pod: &Pod) -> u16 {
+    let mtu = pod
+        .mtu()
+        .map_or(MTU, |mtu| mtu.try_into().unwrap_or(u16::MAX));
+    // IPv6's least, which no guest has to be told (RFC 8200, section 5).
+    mtu.max(1280)
+}
+
+/// A forward for each port that is published, in the families that the guest has.
+pub fn forwards(publish: &[Publish], (v4, v6): Networks) -> Result<Vec<Forward>, Failure> {
+    let mut forwards = Vec::new();
+    for publish in publish {
+        if let Some(address) = publish.address
+            && !(if address.is_ipv6() {
+                v6.is_some()
+            } else {
+                v4.is_some()
+            })
+        {
+            return Err(Failure::input(format!(
+                "a port at {address} cannot be the guest's, which has no such address"
+            )));
+        }
+        forwards.extend(publish.forwards(v4.is_some(), v6.is_some()));
+        if forwards.len() > MAX_FORWARDS {
+            return Err(Failure::input(format!(
+                "more than {MAX_FORWARDS} ports are published, each of which is a socket"
+            )));
+        }
+    }
+    Ok(forwards)
+}
+
+/// Serves the VMMs that connect, one after another, until `stop` can be read; or the first alone.
+pub fn serve(
+    listener: &UnixListener,
+    mut engine: Engine,
+    stop: &OwnedFd,
+    one_off: bool,
+) -> Result<(), Failure> {
+    let stop = stop.as_raw_fd();
+    loop {
+        if first_ready([stop, listener.as_raw_fd()]).map_err(Failure::runtime)? == stop {
+            return Ok(());
+        }
+        let connected = listener.accept().map_err(Failure::runtime);
+        let (socket, ended) = (connected?.0, EventFd::new(EFD_NONBLOCK));
+        let ended = ended.map_err(Failure::runtime)?;
+        let copy = socket.try_clone().map_err(Failure::runtime)?;
+        let thread = vmm(socket, engine, &ended).map_err(Failure::runtime)?;
+        let stopped = first_ready([stop, ended.as_raw_fd()]).map_err(Failure::runtime)? == stop;
+        if stopped {
+            // It may be gone already.
+            let _ = copy.shutdown(Shutdown::Both);
+        }
+        let Ok((back, result)) = thread.join() else {
+            return Err(Failure::runtime("the network has failed"));
+        };
+        if let Err(error) = result {
+            tracing::warn!("the VMM's connection has ended: {error}");
+        }
+        engine = back.ok_or_else(|| Failure::runtime("the network has failed"))?;
+        if stopped || one_off {
+            return Ok(());
+        }
+    }
+}
+
+type Served = (Option<Engine>, io::Result<()>);
+
+fn vmm(socket: UnixStream, engine: Engine, ended: &EventFd) -> io::Result<JoinHandle<Served>> {
+    let ended = ended.try_clone()?;
+    thread::Builder::new()
+        .name("vmm".to_owned())
+        .spawn(move || {
+            let served = vhost_user::serve(socket, engine);
+            // The counter cannot be full: this is its only write.
+            let _ = ended.write(1);
+            served
+        })
+}
+
+/// Waits until one of them can be read, and says which; the first, if both can.
+fn first_ready(descriptors: [RawFd; 2]) -> io::Result<RawFd> {
+    let epoll = Epoll::new()?;
+    for fd in descriptors {
+        let event = EpollEvent::new(EventSet::IN, fd as u64);
+        epoll.ctl(ControlOperation::Add, fd, event)?;
+    }
+    let mut events = [EpollEvent::default(); 2];
+    loop {
+        let count = match epoll.wait(-1, &mut events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            result => result?,
+        };
+        let ready = |fd: &RawFd| events.iter().take(count).any(|e| e.data() == *fd as u64);
+        if let Some(fd) = descriptors.into_iter().find(ready) {
+            return Ok(fd);
+        }
+    }
+}
