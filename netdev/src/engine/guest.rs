@@ -71,7 +71,7 @@ impl Run<'_> {
         }
         if let Some(cut_off) = self.blocked.first() {
             // It had its share.
-            self.batch.first = *cut_off + 1;
+            self.batch.first = cut_off.saturating_add(1);
         }
         self.batch.touched.append(&mut self.blocked);
         self.more = true;

@@ -37,6 +37,8 @@ pub struct Limited<'a> {
     /// they tell of changes only.
     epoll: Epoll,
     timer: TimerFd,
+    /// When the timer ends, if that is to come.
+    wakes: Option<Instant>,
 }
 
 impl<'a> Limited<'a> {
@@ -57,14 +59,21 @@ impl<'a> Limited<'a> {
             out: out.map(pace),
             epoll,
             timer,
+            wakes: None,
         })
     }
 
-    fn wake_in(&mut self, wait: Duration) {
-        // One that is set already is set anew: whoever asks then waits too.
-        if let Err(error) = self.timer.reset(wait + SLACK / 2, None) {
+    /// Sees that the engine asks again when that is over, or before.
+    fn wake_in(&mut self, wait: Duration, now: Instant) {
+        let wait = wait + SLACK / 2;
+        let sooner = |at: Instant| now < at && at <= now + wait;
+        if self.wakes.is_some_and(sooner) {
+            return;
+        }
+        if let Err(error) = self.timer.reset(wait, None) {
             tracing::warn!("the rate's timer: {error}");
         }
+        self.wakes = Some(now + wait);
     }
 }
 
@@ -80,7 +89,7 @@ impl Link for Limited<'_> {
             out.spend(received.len as u64, now);
             return Some(received);
         }
-        self.wake_in(wait);
+        self.wake_in(wait, now);
         None
     }
 
@@ -98,7 +107,7 @@ impl Link for Limited<'_> {
             }
             return sent;
         }
-        self.wake_in(wait);
+        self.wake_in(wait, now);
         false
     }
 
@@ -199,6 +208,28 @@ mod tests {
         wait(&link);
         assert!(start.elapsed() > Duration::from_millis(100));
         assert!(link.send(&[&ip, &data], Offload::default()));
+    }
+
+    #[test]
+    fn a_way_that_waits_for_long_does_not_hold_up_the_other() {
+        let (mut fake, guest) = fake::pair();
+        let mut link = Limited::new(&mut fake, Some(LEAST_RATE), Some(10_000_000)).unwrap();
+        for _ in 0..20 {
+            guest.send(vec![0; 60_000]);
+        }
+        let ip = ethernet([2; 6], [4; 6], TYPE_IPV4);
+        assert!(link.send(&[&ip, &[6; 60_000]], Offload::default()));
+        let mut place = [0; 60_000];
+        for _ in 0..2 {
+            wait(&link);
+            link.acknowledge();
+            let start = Instant::now();
+            while link.receive(&mut place).is_some() {}
+            // A second, for this one.
+            assert!(!link.send(&[&ip, &[6; 60_000]], Offload::default()));
+            wait(&link);
+            assert!(start.elapsed() < Duration::from_millis(500));
+        }
     }
 
     #[test]
