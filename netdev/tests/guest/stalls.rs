@@ -1,0 +1,133 @@
+//! Readers that stop, guests that vanish, and connections on which nothing happens.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use super::talk::{End, Stream, ends, finish};
+use super::world::{GATEWAY, LOOPBACK, Setup, World, listener};
+
+fn host() -> (TcpListener, Setup) {
+    let listener = listener(LOOPBACK);
+    let setup = Setup::default().open(listener.local_addr().unwrap());
+    (listener, setup)
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// More than all buffers between the two ends have room for.
+const MUCH: usize = 40 << 20;
+
+/// Has the speaker speak until nothing of it has got through for a minute.
+fn stall<S: Stream>(world: &mut World<'_>, speaker: &mut End<S>) {
+    let mut said = None;
+    while said != Some(speaker.said) {
+        said = Some(speaker.said);
+        world.pass(MINUTE, |world| speaker.step(world));
+        assert!(speaker.said < MUCH, "nothing holds it back");
+    }
+}
+
+#[test]
+fn a_host_that_does_not_read_holds_the_guest_back_and_nothing_is_lost_or_sent_twice() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let mut both = ends(world.connected(GATEWAY, &listener), MUCH, 1000);
+        both.1.listens = false;
+        stall(world, &mut both.0);
+        // Every now and then it reads a little.
+        both.0.to_say = both.0.said + 3_000_000;
+        both.1.listens = true;
+        both.1.block = 1000;
+        for _ in 0..50 {
+            world.pass(Duration::from_millis(20), |world| both.0.step(world));
+            both.1.step(world);
+        }
+        both.1.block = 16 << 10;
+        finish(world, &mut both);
+        assert_eq!(world.wire.borrow().watch.guest_again, 0);
+    });
+}
+
+#[test]
+fn a_guest_that_does_not_read_holds_the_host_back_and_nothing_is_lost() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let mut both = ends(world.connected(GATEWAY, &listener), 1000, MUCH);
+        both.0.listens = false;
+        stall(world, &mut both.1);
+        both.1.to_say = both.1.said + 1_000_000;
+        both.0.listens = true;
+        finish(world, &mut both);
+    });
+}
+
+#[test]
+fn a_guest_may_keep_its_window_shut_as_long_as_it_answers() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let mut both = ends(world.connected(GATEWAY, &listener), 1000, 500_000);
+        both.0.listens = false;
+        world.pass(HOUR, |world| both.1.step(world));
+        both.0.listens = true;
+        finish(world, &mut both);
+    });
+}
+
+#[test]
+fn a_stalled_flow_does_not_stop_another() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let mut up = ends(world.connected(GATEWAY, &listener), MUCH, 0);
+        up.1.listens = false;
+        let mut down = ends(world.connected(GATEWAY, &listener), 0, MUCH);
+        down.0.listens = false;
+        stall(world, &mut up.0);
+        stall(world, &mut down.1);
+        let before = world.now();
+        let connection = world.connected(GATEWAY, &listener);
+        finish(world, &mut ends(connection, 1_000_000, 1_000_000));
+        let took = world.now() - before;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        for both in [&mut up, &mut down] {
+            (both.0.to_say, both.1.to_say) = (both.0.said, both.1.said);
+            (both.0.listens, both.1.listens) = (true, true);
+            finish(world, both);
+        }
+    });
+}
+
+/// The guest vanishes; how long it takes until the host learns of that.
+fn vanish(world: &mut World<'_>, host: &mut End<std::net::TcpStream>) -> Duration {
+    world.wire.borrow_mut().cut = true;
+    let before = world.now();
+    while !host.was_reset {
+        world.pass(MINUTE, |world| host.step(world));
+        assert!(world.now() - before < 5 * HOUR, "nobody told the host");
+    }
+    assert!(!host.heard_end);
+    assert_eq!(world.run.flows(), 0);
+    world.now() - before
+}
+
+#[test]
+fn a_guest_that_vanishes_from_an_idle_connection_has_the_host_reset() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let (_, mut host) = ends(world.connected(GATEWAY, &listener), 0, 0);
+        host.ends = false;
+        let took = vanish(world, &mut host);
+        assert!(took > HOUR && took < 3 * HOUR, "{took:?}");
+    });
+}
+
+#[test]
+fn an_idle_connection_to_a_guest_that_lives_is_kept() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let mut both = ends(world.connected(GATEWAY, &listener), 10, 10);
+        world.pass(100 * HOUR, |_| {});
+        assert_eq!(world.run.flows(), 1);
+        finish(world, &mut both);
+    });
+}
