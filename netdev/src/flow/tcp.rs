@@ -71,6 +71,8 @@ pub struct Tcp {
     /// The oldest byte that the guest has not acknowledged, and the next to send.
     unacknowledged: u32,
     next: u32,
+    /// One past the last byte that was ever sent: `next` goes back to send again.
+    sent: u32,
     window: u32,
     scale: u8,
     /// Whether both sides scale their windows (RFC 7323, section 2.2).
@@ -150,6 +152,7 @@ impl Tcp {
             outbox: Ring::default(),
             unacknowledged: first,
             next: first,
+            sent: first,
             window: 0,
             scale: 0,
             scaled: false,
@@ -279,16 +282,16 @@ impl Tcp {
     }
 
     fn acknowledged(&mut self, segment: &Segment<'_>, now: Instant, pool: &mut Pool) {
-        let flight = self.flight();
         let newly = segment.acknowledgement.wrapping_sub(self.unacknowledged);
-        if newly as usize > flight {
+        if newly > self.sent.wrapping_sub(self.unacknowledged) {
             // Of something that was never sent (RFC 9293, section 3.10.7.4), or older.
             self.acknowledge |= newly < 1 << 31;
             return;
         }
         let window = u32::from(segment.window) << self.scale;
         if newly == 0 {
-            let same = window == self.window && segment.payload.is_empty() && flight > 0;
+            let waits = self.flight() > 0;
+            let same = window == self.window && segment.payload.is_empty() && waits;
             self.duplicates = if same {
                 self.duplicates.saturating_add(1)
             } else {
@@ -313,7 +316,11 @@ impl Tcp {
             self.state = State::Open;
             data -= 1;
         }
-        // The FIN is the last number, behind all data.
+        if newly as usize > self.flight() {
+            // It had what was to be sent again, and perhaps the FIN, the number behind all data.
+            self.next = segment.acknowledgement;
+            self.fin_sent |= data > self.outbox.len();
+        }
         self.outbox.consume(data, pool);
         self.unacknowledged = segment.acknowledgement;
         self.settle();
@@ -324,6 +331,14 @@ impl Tcp {
 
     fn flight(&self) -> usize {
         self.next.wrapping_sub(self.unacknowledged) as usize
+    }
+
+    /// So many numbers were sent.
+    fn advance(&mut self, count: usize) {
+        self.next = self.next.wrapping_add(count as u32);
+        if self.next.wrapping_sub(self.sent) < 1 << 31 {
+            self.sent = self.next;
+        }
     }
 
     fn settle(&mut self) {
@@ -538,7 +553,7 @@ impl Tcp {
         }
         let sent = self.emit(outlet, guest, flags, self.next, 0..0);
         if sent {
-            self.next = self.next.wrapping_add(1);
+            self.advance(1);
             self.wait(now);
         }
         sent
@@ -557,7 +572,7 @@ impl Tcp {
             if !self.emit(outlet, guest, flags, self.next, flight..flight + len) {
                 return false;
             }
-            self.next = self.next.wrapping_add(len as u32);
+            self.advance(len);
             self.wait(now);
         }
         if self.host_ended && !self.fin_sent && self.flight() == self.outbox.len() {
@@ -565,7 +580,7 @@ impl Tcp {
                 return false;
             }
             self.fin_sent = true;
-            self.next = self.next.wrapping_add(1);
+            self.advance(1);
             self.wait(now);
         } else if self.flight() == 0 && !self.outbox.is_empty() {
             // The window is shut: it is probed when the timer ends.
@@ -620,7 +635,7 @@ impl Tcp {
         self.fin_sent = false;
         if probe {
             if self.emit(outlet, guest, Flags::ACK, self.next, 0..1) {
-                self.next = self.next.wrapping_add(1);
+                self.advance(1);
             }
             self.wait(now);
         } else if !self.send(outlet, guest, now) {

@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use netdev::wire::{ETHERNET, Packet, Segment};
+
 use super::talk::{End, Stream, ends, finish};
 use super::world::{GATEWAY, LOOPBACK, Setup, World, listener};
 
@@ -72,6 +74,40 @@ fn a_guest_may_keep_its_window_shut_as_long_as_it_answers() {
         both.0.listens = true;
         finish(world, &mut both);
     });
+}
+
+#[test]
+fn a_guest_s_answer_counts_whatever_the_engine_was_about_to_send_again() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let mut both = ends(world.connected(GATEWAY, &listener), 0, 300_000);
+        (both.0.listens, both.0.ends) = (false, false);
+        world.pass(MINUTE, |world| both.1.step(world));
+        // The window is shut, and opens; the guest gets what was waiting for that, but its
+        // acknowledgements are lost.
+        let shut = world.wire.borrow().watch.last_of_guest.clone();
+        let known = acknowledged(&shut);
+        world.wire.borrow_mut().loses = Box::new(move |frame| acknowledged(frame) != known);
+        let before = world.wire.borrow().watch.engine_data;
+        both.0.listens = true;
+        world.until("the engine goes on", |world| {
+            both.0.step(world);
+            world.wire.borrow().watch.engine_data > before + 20
+        });
+        // What comes instead is old: the window seems to be shut again, and is probed.
+        world.wire.borrow_mut().repeat(shut);
+        world.pass(MINUTE / 60, |world| both.0.step(world));
+        world.wire.borrow_mut().loses = Box::new(|_| false);
+        both.0.ends = true;
+        finish(world, &mut both);
+        assert!(world.now() < 3 * MINUTE, "{:?}", world.now());
+    });
+}
+
+/// What a frame of IPv4 and TCP acknowledges.
+fn acknowledged(frame: &[u8]) -> u32 {
+    let packet = Packet::parse(&frame[ETHERNET..]).unwrap();
+    Segment::parse(packet.payload).unwrap().acknowledgement
 }
 
 #[test]

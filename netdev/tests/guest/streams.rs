@@ -151,4 +151,14 @@ proptest! {
         let faults = Faults { duplicates: 20, late: 20, seed, ..Faults::default() };
         talk(faulty(faults, offloads), 100_000, 100_000);
     }
+
+    #[test]
+    fn everything_at_once_does(
+        seed: u64, loss in 0..15_u64, duplicates in 0..15_u64, late in 0..30_u64, unscaled: bool,
+        window in 500..30_000_usize, mtu in 128..1500_usize,
+    ) {
+        let setup = faulty(Faults { loss, duplicates, late, seed }, false);
+        let setup = Setup { unscaled, mtu, buffers: (window, window), ..setup };
+        talk(setup, 30_000, 30_000);
+    }
 }

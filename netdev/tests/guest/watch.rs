@@ -37,6 +37,8 @@ struct Pair {
 pub struct Watch {
     pairs: HashMap<(bool, u16, u16), Pair>,
     last: VecDeque<String>,
+    /// The guest's last frame.
+    pub last_of_guest: Vec<u8>,
     /// Frames with data that the guest had sent before.
     pub guest_again: u64,
     /// Frames with data that the engine had sent before.
@@ -51,6 +53,7 @@ impl Watch {
     /// The guest sends a frame.
     pub fn guest_sends(&mut self, now: Duration, frame: &[u8]) {
         self.frame(now, frame, true);
+        self.last_of_guest = frame.to_vec();
     }
 
     /// The engine sends a frame.

@@ -53,6 +53,9 @@ struct Way {
     arrived: VecDeque<Vec<u8>>,
 }
 
+/// Says what is lost.
+type Judge = Box<dyn FnMut(&[u8]) -> bool>;
+
 /// The wire.
 pub struct Wire {
     /// Now, since the world began.
@@ -63,6 +66,8 @@ pub struct Wire {
     pub faults: Faults,
     /// Whether nothing gets through.
     pub cut: bool,
+    /// Which of the guest's frames are lost besides.
+    pub loses: Judge,
     /// What the guest's card takes off the engine.
     pub capabilities: Capabilities,
     /// Frames that the guest's card has room for.
@@ -90,6 +95,7 @@ impl Wire {
             latency: Duration::ZERO,
             faults,
             cut: false,
+            loses: Box::new(|_| false),
             capabilities: Capabilities::default(),
             room: usize::MAX,
             unscaled: false,
@@ -133,6 +139,13 @@ impl Wire {
             remove_scale(&mut frame);
         }
         self.watch.guest_sends(self.now, &frame);
+        if !(self.loses)(&frame) {
+            self.travel(frame, true);
+        }
+    }
+
+    /// A frame of the guest's comes a second time.
+    pub fn repeat(&mut self, frame: Vec<u8>) {
         self.travel(frame, true);
     }
 
