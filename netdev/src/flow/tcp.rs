@@ -297,6 +297,10 @@ impl Tcp {
             } else {
                 0
             };
+            if window == 0 {
+                // It lives, which is all that a probe of its window asks.
+                self.timeouts = 0;
+            }
             if self.duplicates == DUPLICATES {
                 // Send again from there, at once.
                 self.deadline = Some(now);
@@ -617,8 +621,7 @@ impl Tcp {
         }
         if self.duplicates < DUPLICATES {
             self.timeout = (self.timeout * 2).min(LAST_TIMEOUT);
-            // A guest that answers probes may keep its window shut as long as it likes.
-            self.timeouts += u8::from(!probe);
+            self.timeouts += 1;
         }
         self.duplicates = 0;
         if self.timeouts > MAX_TIMEOUTS {

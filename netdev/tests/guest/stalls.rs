@@ -147,6 +147,35 @@ fn vanish(world: &mut World<'_>, host: &mut End<std::net::TcpStream>) -> Duratio
 }
 
 #[test]
+fn a_guest_that_vanishes_amid_data_has_the_host_reset() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let (mut guest, mut host) = ends(world.connected(GATEWAY, &listener), 0, MUCH);
+        guest.ends = false;
+        world.until("some is heard", |world| {
+            host.step(world);
+            guest.step(world);
+            guest.heard > 300_000
+        });
+        let took = vanish(world, &mut host);
+        assert!(took > MINUTE / 2 && took < 5 * MINUTE, "{took:?}");
+    });
+}
+
+#[test]
+fn a_guest_that_vanishes_behind_a_shut_window_has_the_host_reset() {
+    let (listener, setup) = host();
+    setup.run(|world| {
+        let (guest, mut host) = ends(world.connected(GATEWAY, &listener), 0, 500_000);
+        host.ends = false;
+        world.pass(MINUTE, |world| host.step(world));
+        assert_eq!(world.tcp(guest.stream).recv_queue(), 100_000);
+        let took = vanish(world, &mut host);
+        assert!(took < 5 * MINUTE, "{took:?}");
+    });
+}
+
+#[test]
 fn a_guest_that_vanishes_from_an_idle_connection_has_the_host_reset() {
     let (listener, setup) = host();
     setup.run(|world| {
