@@ -539,10 +539,24 @@ impl Tcp {
             State::SynSent => self.send_syn(outlet, guest, Flags::SYN, now),
             State::Open => self.send_data(outlet, guest, now),
         };
-        if sent && self.acknowledge && matches!(self.state, State::SynReceived | State::Open) {
-            return self.emit(outlet, guest, Flags::ACK, self.next, 0..0);
+        let owed = self.acknowledge && matches!(self.state, State::SynReceived | State::Open);
+        let sent = sent && (!owed || self.emit(outlet, guest, Flags::ACK, self.next, 0..0));
+        if !sent {
+            // If there is no room before the timer ends, that is as if it had been lost.
+            self.wait(now);
+        } else if self.state == State::Open && self.flight() == 0 && self.outbox.is_empty() {
+            self.rest(now);
         }
         sent
+    }
+
+    /// Nothing is owed to the guest.
+    fn rest(&mut self, now: Instant) {
+        if !self.idle {
+            self.settle();
+            self.deadline = Some(now + IDLE);
+            self.idle = true;
+        }
     }
 
     fn send_syn(
@@ -589,9 +603,6 @@ impl Tcp {
         } else if self.flight() == 0 && !self.outbox.is_empty() {
             // The window is shut: it is probed when the timer ends.
             self.wait(now);
-        } else if self.flight() == 0 && self.deadline.is_none() {
-            self.deadline = Some(now + IDLE);
-            self.idle = true;
         }
         true
     }
@@ -616,9 +627,6 @@ impl Tcp {
         self.deadline = None;
         let probe = self.window == 0 && self.state == State::Open && !self.outbox.is_empty();
         let idle = self.idle;
-        if self.flight() == 0 && !probe && !idle {
-            return Verdict::Keep;
-        }
         if self.duplicates < DUPLICATES {
             self.timeout = (self.timeout * 2).min(LAST_TIMEOUT);
             self.timeouts += 1;
@@ -641,9 +649,8 @@ impl Tcp {
                 self.advance(1);
             }
             self.wait(now);
-        } else if !self.send(outlet, guest, now) {
-            // The guest's card is full: it is tried again like what was lost on the way.
-            self.wait(now);
+        } else {
+            self.send(outlet, guest, now);
         }
         Verdict::Keep
     }

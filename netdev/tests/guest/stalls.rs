@@ -3,10 +3,11 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use netdev::config::Transport;
 use netdev::wire::{ETHERNET, Packet, Segment};
 
 use super::talk::{End, Stream, ends, finish};
-use super::world::{GATEWAY, LOOPBACK, Setup, World, listener};
+use super::world::{GATEWAY, LOOPBACK, SERVICE, Setup, World, call, listener};
 
 fn host() -> (TcpListener, Setup) {
     let listener = listener(LOOPBACK);
@@ -194,5 +195,48 @@ fn an_idle_connection_to_a_guest_that_lives_is_kept() {
         world.pass(100 * HOUR, |_| {});
         assert_eq!(world.run.flows(), 1);
         finish(world, &mut both);
+    });
+}
+
+#[test]
+fn what_was_lost_before_the_card_was_full_is_sent_again_once_it_has_room() {
+    let (listener, setup) = host();
+    let (setup, forward) = setup.forward(Transport::Tcp);
+    setup.run(|world| {
+        // Data and a call, of which the guest hears nothing.
+        let mut known = ends(world.connected(GATEWAY, &listener), 0, 50_000);
+        let (service, client) = (world.listen(SERVICE), call(forward));
+        world.wire.borrow_mut().deaf = true;
+        world.pass(MINUTE / 600, |world| known.1.step(world));
+        world.wire.borrow_mut().room = 0;
+        world.pass(MINUTE / 3, |_| {});
+        world.wire.borrow_mut().deaf = false;
+        world.wire.borrow_mut().make_room();
+        // Neither side says anything that would have the engine look.
+        known.0.ends = false;
+        world.until("the guest hears all and is called", |world| {
+            known.0.step(world);
+            known.0.heard == known.1.said && world.tcp(service).may_send()
+        });
+        known.0.ends = true;
+        finish(world, &mut known);
+        finish(world, &mut ends((service, client), 10, 10));
+        assert!(world.now() < MINUTE, "{:?}", world.now());
+    });
+}
+
+#[test]
+fn a_guest_whose_card_stays_full_has_the_host_reset() {
+    let (listener, setup) = host();
+    let (setup, forward) = setup.forward(Transport::Tcp);
+    setup.run(|world| {
+        let (_, speaker) = world.connected(GATEWAY, &listener);
+        world.wire.borrow_mut().room = 0;
+        let mut peers = [End::new(speaker, 1000, 0), End::new(call(forward), 10, 0)];
+        world.pass(5 * MINUTE, |world| {
+            peers.iter_mut().for_each(|peer| peer.step(world))
+        });
+        assert!(peers.iter().all(|peer| peer.was_reset), "{peers:?}");
+        assert_eq!(world.run.flows(), 0);
     });
 }

@@ -66,6 +66,8 @@ pub struct Wire {
     pub faults: Faults,
     /// Whether nothing gets through.
     pub cut: bool,
+    /// Whether nothing gets through to the guest.
+    pub deaf: bool,
     /// Which of the guest's frames are lost besides.
     pub loses: Judge,
     /// What the guest's card takes off the engine.
@@ -95,6 +97,7 @@ impl Wire {
             latency: Duration::ZERO,
             faults,
             cut: false,
+            deaf: false,
             loses: Box::new(|_| false),
             capabilities: Capabilities::default(),
             room: usize::MAX,
@@ -171,7 +174,7 @@ impl Wire {
         } = self.faults;
         let mut befalls = |of_a_hundred| of_a_hundred > 0 && self.dice.below(100) < of_a_hundred;
         let (lost, twice, late) = (befalls(loss), befalls(duplicates), befalls(late));
-        if lost || self.cut {
+        if lost || self.cut || (self.deaf && !to_engine) {
             return;
         }
         if twice {
@@ -192,6 +195,12 @@ impl Wire {
             &mut self.to_guest
         };
         way.under_way.insert((at, self.count), frame);
+    }
+
+    /// The guest's card has room again, and says so.
+    pub fn make_room(&mut self) {
+        self.room = usize::MAX;
+        self.notify.write(1).unwrap();
     }
 
     fn is_full(&self) -> bool {
