@@ -68,8 +68,8 @@ pub struct Capabilities {
 
 /// A guest's network card, seen from outside.
 pub trait Link {
-    /// Copies the guest's next frame to the start of `place`; `None` where there is none. A frame
-    /// that is longer than `place` is lost; [`MAX_FRAME`] bytes hold any.
+    /// Copies the guest's next frame to the start of `place`; `None` where there is none. One that
+    /// cannot be read, or is longer than `place`, has no bytes; [`MAX_FRAME`] bytes hold any.
     fn receive(&mut self, place: &mut [u8]) -> Option<Received>;
 
     /// Gives the guest a frame made of `parts`; false where it has no room for it now.

@@ -149,18 +149,16 @@ impl VirtqueueLink {
     fn take(&mut self, place: &mut [u8]) -> Result<Option<Received>, QueueError> {
         loop {
             self.transmit.queue.disable_notification(&self.memory)?;
-            while let Some(chain) = next(&mut self.transmit.queue, &self.memory)? {
+            if let Some(chain) = next(&mut self.transmit.queue, &self.memory)? {
                 let head = chain.head_index();
                 let mut header: Header = [0; header::LEN];
                 let read = self.read(chain, &mut header, place);
                 self.transmit.queue.add_used(&self.memory, head, 0)?;
                 self.taken = true;
-                if let Some(len) = read {
-                    return Ok(Some(Received {
-                        len,
-                        datagrams: header::datagrams(&header),
-                    }));
-                }
+                return Ok(Some(Received {
+                    len: read.unwrap_or(0),
+                    datagrams: header::datagrams(&header),
+                }));
             }
             if !self.transmit.queue.enable_notification(&self.memory)? {
                 return Ok(None);

@@ -76,7 +76,7 @@ fn a_frame_that_the_driver_sent_in_pieces_arrives_without_its_header() {
 }
 
 #[test]
-fn a_chain_outside_memory_or_too_long_is_given_back_unread() {
+fn a_chain_outside_memory_or_too_long_is_a_frame_without_bytes() {
     for chain in [
         [buffer(1 << 40, 60, 0)],
         [buffer(0, 0xffff_ffff, 0)],
@@ -84,6 +84,8 @@ fn a_chain_outside_memory_or_too_long_is_given_back_unread() {
     ] {
         let memory = memory();
         let (mut link, _rx) = link(&memory, &[], &chain);
+        let received = link.receive(&mut [0; 100]);
+        assert_eq!(received.map(|received| received.len), Some(0));
         assert_eq!(link.receive(&mut [0; 100]), None);
     }
 }
