@@ -177,15 +177,15 @@ impl Run<'_> {
                     self.accept(socket, client, local, guest_port, forward);
                 }
                 Err(error) => {
-                    if !self.note_shortage(&error) {
-                        break;
-                    }
-                    // Accepted with the descriptor that was kept back, only to be sent away.
-                    if self.engine.spare.spend()
+                    // Accepted with the descriptor that was kept back, only to be sent away; for
+                    // want of one the kernel does not say that there is nobody.
+                    if is_shortage(&error)
+                        && self.engine.spare.spend()
                         && let Some(port) = self.engine.forwards.port(index)
                         && let Ok(Port::Connection { socket, .. }) = port.take(&mut [])
                     {
                         port.counters().refused.add();
+                        self.engine.counters.refused_shortage.add();
                         send_away(&socket);
                     } else {
                         break;
@@ -193,15 +193,14 @@ impl Run<'_> {
                 }
             }
         }
+        // Before somebody else has it.
+        self.engine.spare.keep();
         self.scratch = scratch;
     }
 
     /// Counts an error that says that there are no descriptors or no memory left.
     pub(super) fn note_shortage(&mut self, error: &io::Error) -> bool {
-        let short = matches!(
-            error.raw_os_error(),
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-        );
+        let short = is_shortage(error);
         if short {
             self.engine.counters.refused_shortage.add();
         }
@@ -242,6 +241,13 @@ impl Run<'_> {
             self.push(index);
         }
     }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
 }
 
 /// Makes the socket's close a reset.

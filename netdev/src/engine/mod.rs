@@ -150,6 +150,7 @@ impl Engine {
         link: &'a mut dyn Link,
         clock: &'a dyn Fn() -> Instant,
     ) -> io::Result<Run<'a>> {
+        self.spare.keep();
         let (epoll, pod) = match self.start(link) {
             Ok(started) => started,
             Err(error) => {
