@@ -1,7 +1,8 @@
 //! What the end-to-end tests share: a VM as a child process whose console and log can be waited
-//! for, a manifest to start it from, and commands run inside its guest.
+//! for, a manifest to start it from, and commands run inside its guest; network namespaces, and
+//! what runs inside them.
 //!
-//! The tests run in the lab (`ci/lab`), on a standard KVM.
+//! The tests with guests run in the lab (`ci/lab`), on a standard KVM.
 
 // A test fails by panicking.
 #![allow(
@@ -15,6 +16,7 @@ pub mod bench;
 mod boot;
 mod guest;
 mod manifest;
+pub mod space;
 mod vm;
 
 pub use boot::Boot;

@@ -8,24 +8,23 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-/// The binary under test: `PEAPOD_BIN`, else the one built beside this test.
+/// The VMM under test: `PEAPOD_BIN`, else the one built beside this test.
 pub fn peapod() -> PathBuf {
-    if let Some(path) = std::env::var_os("PEAPOD_BIN") {
+    binary("PEAPOD_BIN", "peapod")
+}
+
+/// The network under test: `PEAPOD_NET`, else the one built beside this test.
+pub fn peapod_net() -> PathBuf {
+    binary("PEAPOD_NET", "peapod-net")
+}
+
+fn binary(variable: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
     let test = std::env::current_exe().expect("the test's own path");
-    test.ancestors()
-        .nth(2)
-        .expect("target directory")
-        .join("peapod")
-}
-
-/// The network without a VM: `PEAPOD_NET`, else the one beside `peapod`.
-pub fn peapod_net() -> PathBuf {
-    match std::env::var_os("PEAPOD_NET") {
-        Some(path) => path.into(),
-        None => peapod().with_file_name("peapod-net"),
-    }
+    let target = test.ancestors().nth(2).expect("target directory");
+    target.join(name)
 }
 
 /// A file that `images/build` made.

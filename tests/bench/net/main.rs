@@ -13,7 +13,6 @@
 mod load;
 mod measure;
 mod site;
-mod space;
 mod table;
 
 use std::io;
@@ -22,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use peapod_tests::bench::machine;
-use rustix::process::{Resource, getrlimit, getuid, setrlimit};
+use peapod_tests::space;
 
 use measure::{Measurement, Scale};
 use site::{Contender, Family, Site, Way};
@@ -252,16 +251,9 @@ fn main() -> ExitCode {
 }
 
 fn start(options: &Options) -> io::Result<Vec<String>> {
-    if !getuid().is_root() {
-        let error = "it makes network namespaces: run it as root";
-        return Err(io::Error::other(error));
-    }
     let directory = std::env::var_os("PEAPOD_BENCH")
         .ok_or_else(|| io::Error::other("PEAPOD_BENCH is not set: run `make bench-net`"))?;
+    // With a descriptor for every flow, in all that is started here.
     space::enclose()?;
-    // A descriptor for every flow, in all that is started here, as far as the machine lets us.
-    let mut files = getrlimit(Resource::Nofile);
-    files.current = files.maximum;
-    setrlimit(Resource::Nofile, files)?;
     measure(options, Path::new(&directory))
 }

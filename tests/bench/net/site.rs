@@ -10,9 +10,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use peapod_tests::space::{Process, Space, about};
 
 use crate::load::service;
-use crate::space::{Process, Space, about};
 
 /// What connects the namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -183,7 +183,7 @@ impl Site {
             None => None,
         };
         let serve = |space: &Space, first: u16| {
-            let server = space.load(&format!("serve {first} {seconds}"))?;
+            let server = load(space, &format!("serve {first} {seconds}"))?;
             server.line(LIMIT)?;
             Ok::<_, io::Error>(server)
         };
@@ -223,8 +223,8 @@ impl Site {
     /// A part of the load, on the side that calls.
     pub fn load(&self, way: Way, words: &str) -> io::Result<Process> {
         match (way, &self.guest) {
-            (Way::Out, Some(guest)) => guest.load(words),
-            _ => self.host.load(words),
+            (Way::Out, Some(guest)) => load(guest, words),
+            _ => load(&self.host, words),
         }
     }
 
@@ -256,6 +256,12 @@ impl Site {
         let ports = |address| service::HOLD.map(move |s| format!("{address}:{}", HOST_PORTS + s));
         HOST.iter().flat_map(ports).collect()
     }
+}
+
+/// This program as a part of the load. An error of its is a line too.
+fn load(space: &Space, words: &str) -> io::Result<Process> {
+    let mut command = space.command("/proc/self/exe")?;
+    Process::start(command.arg(crate::LOAD).args(words.split(' ')))
 }
 
 /// The ports that are forwarded to the guest, and for which transport.
@@ -310,7 +316,7 @@ fn connect(c: Contender, host: &Space, guest: &Space, mtu: u16) -> io::Result<Op
             let ([v4, _, _, _], v6, [guest4, guest6]) = (HOST, HOST6, GUEST);
             let out = format!("{RELAY_PORTS},{HOST_PORTS},{v4},{v6}");
             let into = format!("{GUEST_PORTS},{GUEST_PORTS},{guest4},{guest6}");
-            let process = host.load(&format!("relay {out} {into}"))?;
+            let process = load(host, &format!("relay {out} {into}"))?;
             process.line(LIMIT)?;
             process
         }

@@ -1,5 +1,5 @@
-//! Network namespaces, and processes inside them. The bench has a process namespace and a /run of
-//! its own, so that whatever ends it, nothing stays behind.
+//! Network namespaces, and processes and threads inside them. Who makes them has a process
+//! namespace and a /run of its own, so that whatever ends it, nothing stays behind.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -10,11 +10,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit, getuid, setrlimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Goes on as the first process of namespaces that end with it.
+/// The first argument of a program that [`enclose`] has started again.
+pub const ENCLOSED: &str = "--enclosed";
+
+/// Goes on as the first process of namespaces that end with it, with as many descriptors as the
+/// machine lets it have. Fails for anybody but root.
 pub fn enclose() -> io::Result<()> {
-    if std::env::args().nth(1).as_deref() == Some("--enclosed") {
+    if !getuid().is_root() {
+        let error = "it makes network namespaces: run it as root";
+        return Err(io::Error::other(error));
+    }
+    if std::env::args().nth(1).as_deref() == Some(ENCLOSED) {
         run(Command::new("mount").args(["-t", "tmpfs", "none", "/run"]))?;
         // The first process of a namespace ignores what it has no handler for.
         // SAFETY: the handler makes one call, which is safe in a handler.
@@ -22,12 +31,15 @@ pub fn enclose() -> io::Result<()> {
             libc::signal(libc::SIGINT, interrupted as *const () as usize);
             libc::signal(libc::SIGTERM, interrupted as *const () as usize);
         }
+        let mut files = getrlimit(Resource::Nofile);
+        files.current = files.maximum;
+        setrlimit(Resource::Nofile, files)?;
         return Ok(());
     }
     let error = Command::new("unshare")
         .args("--mount --pid --fork --kill-child --mount-proc --".split(' '))
         .arg(std::env::current_exe()?)
-        .arg("--enclosed")
+        .arg(ENCLOSED)
         .args(std::env::args_os().skip(1))
         .exec();
     Err(about("unshare", error))
@@ -39,12 +51,14 @@ extern "C" fn interrupted(_: i32) {
 }
 
 /// A network namespace, which goes with this.
+#[derive(Debug)]
 pub struct Space {
     /// As `ip` knows it.
     pub name: String,
 }
 
 impl Space {
+    /// Makes one, with its loopback up, that is called `role` and a number.
     pub fn new(role: &str) -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{role}{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -55,32 +69,45 @@ impl Space {
         Ok(space)
     }
 
+    /// Its file.
     pub fn path(&self) -> String {
         format!("/run/netns/{}", self.name)
     }
 
+    fn open(&self) -> io::Result<File> {
+        File::open(self.path()).map_err(|e| about(&self.path(), e))
+    }
+
     /// The command, to be run inside.
     pub fn command(&self, program: &str) -> io::Result<Command> {
-        let space = File::open(self.path()).map_err(|e| about(&self.path(), e))?;
+        let space = self.open()?;
         let mut command = Command::new(program);
-        let enter = move || {
-            move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))
-                .map_err(io::Error::from)
-        };
         // SAFETY: between fork and exec this makes one system call and allocates nothing.
-        unsafe { command.pre_exec(enter) };
+        unsafe { command.pre_exec(move || enter(&space)) };
         Ok(command)
     }
 
+    /// Runs a script inside, which has to succeed.
     pub fn shell(&self, script: &str) -> io::Result<()> {
         run(self.command("sh")?.args(["-ec", script]))
     }
 
-    /// This program as a part of the load. An error of its is a line too.
-    pub fn load(&self, words: &str) -> io::Result<Process> {
-        let mut command = self.command("/proc/self/exe")?;
-        Process::start(command.arg(crate::LOAD).args(words.split(' ')))
+    /// Does `work` inside, on a thread of its own. A socket stays where it was made.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        let space = self.open()?;
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| enter(&space).map(|()| work()));
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
+}
+
+/// The calling thread goes on in that namespace.
+fn enter(space: &File) -> io::Result<()> {
+    move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(io::Error::from)
 }
 
 impl Drop for Space {
@@ -90,6 +117,7 @@ impl Drop for Space {
 }
 
 /// A process of which each line is waited for; killed in the end.
+#[derive(Debug)]
 pub struct Process {
     child: Child,
     /// Its standard input.
@@ -98,6 +126,7 @@ pub struct Process {
 }
 
 impl Process {
+    /// Starts it.
     pub fn start(command: &mut Command) -> io::Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
@@ -120,10 +149,12 @@ impl Process {
         })
     }
 
+    /// Its number.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
+    /// What it says next.
     pub fn line(&self, limit: Duration) -> io::Result<String> {
         let line = self.lines.recv_timeout(limit);
         line.map_err(|_| io::Error::other("not a word"))
