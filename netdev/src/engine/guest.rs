@@ -161,9 +161,10 @@ impl Run<'_> {
                 Ok(mtu) => Unreachable::TooBig(mtu),
                 Err(_) => return,
             },
-            Some(libc::EPERM | libc::EACCES) => Unreachable::Prohibited,
-            Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => Unreachable::Host,
-            _ => return,
+            _ => match Unreachable::of(error.kind()) {
+                Some(why) => why,
+                None => return,
+            },
         };
         // Of a frame with several datagrams in it the first is shown.
         if let Some(packet) = Packet::parse(packet) {
@@ -375,11 +376,9 @@ impl Run<'_> {
                 if !self.note_shortage(&error) {
                     self.engine.counters.connect_failed(error.kind());
                 }
-                return match error.kind() {
-                    io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                        self.unreachable(Unreachable::Host, key.remote.ip(), ip.whole);
-                    }
-                    _ => self.refuse(&key, syn),
+                return match Unreachable::of(error.kind()) {
+                    Some(why) => self.unreachable(why, key.remote.ip(), ip.whole),
+                    None => self.refuse(&key, syn),
                 };
             }
         };
@@ -469,10 +468,7 @@ impl Run<'_> {
 
     fn failure(&mut self, error: &io::Error) -> Unreachable {
         self.note_shortage(error);
-        match error.kind() {
-            io::ErrorKind::PermissionDenied => Unreachable::Prohibited,
-            _ => Unreachable::Host,
-        }
+        Unreachable::of(error.kind()).unwrap_or(Unreachable::Host)
     }
 
     fn icmp(&mut self, ip: &Packet<'_>) {

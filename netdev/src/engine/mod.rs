@@ -424,14 +424,11 @@ impl Run<'_> {
         {
             let syn = tcp.syn();
             self.engine.counters.connect_failed(kind);
-            let why = match kind {
-                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                    Unreachable::Host
-                }
-                io::ErrorKind::PermissionDenied => Unreachable::Prohibited,
+            let why = match Unreachable::of(kind) {
+                Some(why) => why,
                 // The guest's own patience ends likewise.
-                io::ErrorKind::TimedOut => return,
-                _ => return self.reset_guest(index, remote),
+                None if kind == io::ErrorKind::TimedOut => return,
+                None => return self.reset_guest(index, remote),
             };
             let packet = self.guest_packet(remote, crate::wire::Protocol::Tcp, &syn);
             return self.unreachable(why, remote, &packet);

@@ -1,5 +1,6 @@
 //! ICMP (RFC 792) and ICMPv6 (RFC 4443): one layout, two numberings.
 
+use std::io;
 use std::net::IpAddr;
 
 use super::{Protocol, Sum, header_len, put16, write_header};
@@ -20,7 +21,9 @@ pub struct Icmp<'a> {
 pub enum Unreachable {
     /// Nobody listens on the port.
     Port,
-    /// The host does not answer, or there is no way to it.
+    /// There is no way to its network.
+    Network,
+    /// The host does not answer, or cannot be reached for another reason.
     Host,
     /// It is forbidden.
     Prohibited,
@@ -28,6 +31,19 @@ pub enum Unreachable {
     Scope,
     /// It is longer than the path's MTU, which is this.
     TooBig(u16),
+}
+
+impl Unreachable {
+    /// What the error of a socket that cannot reach its far end says; `None` where that is
+    /// something else.
+    pub fn of(error: io::ErrorKind) -> Option<Self> {
+        match error {
+            io::ErrorKind::NetworkUnreachable => Some(Self::Network),
+            io::ErrorKind::HostUnreachable => Some(Self::Host),
+            io::ErrorKind::PermissionDenied => Some(Self::Prohibited),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> Icmp<'a> {
@@ -57,11 +73,13 @@ impl<'a> Icmp<'a> {
         let v6 = from.is_ipv6();
         let (kind, rest) = match (why, v6) {
             (Unreachable::Port, false) => ((3, 3), 0),
+            (Unreachable::Network, false) => ((3, 0), 0),
             (Unreachable::Host, false) => ((3, 1), 0),
             (Unreachable::Prohibited | Unreachable::Scope, false) => ((3, 13), 0),
             // RFC 1191, section 4
             (Unreachable::TooBig(mtu), false) => ((3, 4), u32::from(mtu)),
             (Unreachable::Port, true) => ((1, 4), 0),
+            (Unreachable::Network, true) => ((1, 0), 0),
             (Unreachable::Host, true) => ((1, 3), 0),
             (Unreachable::Prohibited, true) => ((1, 1), 0),
             (Unreachable::Scope, true) => ((1, 2), 0),
