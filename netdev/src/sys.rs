@@ -75,6 +75,26 @@ pub fn dont_fragment(socket: &Socket, v6: bool) -> io::Result<()> {
     }
 }
 
+/// Has `socket` tell of all that is heard of its datagrams, not only of what is final (ip(7),
+/// IP_RECVERR).
+pub fn hear_errors(socket: &Socket, v6: bool) -> io::Result<()> {
+    let (level, name) = if v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_RECVERR)
+    };
+    set(socket.as_raw_fd(), level, name, 1)
+}
+
+/// Throws away the datagrams that errors were about: they take a socket's room.
+pub fn forget_errors(socket: SockRef<'_>) {
+    let mut scratch = [0; 1];
+    while socket
+        .recv_with_flags(uninit(&mut scratch), libc::MSG_ERRQUEUE)
+        .is_ok()
+    {}
+}
+
 /// The MTU of the path that a connected socket has learned.
 pub fn path_mtu(fd: RawFd, v6: bool) -> io::Result<u16> {
     let (level, name) = if v6 {

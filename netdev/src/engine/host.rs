@@ -45,12 +45,18 @@ impl Run<'_> {
         let Some(index) = self.table.of_token(token) else {
             return;
         };
+        let failed = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
         let tcp = match self.table.get(index) {
             Some(Flow::Tcp(tcp)) => tcp,
-            Some(_) => return self.datagrams(index),
+            Some(_) => {
+                self.datagrams(index);
+                if failed && let Some(Flow::Udp(udp)) = self.table.get(index) {
+                    sys::forget_errors(SockRef::from(&udp.socket));
+                }
+                return;
+            }
             None => return,
         };
-        let failed = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
         let mut verdict = Verdict::Keep;
         if failed || events.contains(EventSet::OUT) {
             verdict = tcp.connected();

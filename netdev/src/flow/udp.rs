@@ -69,6 +69,7 @@ impl Udp {
             socket.set_reuse_address(false)?;
         }
         sys::dont_fragment(&socket, to.is_ipv6())?;
+        sys::hear_errors(&socket, to.is_ipv6())?;
         socket.connect(&to.into())?;
         sys::receive_joined(&socket);
         Ok(Self {
