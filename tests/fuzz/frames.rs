@@ -1,0 +1,117 @@
+//! One frame, before a gateway that lets no flow begin: readers of headers, and services.
+#![no_main]
+
+use std::cell::RefCell;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::time::Instant;
+
+use netdev::config::{Config, Network, Policy};
+use netdev::engine::{Engine, Run};
+use netdev::link::{Capabilities, Link, MAX_FRAME, Offload, Received};
+use netdev::resolver::Resolver;
+use netdev::wire::{self, Frame, Icmp, Packet, Segment, Udp};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A card with one frame in it.
+struct Card {
+    frame: Rc<RefCell<Vec<u8>>>,
+    notify: Rc<EventFd>,
+}
+
+impl Link for Card {
+    fn receive(&mut self, place: &mut [u8]) -> Option<Received> {
+        let frame = std::mem::take(&mut *self.frame.borrow_mut());
+        place[..frame.len()].copy_from_slice(&frame);
+        (!frame.is_empty()).then_some(Received {
+            len: frame.len(),
+            datagrams: None,
+        })
+    }
+
+    fn send(&mut self, parts: &[&[u8]], _: Offload) -> bool {
+        let answer = parts.concat();
+        match wire::parse(&answer).unwrap().1 {
+            Frame::Arp(_) => {}
+            Frame::Ip(packet) => assert!(Packet::parse(packet).is_some()),
+            Frame::Other => panic!("an answer of no known type"),
+        }
+        true
+    }
+
+    fn flush(&mut self) {}
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.notify.as_raw_fd()]
+    }
+
+    fn acknowledge(&mut self) {
+        let _ = self.notify.read();
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+}
+
+/// The gateway, which keeps nothing from one frame to the next.
+struct Gateway {
+    run: Run<'static>,
+    frame: Rc<RefCell<Vec<u8>>>,
+    notify: Rc<EventFd>,
+}
+
+impl Gateway {
+    fn new() -> Self {
+        let config = Config {
+            v4: Some(Network::<Ipv4Addr>::MASQUERADE),
+            v6: Some(Network::<Ipv6Addr>::MASQUERADE),
+            mtu: 1500,
+            hostname: "details".to_owned(),
+            resolver: Resolver::parse("nameserver ::1\nsearch default.svc.cluster.local"),
+            forwards: Vec::new(),
+            eager: true,
+            open_loopback: Vec::new(),
+            max_flows: 0,
+            policy: Policy::default(),
+        };
+        let frame = Rc::default();
+        let notify = Rc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let card = Card {
+            frame: Rc::clone(&frame),
+            notify: Rc::clone(&notify),
+        };
+        // One for the whole process.
+        let engine = Box::leak(Box::new(Engine::new(config).unwrap()));
+        let run = engine.attach(Box::leak(Box::new(card)), &Instant::now);
+        Self {
+            run: run.unwrap(),
+            frame,
+            notify,
+        }
+    }
+}
+
+thread_local! {
+    static GATEWAY: RefCell<Gateway> = RefCell::new(Gateway::new());
+}
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    if bytes.len() > MAX_FRAME {
+        return;
+    }
+    if let Some(packet) = Packet::parse(bytes) {
+        let _ = (
+            Segment::parse(packet.payload),
+            Udp::parse(packet.payload),
+            Icmp::parse(packet.payload),
+        );
+    }
+    GATEWAY.with_borrow_mut(|gateway| {
+        *gateway.frame.borrow_mut() = bytes.to_vec();
+        gateway.notify.write(1).unwrap();
+        gateway.run.turn(false).unwrap();
+        assert_eq!(gateway.run.flows(), 0);
+    });
+});
