@@ -39,6 +39,11 @@ pub fn serve(socket: UnixStream, engine: Engine) -> (Option<Engine>, io::Result<
     let result = loop {
         match handler.handle_request() {
             Ok(()) => {}
+            // QEMU enables rings when the guest's card is reset, before it has set any features, and
+            // not again; the library takes that for a mistake.
+            Err(Error::InactiveFeature(VhostUserVirtioFeatures::PROTOCOL_FEATURES)) => {
+                lock(&device).enable();
+            }
             Err(Error::Disconnected | Error::SocketBroken(_)) => break Ok(()),
             Err(error) => break Err(io::Error::other(error)),
         }
@@ -99,6 +104,13 @@ impl Device {
         self.rings
             .get_mut(index as usize)
             .ok_or(Error::InvalidParam)
+    }
+
+    /// Both rings may run once they are complete.
+    fn enable(&mut self) {
+        for ring in &mut self.rings {
+            ring.enabled = true;
+        }
     }
 
     /// Starts when both rings are complete.
@@ -242,9 +254,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         self.features = features;
         // Without the bit there is no message to enable a ring.
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-            for ring in &mut self.rings {
-                ring.enabled = true;
-            }
+            self.enable();
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ mod refused;
 mod shared;
 mod soak;
 mod systemd;
+mod vhost_user;
 
 use std::time::Duration;
 

@@ -1,0 +1,87 @@
+//! `peapod-net --vhost-user` under Debian's stock QEMU.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use peapod_tests::{Boot, Guest, peapod_net};
+
+use super::{BOOT, SOON};
+use crate::network::outside;
+
+const MEMORY_MIB: u64 = 512;
+/// The shared VM has the guest's own.
+const PUBLISHED: u16 = 9199;
+
+/// A process that is killed in the end.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn qemu_s_guest_has_the_same_network() {
+    let user_data = format!("#!/bin/bash\n{}", Guest::SERVE);
+    let boot = Boot::new(&user_data, MEMORY_MIB, Guest::PORT);
+    let socket = boot.path("net.sock");
+    let publish = format!("127.0.0.1:{PUBLISHED}:{}", Guest::PORT);
+    let mut net = Command::new(peapod_net());
+    net.arg("--vhost-user").arg(&socket);
+    net.args(["--publish", &publish, "--addresses", "masquerade"]);
+    let _net = Killed(net.stdin(Stdio::null()).spawn().unwrap());
+    let start = Instant::now();
+    while !socket.exists() {
+        assert!(start.elapsed() < SOON, "no socket");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let memory = format!("memory-backend-memfd,id=m,share=on,size={MEMORY_MIB}M");
+    let chardev = format!("socket,id=c,path={}", socket.display());
+    let mut qemu = boot.qemu(&[
+        "-object",
+        &memory,
+        "-machine",
+        "memory-backend=m",
+        "-chardev",
+        &chardev,
+        "-netdev",
+        "vhost-user,id=n,chardev=c",
+    ]);
+    let console = boot.path("console");
+    qemu.stdin(Stdio::null())
+        .stdout(File::create(&console).unwrap());
+    let _qemu = Killed(qemu.spawn().unwrap());
+
+    let guest = Guest::at(PUBLISHED);
+    let addresses = guest.run(
+        "ruby -rsocket -e 'puts Socket.ip_address_list.map(&:ip_address)'",
+        BOOT,
+    );
+    assert!(addresses.contains("10.0.2.2\n"), "{addresses}");
+
+    let listener = std::net::TcpListener::bind((outside(), 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap()
+    });
+    let output = guest.run(
+        &format!(
+            "ruby -rsocket -e 'data = Random.new(7).bytes(8 << 20); s = TCPSocket.new({:?}, {port}); \
+             t = Thread.new {{ s.read }}; s.write(data); s.close_write; puts t.value == data'; \
+             ethtool -k eth0 2>/dev/null; cat /proc/net/snmp | grep ^Tcp:",
+            outside()
+        ),
+        BOOT,
+    );
+    assert_eq!(server.join().unwrap(), 8 << 20);
+    assert!(output.starts_with("true\n"), "{output}");
+    // What was sent again, by the names in the line above.
+    let mut lines = output.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.split(' ').position(|n| n == "RetransSegs").unwrap();
+    assert_eq!(values.split(' ').nth(at), Some("0"), "{output}");
+}
