@@ -1,8 +1,8 @@
 # What a newcomer types; each is a script in ci/.
-.PHONY: help run test test-all soak bench bench-net images lint
+.PHONY: help run test test-all soak bench bench-net bench-net-vm images lint
 
 help:           ## what there is
-	@awk -F ': +## ' 'NF == 2 { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': +## ' 'NF == 2 { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run:            ## boot Bookinfo's details service in a VM, ask it, stop it; installs what that needs
 	@ci/run
@@ -21,6 +21,9 @@ bench:          ## Peapod beside QEMU: boot and memory; a table, and JSON in tar
 
 bench-net:      ## the user-mode network beside pasta, slirp4netns and a veth pair; as root
 	@ci/bench net
+
+bench-net-vm:   ## a VM's network beside QEMU's: slirp, passt, tap + vhost-net
+	@ci/bench net-vm
 
 images:         ## kernel, initramfs and guest roots, in target/images
 	@ci/setup images
