@@ -25,6 +25,8 @@ use crate::{access, service};
 const FRAMES: usize = 256;
 /// Batches before the loop looks at everything else.
 const BATCHES: usize = 8;
+/// Datagrams that one frame may be cut into (UDP_MAX_SEGMENTS, include/linux/udp.h).
+const MAX_DATAGRAMS: usize = 128;
 /// Bytes of them: some frames of the largest size.
 const ARENA: usize = 8 * MAX_FRAME;
 
@@ -408,6 +410,10 @@ impl Run<'_> {
         }
         let remote = SocketAddr::new(ip.destination, udp.destination);
         let size = size.map_or(udp.payload.len(), usize::from).max(1);
+        if udp.payload.len().div_ceil(size) > MAX_DATAGRAMS {
+            // No kernel makes such a frame, and each piece would be a call.
+            return self.engine.counters.dropped_malformed.add();
+        }
         // An answer to a client of a forward goes out by the forward's own socket.
         if self.engine.forwards.knows(udp.source, remote) {
             let answer = |payload| self.engine.forwards.answer(udp.source, remote, payload);
