@@ -1,15 +1,14 @@
 //! What `peapod-net` is told.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use ipnet::IpNet;
-use netdev::link::limited::LEAST_RATE;
 use netdev::netns::Target;
+use netdev::options::Options;
 
 use crate::addresses::{Prefixed, Style};
-use crate::publish::Publish;
+use netdev::publish::Publish;
 
 /// Gives another network namespace, or another VMM's guest, a network made of ordinary sockets of
 /// this one.
@@ -111,15 +110,9 @@ pub struct Network {
     /// Give that interface its addresses and routes, as DHCP would
     #[arg(long, conflicts_with = "vhost_user")]
     pub config_net: bool,
-    /// The guest's MTU [default: that of this namespace's default route, or 1500]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1280..))]
-    pub mtu: Option<u16>,
     /// Publish a port of the guest, or a range, on every address, or on one; may be repeated
     #[arg(short, long, value_name = SPEC)]
     pub publish: Vec<Publish>,
-    /// Listen on published ports at all times, not only while the guest does
-    #[arg(long)]
-    pub eager: bool,
     /// Whose addresses the guest and its gateway have
     #[arg(long, value_enum, default_value_t = Style::Masquerade)]
     pub addresses: Style,
@@ -147,42 +140,15 @@ pub struct Network {
     /// Give the guest IPv6 only
     #[arg(short = '6', long, conflicts_with_all = ["address", "prefix", "gateway"])]
     pub ipv6_only: bool,
-    /// A nameserver [default: those of /etc/resolv.conf]; may be repeated
-    #[arg(long, value_name = "IP")]
-    pub dns: Vec<IpAddr>,
-    /// A search domain [default: those of /etc/resolv.conf]; may be repeated
-    #[arg(long, value_name = "DOMAIN")]
-    pub search: Vec<String>,
     /// The guest's host name
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
-    /// Let the guest reach this port of the loopback here, at its gateway; may be repeated
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub open_loopback: Vec<u16>,
-    /// The most flows at once
-    #[arg(long, value_name = "COUNT", default_value_t = 65_536)]
-    pub max_flows: usize,
-    /// The most flows that the guest may begin in a second
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
-    pub new_flows: Option<u32>,
-    /// Let the guest go to this network, and to none that is not allowed; may be repeated
-    #[arg(long, value_name = "CIDR", value_parser = network)]
-    pub allow: Vec<IpNet>,
-    /// Don't let the guest go to this network, whatever is allowed; may be repeated
-    #[arg(long, value_name = "CIDR", value_parser = network)]
-    pub deny: Vec<IpNet>,
-    /// The most bytes a second to the guest
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(LEAST_RATE..))]
-    pub rate_in: Option<u64>,
-    /// The most bytes a second from the guest
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(LEAST_RATE..))]
-    pub rate_out: Option<u64>,
+    /// What else it may do, and how.
+    #[command(flatten)]
+    pub options: Options,
     /// Answer `peapod-net control` at this socket
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
-    /// Run as user or group 1337, whose connections bypass Istio's proxy
-    #[arg(long)]
-    pub allow_proxy_uid: bool,
 }
 
 /// Whom a network is for.
@@ -195,10 +161,4 @@ pub struct Side {
     /// VMMs that connect to this vhost-user socket, one after another
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user: Option<PathBuf>,
-}
-
-fn network(text: &str) -> Result<IpNet, String> {
-    let address = text.parse::<IpAddr>().map(IpNet::from);
-    let network = text.parse().or(address).ok();
-    network.ok_or_else(|| format!("`{text}` is not a network such as 10.0.0.0/8 or 2001:db8::/32"))
 }

@@ -4,11 +4,8 @@ mod addresses;
 mod args;
 mod client;
 mod passt;
-mod protocol;
-mod publish;
 mod run;
 mod server;
-mod socket;
 
 use std::ffi::OsString;
 use std::path::Path;

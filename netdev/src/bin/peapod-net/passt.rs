@@ -12,15 +12,16 @@ use std::sync::Mutex;
 use clap::Parser;
 use netdev::config::{Config, Policy, Transport};
 use netdev::engine::Engine;
+use netdev::options;
 use netdev::pod::Pod;
 use netdev::process;
 use netdev::resolver::Resolver;
 
 use crate::Failure;
 use crate::addresses::{self, Prefixed, Style, View, Wish, Wishes};
-use crate::publish::{Publish, range};
 use crate::run;
-use crate::socket::Listener;
+use netdev::publish::{Publish, range};
+use netdev::socket::Listener;
 
 /// passt's options, as far as they are taken.
 #[derive(Debug, Parser)]
@@ -216,7 +217,7 @@ fn netmask(text: &str) -> Result<u8, String> {
 
 /// Is a network for a VMM, in the background unless told otherwise.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    run::refuse_proxy()?;
+    options::refuse_proxy().map_err(Failure::Input)?;
     let log = args.log_file.as_ref().map(|path| {
         let file = OpenOptions::new().create(true).append(true).open(path);
         file.map_err(|error| Failure::input(format!("{}: {error}", path.display())))
@@ -282,7 +283,7 @@ fn config(args: &Args) -> Result<Config, Failure> {
         resolver.search = domains.map(str::to_owned).collect();
     }
     let mtu = match args.mtu {
-        None | Some(0) => run::mtu(&pod),
+        None | Some(0) => options::mtu(&pod),
         Some(mtu) if mtu >= 1280 => mtu,
         Some(mtu) => return Err(Failure::input(format!("--mtu {mtu}: less than 1280"))),
     };

@@ -6,13 +6,12 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
 
-use netdev::config::{Config, Forward, Policy};
+use netdev::config::{Config, Forward};
 use netdev::control::MAX_FORWARDS;
 use netdev::engine::Engine;
 use netdev::netns;
 use netdev::pod::Pod;
 use netdev::process;
-use netdev::resolver::Resolver;
 use netdev::vhost_user;
 use tracing_subscriber::EnvFilter;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -21,21 +20,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::Failure;
 use crate::addresses::{self, Networks, Prefixed, View, Wish, Wishes};
 use crate::args::Network as Args;
-use crate::publish::Publish;
 use crate::server;
-use crate::socket::Listener;
-
-/// The user and the group of Istio's proxy, whose connections are not redirected to it.
-const PROXY: u32 = 1337;
-/// Ethernet's, where the pod does not say.
-const MTU: u16 = 1500;
+use netdev::publish::Publish;
+use netdev::socket::Listener;
 
 /// Is a network until SIGTERM.
 pub fn run(args: &Args) -> Result<(), Failure> {
     start_log(io::stderr);
-    if !args.allow_proxy_uid {
-        refuse_proxy()?;
-    }
+    args.options.refuse_proxy().map_err(Failure::Input)?;
     let config = config(args)?;
     process::raise_descriptor_limit();
     let stop = process::stop_signals().map_err(Failure::runtime)?;
@@ -84,19 +76,6 @@ where
         .init();
 }
 
-/// An error for whom Istio takes for its proxy.
-pub fn refuse_proxy() -> Result<(), Failure> {
-    let user = rustix::process::geteuid().as_raw();
-    let group = rustix::process::getegid().as_raw();
-    if [user, group].contains(&PROXY) {
-        return Err(Failure::input(
-            "user or group 1337 is Istio's proxy, which the guest's connections would bypass; run \
-             as another, or add --allow-proxy-uid",
-        ));
-    }
-    Ok(())
-}
-
 fn config(args: &Args) -> Result<Config, Failure> {
     let pod = Pod::open().map_err(|error| Failure::runtime(format!("netlink: {error}")))?;
     let wishes = Wishes {
@@ -108,30 +87,17 @@ fn config(args: &Args) -> Result<Config, Failure> {
     };
     let networks = addresses::choose(&wishes, &View::of(&pod)).map_err(Failure::Input)?;
     let (v4, v6) = networks;
-    let mut resolver = Resolver::of_the_pod();
-    if !args.dns.is_empty() {
-        resolver.nameservers.clone_from(&args.dns);
-    }
-    if !args.search.is_empty() {
-        resolver.search.clone_from(&args.search);
-    }
     Ok(Config {
         v4,
         v6,
-        mtu: args.mtu.unwrap_or_else(|| mtu(&pod)),
+        mtu: args.options.mtu(&pod),
         hostname: args.hostname.clone().unwrap_or_default(),
-        resolver,
+        resolver: args.options.resolver(),
         forwards: forwards(&args.publish, networks)?,
-        eager: args.eager,
-        open_loopback: args.open_loopback.clone(),
-        max_flows: args.max_flows,
-        policy: Policy {
-            allow: args.allow.clone(),
-            deny: args.deny.clone(),
-            new_flows: args.new_flows,
-            rate_in: args.rate_in,
-            rate_out: args.rate_out,
-        },
+        eager: args.options.eager,
+        open_loopback: args.options.open_loopback.clone(),
+        max_flows: args.options.max_flows,
+        policy: args.options.policy(),
     })
 }
 
@@ -152,15 +118,6 @@ fn wish<A: Copy>(
         prefix: own.or(prefix),
         gateway,
     })
-}
-
-/// The MTU that the pod's way out has.
-pub fn mtu(pod: &Pod) -> u16 {
-    let mtu = pod
-        .mtu()
-        .map_or(MTU, |mtu| mtu.try_into().unwrap_or(u16::MAX));
-    // IPv6's least, which no guest has to be told (RFC 8200, section 5).
-    mtu.max(1280)
 }
 
 /// A forward for each port that is published, in the families that the guest has.

@@ -1,4 +1,10 @@
-//! What is said at a control socket: a request a line, an answer a line, both JSON.
+//! What is asked of a network from outside its process, and what it answers, both JSON: a line
+//! each at a control socket, and in the VMM's API the bodies of its requests.
+
+mod answer;
+pub mod show;
+
+pub use answer::answer;
 
 use std::path::PathBuf;
 

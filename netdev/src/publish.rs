@@ -1,11 +1,12 @@
 //! Published ports, as they are written: `[IP:]HOSTPORT:GUESTPORT[/tcp|udp]`, and ranges of equal
 //! length in place of each port.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use netdev::config::{Forward, Transport};
+use crate::config::{Forward, Transport};
 
 /// A port that is published, or a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,23 @@ impl Publish {
                 })
             })
             .collect()
+    }
+}
+
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            None => {}
+        }
+        let (first, last) = (*self.host.start(), *self.host.end());
+        let (guest, guest_last) = (self.guest, self.guest.saturating_add(last - first));
+        let transport = self.transport;
+        if first == last {
+            return write!(f, "{first}:{guest}/{transport}");
+        }
+        write!(f, "{first}-{last}:{guest}-{guest_last}/{transport}")
     }
 }
 
@@ -141,6 +159,13 @@ mod tests {
         ] {
             let error = text.parse::<Publish>().unwrap_err();
             assert!(error.contains(wrong), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn it_is_written_as_it_is_read() {
+        for text in ["80:8080/tcp", "[::1]:1-2:3-4/udp", "127.0.0.1:80:80/tcp"] {
+            assert_eq!(text.parse::<Publish>().unwrap().to_string(), text);
         }
     }
 }
