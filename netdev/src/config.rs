@@ -53,6 +53,12 @@ pub struct Forward {
     pub guest_port: u16,
 }
 
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.bind, self.transport)
+    }
+}
+
 /// One family's addresses on the guest's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network<A> {

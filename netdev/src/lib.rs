@@ -14,7 +14,7 @@ pub mod options;
 pub mod pace;
 pub mod pod;
 pub mod process;
-mod prometheus;
+pub mod prometheus;
 pub mod publish;
 pub mod requests;
 pub mod resolver;

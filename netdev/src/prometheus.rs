@@ -1,29 +1,45 @@
-//! The counters in Prometheus' text format (version 0.0.4).
+//! Prometheus' text format (version 0.0.4), and the counters in it.
 
 use std::fmt::Write;
 
 use crate::counters::{Content, Counters, Direction, ForwardCounters, Traffic};
 
-/// Text of which a metric is written at a time.
-struct Page(String);
+/// A page of metrics, written one at a time.
+pub struct Page {
+    prefix: &'static str,
+    text: String,
+}
 
 impl Page {
-    /// A metric's head; its samples follow.
-    fn metric(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a string does not fail.
-        let _ = writeln!(self.0, "# HELP peapod_net_{name} {help}");
-        let _ = writeln!(self.0, "# TYPE peapod_net_{name} {kind}");
+    /// An empty page, all of whose names begin with `prefix`.
+    pub fn new(prefix: &'static str) -> Self {
+        let text = String::new();
+        Self { prefix, text }
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
-        self.0.push_str("peapod_net_");
-        self.0.push_str(name);
+    /// A metric's head; its samples follow.
+    pub fn metric(&mut self, name: &str, kind: &str, help: &str) {
+        let prefix = self.prefix;
+        // Writing to a string does not fail.
+        let _ = writeln!(self.text, "# HELP {prefix}{name} {help}");
+        let _ = writeln!(self.text, "# TYPE {prefix}{name} {kind}");
+    }
+
+    /// A sample of the last metric, with labels and their values.
+    pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.text.push_str(self.prefix);
+        self.text.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {
-            self.0.push(if index == 0 { '{' } else { ',' });
-            let _ = write!(self.0, "{label}=\"{}\"", escape(value));
+            self.text.push(if index == 0 { '{' } else { ',' });
+            let _ = write!(self.text, "{label}=\"{}\"", escape(value));
         }
         let end = if labels.is_empty() { "" } else { "}" };
-        let _ = writeln!(self.0, "{end} {value}");
+        let _ = writeln!(self.text, "{end} {value}");
+    }
+
+    /// All of it.
+    pub fn into_text(self) -> String {
+        self.text
     }
 }
 
@@ -39,7 +55,7 @@ impl Counters {
     /// All counters, for Prometheus to read. Directions are the guest's: `in` is to it, `out`
     /// from it.
     pub fn prometheus(&self) -> String {
-        let mut page = Page(String::new());
+        let mut page = Page::new("peapod_net_");
         let packets: fn(&Traffic) -> u64 = |traffic| traffic.packets.get();
         for (name, help, value) in [
             (
@@ -108,7 +124,7 @@ impl Counters {
         );
         page.sample("retransmits_total", &[], self.retransmits.get());
         self.forwards_page(&mut page);
-        page.0
+        page.into_text()
     }
 
     fn forwards_page(&self, page: &mut Page) {
@@ -214,9 +230,9 @@ mod tests {
 
     #[test]
     fn a_label_cannot_end_its_line() {
-        let mut page = Page(String::new());
+        let mut page = Page::new("peapod_net_");
         page.sample("x", &[("a", "q\"b\\c\nd")], 1);
-        assert_eq!(page.0, "peapod_net_x{a=\"q\\\"b\\\\c\\nd\"} 1\n");
+        assert_eq!(page.into_text(), "peapod_net_x{a=\"q\\\"b\\\\c\\nd\"} 1\n");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use std::str::FromStr;
 
 use crate::config::{Forward, Transport};
 
+/// How it is written, in help.
+pub const SPEC: &str = "[IP:]HOSTPORT:GUESTPORT[/tcp|udp]";
+
 /// A port that is published, or a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publish {

@@ -12,6 +12,7 @@
 mod binaries;
 mod details;
 mod disks;
+mod life;
 mod lifecycle;
 mod network;
 mod refused;

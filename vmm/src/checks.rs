@@ -6,8 +6,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
-use crate::plan::Forward;
-use crate::vmi::Protocol;
+use netdev::config::{Forward, Transport};
 
 /// Sector of a virtio-blk device (VIRTIO 1.2, 5.2).
 const SECTOR: u64 = 512;
@@ -265,9 +264,9 @@ pub fn ports(forwards: &[Forward]) -> Result<(), Error> {
     let mut tcp = Vec::new();
     let mut udp = Vec::new();
     for forward in forwards {
-        let bound = match forward.protocol {
-            Protocol::Tcp => TcpListener::bind(forward.bind).map(|s| tcp.push(s)),
-            Protocol::Udp => UdpSocket::bind(forward.bind).map(|s| udp.push(s)),
+        let bound = match forward.transport {
+            Transport::Udp => UdpSocket::bind(forward.bind).map(|s| udp.push(s)),
+            _ => TcpListener::bind(forward.bind).map(|s| tcp.push(s)),
         };
         bound.map_err(|e| {
             let why = match e.kind() {
@@ -379,7 +378,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let bind = listener.local_addr().unwrap();
         let forward = Forward {
-            protocol: Protocol::Tcp,
+            transport: Transport::Tcp,
             bind,
             guest_port: 1,
         };
@@ -391,7 +390,7 @@ mod tests {
             ports(&[
                 forward,
                 Forward {
-                    protocol: Protocol::Udp,
+                    transport: Transport::Udp,
                     ..forward
                 }
             ])

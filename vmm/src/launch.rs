@@ -1,18 +1,22 @@
 //! A plan into a running machine, and its end into an outcome.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use netdev::config::{Config as NetConfig, Forward, Network, Transport};
+use netdev::config::{Config as NetConfig, Network};
+use netdev::control::Control;
 use netdev::engine::Engine;
 use netdev::forward::ForwardError;
 use netdev::pod::Pod;
-use netdev::resolver::Resolver;
+use netdev::socket::Listener;
 use netdev::wire::Mac;
 
 use crate::agent::Agent;
+use crate::api::{self, Api};
+use crate::console::Console;
 use crate::devices::bus::WindowError;
 use crate::devices::pci::Address;
 use crate::devices::pci::bridge::HostBridge;
@@ -26,15 +30,14 @@ use crate::host;
 use crate::machine::{Config, Machine, MachineError, memory};
 use crate::plan::{Backing, Outcome, Plan, PlannedDisk};
 use crate::power::{self, Power};
-use crate::vmi::{Binding, Protocol, RebootPolicy};
+use crate::running::Running;
+use crate::vmi::{Binding, RebootPolicy};
 
 mod sockets;
 mod stop;
 
-/// The MTU of a pod that has no default route.
-const MTU: u16 = 1500;
-/// Flows that one guest may have at once.
-const MAX_FLOWS: usize = 4096;
+pub use stop::Stopper;
+
 // Fixed slots, so that a device keeps its name in the guest.
 const NET_SLOT: u8 = 1;
 const VSOCK_SLOT: u8 = 2;
@@ -72,6 +75,15 @@ pub enum Error {
     /// No thread for the agent.
     #[error("cannot listen to the guest's agent: {0}")]
     Agent(io::Error),
+    /// The API's socket.
+    #[error("cannot make the API's socket: {0}")]
+    Socket(String),
+    /// The address of the probes.
+    #[error("cannot listen for probes at {0}: {1}")]
+    Probes(SocketAddr, io::Error),
+    /// No threads for the API.
+    #[error("cannot serve the API: {0}")]
+    Api(io::Error),
     /// Signals could not be caught.
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
@@ -80,7 +92,10 @@ pub enum Error {
 impl Error {
     /// Whether it is the input's fault, and nothing was started.
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::Disk(_) | Self::Forward(_) | Self::Kvm(_))
+        matches!(
+            self,
+            Self::Disk(_) | Self::Forward(_) | Self::Kvm(_) | Self::Probes(..)
+        )
     }
 }
 
@@ -91,12 +106,9 @@ type Devices = Vec<(u8, SharedVirtio)>;
 /// Starts the machine and stays with it until it has ended for good.
 pub fn launch(plan: Plan) -> Result<Outcome, Error> {
     let result = start(&plan);
-    let removed = if plan.remove_state_dir {
-        std::fs::remove_dir_all(&plan.state_dir)
-    } else {
-        sockets::remove(&plan.state_dir)
-    };
-    if let Err(error) = removed {
+    if !plan.own_state_dir
+        && let Err(error) = sockets::remove(&plan.state_dir)
+    {
         tracing::warn!("cannot tidy {}: {error}", plan.state_dir.display());
     }
     result
@@ -114,7 +126,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         initramfs: Some(plan.initramfs.clone()),
         cmdline: cmdline(plan),
     };
-    let devices = devices(plan, agent.clone())?;
+    let (network, devices) = devices(plan, agent.clone())?;
     for forward in &plan.forwards {
         tracing::info!(
             "{} is the guest's port {}",
@@ -122,11 +134,41 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
             forward.guest_port
         );
     }
+    let running = Arc::new(Running {
+        name: plan.machine.name.clone(),
+        namespace: plan.machine.namespace.clone(),
+        uuid: plan.machine.uuid.clone(),
+        vcpus: plan.machine.vcpus,
+        memory: plan.machine.memory,
+        started: Instant::now(),
+        agent: agent.clone(),
+        stopper: stopper.clone(),
+        console: Console::default(),
+        network,
+        exits: Arc::default(),
+        power: Mutex::default(),
+    });
+    let socket = Listener::bind(&plan.state_dir.join(api::SOCKET), true).map_err(Error::Socket)?;
+    let probes = plan.probes.map(|at| {
+        let listener = TcpListener::bind(at);
+        listener.map_err(|error| Error::Probes(at, error))
+    });
+    let _api =
+        Api::start(running.clone(), socket.get(), probes.transpose()?).map_err(Error::Api)?;
     loop {
         let power = Power::default();
         agent.watch(power.clone());
         stopper.watch(power.clone(), plan.machine.termination_grace);
-        let mut machine = Machine::new(host::open_kvm()?, config.memory, power, io::stdout())?;
+        running.watch(power.clone());
+        let mut machine = Machine::new(
+            host::open_kvm()?,
+            config.memory,
+            power,
+            running.console.screen(io::stdout()),
+            running.console.keyboard(),
+        )?;
+        running.console.attach(machine.serial());
+        machine.count_exits(running.exits.clone());
         let root = plug(&mut machine, &devices)?;
         let outcome = machine.run(&config)?;
         root.reset();
@@ -160,13 +202,12 @@ fn cmdline(plan: &Plan) -> String {
     line
 }
 
-fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
+fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Error> {
     let mut devices: Devices = Vec::new();
+    let mut network = None;
     if let Some(interface) = &plan.machine.interface {
         let pod = Pod::open().map_err(Error::Network)?;
-        let mtu = pod
-            .mtu()
-            .map_or(MTU, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
+        let mtu = plan.network.mtu(&pod);
         let mac = interface
             .mac
             .unwrap_or_else(|| derived_mac(&plan.machine.uuid));
@@ -180,13 +221,14 @@ fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
                 .then_some(Network::<Ipv6Addr>::MASQUERADE),
             mtu,
             hostname: plan.machine.hostname.clone(),
-            resolver: Resolver::of_the_pod(),
-            forwards: forwards(plan),
-            eager: false,
-            open_loopback: Vec::new(),
-            max_flows: MAX_FLOWS,
-            policy: Default::default(),
+            resolver: plan.network.resolver(),
+            forwards: plan.forwards.clone(),
+            eager: plan.network.eager,
+            open_loopback: plan.network.open_loopback.clone(),
+            max_flows: plan.network.max_flows,
+            policy: plan.network.policy(),
         })?;
+        network = Some(engine.control());
         devices.push((NET_SLOT, Arc::new(Mutex::new(Net::new(engine, mac, mtu)))));
     }
     let vsock = sockets::vsock(agent, &plan.state_dir)
@@ -200,7 +242,7 @@ fn devices(plan: &Plan, agent: Agent) -> Result<Devices, Error> {
             Arc::new(Mutex::new(Block::new(open(plan, disk)?, &serial))),
         ));
     }
-    Ok(devices)
+    Ok((network, devices))
 }
 
 fn open(plan: &Plan, disk: &PlannedDisk) -> Result<Box<dyn Disk>, DiskError> {
@@ -209,18 +251,6 @@ fn open(plan: &Plan, disk: &PlannedDisk) -> Result<Box<dyn Disk>, DiskError> {
         Backing::Base(path) => Box::new(CowDisk::new(RawDisk::open(path, true)?, &plan.state_dir)?),
         Backing::Memory(bytes) => Box::new(RawDisk::from_bytes(&disk.name, bytes)?),
     })
-}
-
-fn forwards(plan: &Plan) -> Vec<Forward> {
-    let forward = |forward: &crate::plan::Forward| Forward {
-        transport: match forward.protocol {
-            Protocol::Tcp => Transport::Tcp,
-            Protocol::Udp => Transport::Udp,
-        },
-        bind: forward.bind,
-        guest_port: forward.guest_port,
-    };
-    plan.forwards.iter().map(forward).collect()
 }
 
 /// A MAC address that a VM keeps: locally administered, from its identifier.

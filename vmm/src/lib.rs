@@ -1,9 +1,11 @@
 //! Peapod's VMM: a KubeVirt VirtualMachineInstance booted by one small process.
 
 pub mod agent;
+pub mod api;
 pub mod boot;
 pub mod checks;
 pub mod cli;
+pub mod console;
 pub mod containerdisk;
 pub mod devices;
 pub mod doctor;
@@ -13,5 +15,7 @@ pub mod log;
 pub mod machine;
 pub mod plan;
 pub mod power;
+pub mod registry;
+pub mod running;
 pub mod seed;
 pub mod vmi;

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Parser;
-use peapod::cli::{self, Cli, Command, complain, status};
+use peapod::cli::{self, Cli, Command, complain, status, vms};
 use peapod::plan::Outcome;
 
 fn main() -> ExitCode {
@@ -13,6 +13,18 @@ fn main() -> ExitCode {
     ExitCode::from(match &cli.command {
         Command::Run(args) => run(args),
         Command::Doctor(args) => doctor(args),
+        Command::Ps { json } => about(vms::ps(*json)),
+        Command::Status(vm) => about(vms::status(vm)),
+        Command::Stop(args) => about(vms::stop(args)),
+        Command::Kill(vm) => about(vms::kill(vm)),
+        Command::Pause(vm) => about(vms::pause(vm)),
+        Command::Resume(vm) => about(vms::resume(vm)),
+        Command::Console(vm) => about(vms::console(vm)),
+        Command::Logs(args) => about(vms::logs(args)),
+        Command::Port(port) => about(vms::port(port)),
+        Command::Flows(args) => about(vms::flows(args)),
+        Command::Capture(capture) => about(vms::capture(capture)),
+        Command::Metrics(asked) => about(vms::metrics(asked)),
     })
 }
 
@@ -25,13 +37,7 @@ fn run(args: &cli::run::Args) -> u8 {
         }
     };
     if args.dry_run {
-        return match plan.discard() {
-            Ok(()) => status::OK,
-            Err(e) => {
-                complain(&e);
-                status::FAILURE
-            }
-        };
+        return status::OK;
     }
     match peapod::launch::launch(plan) {
         Ok(outcome) => {
@@ -46,6 +52,20 @@ fn run(args: &cli::run::Args) -> u8 {
                 status::BAD_INPUT
             } else {
                 status::FAILURE
+            }
+        }
+    }
+}
+
+/// Of a command about VMs that run.
+fn about(result: Result<(), vms::Error>) -> u8 {
+    match result {
+        Ok(()) => status::OK,
+        Err(error) => {
+            complain(&error);
+            match error {
+                vms::Error::Find(_) => status::BAD_INPUT,
+                _ => status::FAILURE,
             }
         }
     }

@@ -3,11 +3,15 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use netdev::config::{Forward, Transport};
+use netdev::options::Options;
+use netdev::publish::Publish;
+
 use crate::boot::kernel::Kernel;
+use crate::registry::Entry;
 use crate::vmi::{Machine, Protocol};
 
 /// Everything that `launch` needs.
@@ -25,22 +29,18 @@ pub struct Plan {
     pub disks: Vec<PlannedDisk>,
     /// What listens on the host.
     pub forwards: Vec<Forward>,
+    /// What the guest's network may do, and how.
+    pub network: Options,
+    /// Where a kubelet's probes are answered.
+    pub probes: Option<SocketAddr>,
     /// Where sockets and the guest's scratch space go; exists.
     pub state_dir: PathBuf,
     /// Keeps every other VM out of the state directory while it is open.
     pub state_lock: File,
-    /// The state directory was made for this run and goes with it.
-    pub remove_state_dir: bool,
-}
-
-impl Plan {
-    /// Removes what was made for this plan alone.
-    pub fn discard(self) -> io::Result<()> {
-        if self.remove_state_dir {
-            std::fs::remove_dir_all(&self.state_dir)?;
-        }
-        Ok(())
-    }
+    /// The state directory is the entry's, and goes with it.
+    pub own_state_dir: bool,
+    /// By which the VM is found while the plan lives.
+    pub entry: Option<Entry>,
 }
 
 /// A disk and what holds its bytes.
@@ -77,23 +77,6 @@ impl fmt::Debug for Backing {
     }
 }
 
-/// A listening socket of the host and the guest's port behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forward {
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// Where the host listens.
-    pub bind: SocketAddr,
-    /// Where the guest listens.
-    pub guest_port: u16,
-}
-
-impl fmt::Display for Forward {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.bind, self.protocol)
-    }
-}
-
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -107,81 +90,36 @@ pub enum Outcome {
     Crashed(String),
 }
 
-/// Where each port of the manifest is published: as `publish` says, else on 127.0.0.1 under its
-/// own number.
-pub fn forwards(machine: &Machine, publish: &[Forward]) -> Vec<Forward> {
+/// Where each port of the manifest is published: as `publish` says, else under its own number; on
+/// 127.0.0.1 where no address is said.
+pub fn forwards(machine: &Machine, publish: &[Publish]) -> Vec<Forward> {
     if !publish.is_empty() {
-        return publish.to_vec();
+        let loopback = publish.iter().cloned().map(on_loopback);
+        return loopback.flat_map(|p| p.forwards(true, true)).collect();
     }
     let ports = machine.interface.iter().flat_map(|i| &i.ports);
     ports
         .map(|p| Forward {
-            protocol: p.protocol,
+            transport: match p.protocol {
+                Protocol::Tcp => Transport::Tcp,
+                Protocol::Udp => Transport::Udp,
+            },
             bind: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), p.port),
             guest_port: p.port,
         })
         .collect()
 }
 
-/// Reads podman's spelling, `[IP:]HOSTPORT:GUESTPORT[/tcp|udp]`; an IPv6 address is in brackets.
-/// Without an address it is 127.0.0.1.
-pub fn parse_publish(text: &str) -> Result<Forward, String> {
-    let usage = || "expected [IP:]HOSTPORT:GUESTPORT[/tcp|udp]".to_owned();
-    let (rest, protocol) = match text.split_once('/') {
-        None => (text, Protocol::Tcp),
-        Some((rest, "tcp")) => (rest, Protocol::Tcp),
-        Some((rest, "udp")) => (rest, Protocol::Udp),
-        Some((_, other)) => return Err(format!("`{other}` is neither tcp nor udp")),
-    };
-    let (rest, guest) = rest.rsplit_once(':').ok_or_else(usage)?;
-    let (ip, host) = match rest.rsplit_once(':') {
-        None => (Ipv4Addr::LOCALHOST.into(), rest),
-        Some((ip, host)) => {
-            let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));
-            let parsed: Result<IpAddr, _> = bare.unwrap_or(ip).parse();
-            let ip = parsed.map_err(|_| format!("`{ip}` is not an IP address"))?;
-            if ip.is_ipv6() && bare.is_none() {
-                return Err("an IPv6 address is written in brackets".to_owned());
-            }
-            (ip, host)
-        }
-    };
-    let port = |text: &str| {
-        let number = text.parse().ok().filter(|p| *p != 0);
-        number.ok_or_else(|| format!("`{text}` is not a port (1 to 65535)"))
-    };
-    Ok(Forward {
-        protocol,
-        bind: SocketAddr::new(ip, port(host)?),
-        guest_port: port(guest)?,
-    })
+/// As podman has it, a port is published for all the world only where somebody says so; but the
+/// world of a laptop is more than a pod's.
+pub fn on_loopback(publish: Publish) -> Publish {
+    let address = publish.address.or(Some(Ipv4Addr::LOCALHOST.into()));
+    Publish { address, ..publish }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn publish_is_spelled_as_podman_spells_it() {
-        let show = |text| {
-            parse_publish(text)
-                .map(|f| format!("{f} {}", f.guest_port))
-                .unwrap_or_else(|e| e)
-        };
-        for (text, want) in [
-            ("8080:80", "127.0.0.1:8080/tcp 80"),
-            ("0.0.0.0:8080:80/udp", "0.0.0.0:8080/udp 80"),
-            ("[::1]:8080:80/tcp", "[::1]:8080/tcp 80"),
-            ("80", "expected [IP:]HOSTPORT:GUESTPORT[/tcp|udp]"),
-            ("0:80", "`0` is not a port (1 to 65535)"),
-            ("80:65536", "`65536` is not a port (1 to 65535)"),
-            ("80:80/sctp", "`sctp` is neither tcp nor udp"),
-            ("host:80:80", "`host` is not an IP address"),
-            ("::1:80:80", "an IPv6 address is written in brackets"),
-        ] {
-            assert_eq!(show(text), want, "{text}");
-        }
-    }
 
     #[test]
     fn a_seed_is_never_printed() {

@@ -1,8 +1,8 @@
-//! How a machine ends, and who says so.
+//! How a machine ends or pauses, and who says so.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Why a machine stopped running.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,57 +36,130 @@ impl fmt::Display for Crash {
     }
 }
 
-/// The machine's power switch, shared by all who may end it. The first outcome counts.
+/// What whoever keeps the vCPUs' threads has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Duty {
+    /// Take the vCPUs out of the guest: some do not know yet that they are to pause.
+    Kick,
+    /// The machine has ended.
+    End(Outcome),
+}
+
+/// The machine's power switch, shared by all who may end or pause it. The first outcome counts.
 #[derive(Debug, Clone, Default)]
 pub struct Power(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    off: AtomicBool,
-    outcome: Mutex<Option<Outcome>>,
+    /// The vCPUs are not to run: the machine is off, or paused.
+    halted: AtomicBool,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    outcome: Option<Outcome>,
+    paused: bool,
+    /// How many there are; none before the machine runs.
+    vcpus: usize,
+    parked: usize,
 }
 
 impl Power {
     /// Ends the machine.
     pub fn end(&self, outcome: Outcome) {
-        let mut slot = self
-            .0
-            .outcome
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert(outcome);
-        self.0.off.store(true, Ordering::Release);
+        self.state().outcome.get_or_insert(outcome);
+        self.0.halted.store(true, Ordering::Release);
         self.0.changed.notify_all();
     }
 
-    /// Whether the machine has ended. Cheap: a vCPU asks after each exit.
-    pub fn is_off(&self) -> bool {
-        self.0.off.load(Ordering::Acquire)
+    /// Whether the vCPUs are not to run. Cheap: a vCPU asks after each exit.
+    pub fn is_halted(&self) -> bool {
+        self.0.halted.load(Ordering::Acquire)
     }
 
-    /// Waits for the end.
-    pub fn wait(&self) -> Outcome {
-        let mut slot = self
-            .0
-            .outcome
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(outcome) = &*slot {
-                return outcome.clone();
-            }
-            slot = self
-                .0
-                .changed
-                .wait(slot)
-                .unwrap_or_else(PoisonError::into_inner);
+    /// Whether the machine has ended.
+    pub fn is_off(&self) -> bool {
+        self.state().outcome.is_some()
+    }
+
+    /// Whether the machine is paused.
+    pub fn is_paused(&self) -> bool {
+        self.state().paused
+    }
+
+    /// Stops the vCPUs where they are; returns when all have stopped, or the machine has ended.
+    pub fn pause(&self) {
+        let mut state = self.state();
+        state.paused = true;
+        self.0.halted.store(true, Ordering::Release);
+        self.0.changed.notify_all();
+        while state.outcome.is_none()
+            && state.paused
+            && (state.vcpus == 0 || state.parked < state.vcpus)
+        {
+            state = self.wait(state);
         }
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        let mut state = self.state();
+        state.paused = false;
+        self.0
+            .halted
+            .store(state.outcome.is_some(), Ordering::Release);
+        self.0.changed.notify_all();
+    }
+
+    /// A vCPU waits here while the machine is paused; false when the machine has ended.
+    pub fn park(&self) -> bool {
+        let mut state = self.state();
+        state.parked += 1;
+        self.0.changed.notify_all();
+        while state.outcome.is_none() && state.paused {
+            state = self.wait(state);
+        }
+        state.parked -= 1;
+        state.outcome.is_none()
+    }
+
+    /// The machine has so many vCPUs from now on.
+    pub fn start(&self, vcpus: usize) {
+        self.state().vcpus = vcpus;
+    }
+
+    /// Waits until there is something to do for whoever keeps the vCPUs.
+    pub fn duty(&self) -> Duty {
+        let mut state = self.state();
+        loop {
+            if let Some(outcome) = &state.outcome {
+                return Duty::End(outcome.clone());
+            }
+            if state.paused && state.parked < state.vcpus {
+                return Duty::Kick;
+            }
+            state = self.wait(state);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.0
+            .changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     #[test]
@@ -95,7 +168,37 @@ mod tests {
         assert!(!power.is_off());
         power.end(Outcome::Reset);
         power.end(Outcome::PowerOff);
-        assert!(power.is_off());
-        assert_eq!(power.wait(), Outcome::Reset);
+        assert!(power.is_off() && power.is_halted());
+        assert_eq!(power.duty(), Duty::End(Outcome::Reset));
+    }
+
+    #[test]
+    fn a_pause_waits_for_every_vcpu_and_they_for_its_end() {
+        let power = Power::default();
+        power.start(2);
+        let vcpu = || {
+            let power = power.clone();
+            thread::spawn(move || {
+                while !power.is_halted() {
+                    thread::yield_now();
+                }
+                power.park()
+            })
+        };
+        let vcpus = [vcpu(), vcpu()];
+        power.pause();
+        assert!(power.is_paused());
+        assert!(!vcpus.iter().any(thread::JoinHandle::is_finished));
+        power.resume();
+        assert!(!power.is_halted());
+        assert!(vcpus.into_iter().all(|vcpu| vcpu.join().unwrap()));
+        let last = thread::spawn({
+            let power = power.clone();
+            move || power.pause()
+        });
+        assert_eq!(power.duty(), Duty::Kick);
+        power.end(Outcome::Stopped);
+        last.join().unwrap();
+        assert!(!power.park());
     }
 }

@@ -14,12 +14,48 @@ use guest_agent::protocol::{
     self, Event, Kind, Outcome, PRIVILEGED_PORTS, Reply, Request, Role, StageState,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::power::{self, Power};
 
 /// How long a request may wait for room in the stream.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Longer words of the guest are cut in a log.
 const SHOWN: usize = 200;
+
+/// Stages that are remembered; a guest may make up as many as it likes.
+const STAGES: usize = 64;
+
+/// What the agent has said, which is the guest's word. Its texts are cut, and free of what a
+/// terminal would obey.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// There is one.
+    pub connected: bool,
+    /// Where it is.
+    pub role: Option<Role>,
+    /// What it calls itself.
+    pub software: Option<String>,
+    /// How the set-up ended, once it has.
+    pub outcome: Option<Outcome>,
+    /// When that was, in milliseconds of the guest's uptime.
+    pub ready_ms: Option<u64>,
+    /// The set-up so far, in the order in which it began.
+    pub stages: Vec<Stage>,
+}
+
+/// A stage of the guest's set-up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// How far it is.
+    pub state: StageState,
+    /// Since when, in milliseconds of the guest's uptime.
+    pub uptime_ms: u64,
+    /// Why it failed.
+    pub detail: Option<String>,
+}
 
 /// The agent of one VM, whether it is there or not. A clone is another handle.
 #[derive(Clone)]
@@ -34,9 +70,8 @@ struct Shared {
 struct State {
     /// The stream to an agent that is connected.
     stream: Option<UnixStream>,
-    /// It has said who it is.
-    greeted: bool,
-    ready: Option<Outcome>,
+    /// What it has said.
+    status: Status,
     /// The guest is to power off, now or as soon as its agent speaks.
     power_off: bool,
     /// The machine that it is in.
@@ -88,14 +123,19 @@ impl Agent {
 
     /// Whether the guest's set-up is over.
     pub fn is_ready(&self) -> bool {
-        self.state().ready.is_some()
+        self.state().status.outcome.is_some()
+    }
+
+    /// What it has said so far.
+    pub fn status(&self) -> Status {
+        self.state().status.clone()
     }
 
     /// Asks the guest to power itself off: now, or when its agent has come.
     pub fn power_off(&self) {
         let mut state = self.state();
         state.power_off = true;
-        if state.greeted {
+        if state.status.connected {
             ask(&mut state, &Request::PowerOff);
         } else {
             tracing::info!("the guest's agent has not spoken yet; it will be told to power off");
@@ -169,7 +209,9 @@ impl Agent {
                     shown(&software)
                 );
                 let mut state = self.state();
-                state.greeted = true;
+                state.status.connected = true;
+                state.status.role = role;
+                state.status.software = Some(shown(&software));
                 if state.power_off {
                     ask(&mut state, &Request::PowerOff);
                 }
@@ -190,9 +232,18 @@ impl Agent {
                         tracing::debug!("the guest's stage {name}: {state:?} at {uptime_ms} ms")
                     }
                 }
+                self.state().status.stage(Stage {
+                    name,
+                    state,
+                    uptime_ms,
+                    detail,
+                });
             }
             Event::Ready { outcome, uptime_ms } => {
-                self.state().ready = Some(outcome);
+                let mut state = self.state();
+                state.status.outcome = Some(outcome);
+                state.status.ready_ms = Some(uptime_ms);
+                drop(state);
                 let seconds = uptime_ms as f64 / 1000.0;
                 match outcome {
                     Outcome::Degraded => {
@@ -207,6 +258,19 @@ impl Agent {
                 }
             }
             Event::Unknown => {}
+        }
+    }
+}
+
+impl Status {
+    fn stage(&mut self, stage: Stage) {
+        let room = self.stages.len() < STAGES;
+        match self.stages.iter_mut().find(|s| s.name == stage.name) {
+            // What failed stays failed, for whoever looks later.
+            Some(known) if known.state == StageState::Failed => {}
+            Some(known) => *known = stage,
+            None if room => self.stages.push(stage),
+            None => {}
         }
     }
 }

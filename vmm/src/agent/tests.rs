@@ -101,5 +101,8 @@ fn a_guest_that_cannot_go_on_ends_its_machine() {
     let reason = "no root\x1b[2J".to_owned();
     write(&mut stream, &Event::Fatal { reason }.frame()).unwrap();
     let said = "no root\\u{1b}[2J".to_owned();
-    assert_eq!(machine.wait(), power::Outcome::GaveUp(said));
+    assert_eq!(
+        machine.duty(),
+        power::Duty::End(power::Outcome::GaveUp(said))
+    );
 }

@@ -2,6 +2,8 @@
 
 pub mod doctor;
 pub mod run;
+mod terminal;
+pub mod vms;
 
 use std::fmt;
 use std::io::Write;
@@ -20,6 +22,8 @@ Exit status of `run`:
   3  the guest rebooted, and the manifest's rebootPolicy is Terminate
   4  ended by force: the guest was not off within its grace period
   5  the guest crashed
+
+Exit status of the commands about a running VM: 0 done, 1 the VM could not do it, 2 no such VM
 
 Exit status of `doctor`: 0 all that is needed is there, 1 something needed is missing, 2 bad input
 
@@ -47,7 +51,37 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Boot the machine that a manifest describes, and stay until it ends
-    Run(run::Args),
+    Run(Box<run::Args>),
+    /// List the VMs that run
+    Ps {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell all about a VM, in JSON
+    Status(vms::Vm),
+    /// Power a guest off, by force if it takes too long, and wait until its VM is gone
+    Stop(vms::Stop),
+    /// End a VM by force
+    Kill(vms::Vm),
+    /// Stop a VM's vCPUs where they are
+    Pause(vms::Vm),
+    /// Let a paused VM go on
+    Resume(vms::Vm),
+    /// Type at a VM's serial console; Ctrl-] leaves it
+    Console(vms::Vm),
+    /// Print what a VM's console has shown, its last MiB
+    Logs(vms::Logs),
+    /// List, add and remove the published ports of a VM
+    #[command(subcommand, arg_required_else_help = false)]
+    Port(vms::Port),
+    /// List the connections and other flows of a VM's network
+    Flows(vms::Flows),
+    /// Write every frame of a VM's network to a file
+    #[command(subcommand, arg_required_else_help = false)]
+    Capture(vms::Capture),
+    /// Show a VM's figures as Prometheus reads them
+    Metrics(vms::Asked),
     /// Say what of this host will work, and what to do about the rest
     Doctor(doctor::Args),
 }

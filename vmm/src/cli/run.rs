@@ -1,17 +1,25 @@
 //! `peapod run`: everything is checked here, and a [`Plan`] made; only then does a machine start.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use netdev::control::MAX_FORWARDS;
+use netdev::options::Options;
+use netdev::publish::{self, Publish};
 
 use crate::boot::kernel::{Kernel, KernelError};
-use crate::plan::{self, Backing, Forward, Plan, PlannedDisk};
+use crate::plan::{self, Backing, Plan, PlannedDisk};
+use crate::registry::{self, Entry};
 use crate::vmi::{self, HostDiskType, Machine, Source};
 use crate::{checks, containerdisk, host, seed};
 
 /// What we need beside the guest's memory: our code and heap, page tables, queues, buffers.
 const OVERHEAD: u64 = 16 << 20;
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// A manifest is read no further; `vmi` refuses what is longer than 1 MiB.
 const MANIFEST_READ: u64 = (1 << 20) + 1;
 
@@ -29,14 +37,20 @@ pub struct Args {
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "CMDLINE")]
     pub append: Option<String>,
-    /// Publish a port of the guest, instead of all of the manifest's on 127.0.0.1; may be repeated
-    #[arg(short, long, value_name = "[IP:]HOSTPORT:GUESTPORT[/tcp|udp]",
-          value_parser = plan::parse_publish)]
-    pub publish: Vec<Forward>,
+    /// Publish a port of the guest or a range, instead of all of the manifest's on 127.0.0.1; may
+    /// be repeated
+    #[arg(short, long, value_name = publish::SPEC)]
+    pub publish: Vec<Publish>,
     /// Directory for sockets and what the guest writes to ephemeral disks [default: a new one
-    /// below $XDG_RUNTIME_DIR or /tmp, removed in the end]
+    /// below $XDG_RUNTIME_DIR/peapod or /tmp/peapod-UID, removed in the end]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Answer /healthz, /readyz and /metrics at this address too, as for a kubelet's probes
+    #[arg(long, value_name = "IP:PORT")]
+    pub probes: Option<SocketAddr>,
+    /// What the guest's network may do, and how.
+    #[command(flatten)]
+    pub network: Options,
     /// Check everything but KVM, unpack kernel and container disks into the cache, start nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -78,6 +92,12 @@ pub enum Error {
         /// Why.
         source: containerdisk::Error,
     },
+    /// Istio's proxy.
+    #[error("{0}")]
+    Proxy(String),
+    /// More ports than there may be.
+    #[error("{0} ports are published: {MAX_FORWARDS} may be, each of which is a socket")]
+    Ports(usize),
     /// The manifest has no disk to boot from.
     #[error("{0}: spec.volumes: no disk to boot from")]
     NoRoot(String),
@@ -133,6 +153,7 @@ pub fn read_manifest(path: &Path) -> Result<Machine, Error> {
 /// Checks everything and makes the plan. The cheap checks come first; only the last steps write:
 /// a container disk's cache, a `DiskOrCreate` disk, the state directory.
 pub fn prepare(args: &Args) -> Result<Plan, Error> {
+    args.network.refuse_proxy().map_err(Error::Proxy)?;
     let file = args.manifest.display().to_string();
     let machine = read_manifest(&args.manifest)?;
     if machine.root_disk().is_none() {
@@ -165,6 +186,9 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         host::open_kvm()?;
     }
     let forwards = plan::forwards(&machine, &args.publish);
+    if forwards.len() > MAX_FORWARDS {
+        return Err(Error::Ports(forwards.len()));
+    }
     checks::ports(&forwards)?;
 
     let disks = machine
@@ -180,7 +204,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         })
         .collect::<Result<_, Error>>()?;
     let kernel = Kernel::open(&kernel, &cache("kernels"))?;
-    let state_dir = state_dir(args.state_dir.as_ref(), &machine)?;
+    let (state_dir, entry) = state_dir(args.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
     Ok(Plan {
         kernel,
@@ -188,7 +212,10 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         append: args.append.clone(),
         disks,
         forwards,
-        remove_state_dir: args.state_dir.is_none(),
+        network: args.network.clone(),
+        probes: args.probes,
+        own_state_dir: args.state_dir.is_none(),
+        entry,
         state_dir,
         state_lock,
         machine,
@@ -304,27 +331,30 @@ fn cache(what: &str) -> PathBuf {
     home.join("peapod").join(what)
 }
 
-fn state_dir(given: Option<&PathBuf>, machine: &Machine) -> Result<PathBuf, Error> {
-    let made = match given {
-        Some(dir) => fs::create_dir_all(dir)
-            .map(|()| dir.clone())
-            .map_err(|e| (dir.clone(), e)),
-        None => {
-            let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-            let base = runtime
-                .filter(|dir| dir.is_dir())
-                .unwrap_or_else(std::env::temp_dir);
-            // mkdir fails on whatever is there, a link included; nobody else may look in.
-            let name = format!("peapod-{}-{}", machine.name, std::process::id());
-            let dir = base.join(name);
-            DirBuilder::new()
-                .mode(0o700)
-                .create(&dir)
-                .map(|()| dir.clone())
-                .map_err(|e| (dir, e))
-        }
+/// The state directory, and the entry by which `peapod ps` finds the VM. Without a directory of
+/// its own a VM needs the entry; with one it is only harder to find without it.
+fn state_dir(
+    given: Option<&PathBuf>,
+    machine: &Machine,
+) -> Result<(PathBuf, Option<Entry>), Error> {
+    let home = registry::home();
+    let make = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| Error::Make { path, cause }
     };
-    made.map_err(|(path, cause)| Error::Make { path, cause })
+    let Some(dir) = given else {
+        let entry = Entry::directory(&home, &machine.name).map_err(make(&home))?;
+        return Ok((entry.path().to_owned(), Some(entry)));
+    };
+    fs::create_dir_all(dir).map_err(make(dir))?;
+    let entry = Entry::link(&home, &machine.name, dir);
+    if let Err(error) = &entry {
+        tracing::debug!(
+            "`peapod ps` will not list this VM: {}: {error}",
+            home.display()
+        );
+    }
+    Ok((dir.clone(), entry.ok()))
 }
 
 fn lock(state_dir: &Path) -> Result<File, Error> {
@@ -332,26 +362,30 @@ fn lock(state_dir: &Path) -> Result<File, Error> {
         path: state_dir.to_owned(),
         cause,
     })?;
-    match directory.try_lock() {
-        Ok(()) => Ok(directory),
-        Err(_) => Err(Error::StateDir(state_dir.to_owned())),
+    // `peapod ps` may look for a moment.
+    for _ in 0..LOCK_ATTEMPTS {
+        if directory.try_lock().is_ok() {
+            return Ok(directory);
+        }
+        std::thread::sleep(LOCK_PAUSE);
     }
+    Err(Error::StateDir(state_dir.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
     fn args(manifest: &Path) -> Args {
-        Args {
-            manifest: manifest.to_owned(),
-            kernel: None,
-            initramfs: None,
-            append: None,
-            publish: Vec::new(),
-            state_dir: None,
-            dry_run: false,
-        }
+        Line::parse_from([Path::new("run"), manifest]).args
     }
 
     fn manifest(dir: &Path, memory: &str, port: u16) -> PathBuf {

@@ -83,6 +83,7 @@ impl BusDevice for PmTimer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::power::Duty;
 
     #[test]
     fn only_sleep_type_5_with_the_enable_bit_powers_off() {
@@ -98,7 +99,7 @@ mod tests {
             assert!(!power.is_off(), "{data:?}");
         }
         port.write(0, &[SLEEP_ENABLE | 5 << 2]);
-        assert_eq!(power.wait(), Outcome::PowerOff);
+        assert_eq!(power.duty(), Duty::End(Outcome::PowerOff));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::Check;
-use crate::plan::Forward;
 use crate::{checks, host};
+use netdev::config::Forward;
 
 /// A machine with several disks and a busy network stays below; each connection is one more.
 const DESCRIPTORS: u64 = 1024;
@@ -24,7 +24,7 @@ pub(super) fn all() -> Vec<Check> {
 
 /// Whether a port is free.
 pub(super) fn port(forward: &Forward) -> Check {
-    let name = format!("port-{}/{}", forward.bind.port(), forward.protocol);
+    let name = format!("port-{}/{}", forward.bind.port(), forward.transport);
     match checks::ports(std::slice::from_ref(forward)) {
         Ok(()) => Check::ok(&name, true, format!("{} is free", forward.bind)),
         Err(e) => Check::missing(&name, true, e.to_string(), None),

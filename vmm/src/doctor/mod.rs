@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::plan::Forward;
+use netdev::config::Forward;
 
 /// Whether a thing is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::agent::Agent;
@@ -38,7 +38,31 @@ impl Stopper {
 
     /// `power` is the machine to stop now.
     pub fn watch(&self, power: Power, grace: Duration) {
-        *self.0.target.lock().unwrap_or_else(PoisonError::into_inner) = Some((power, grace));
+        *self.target() = Some((power, grace));
+    }
+
+    /// As SIGTERM does, with another grace period where one is given. Once is enough.
+    pub fn stop(&self, grace: Option<Duration>) {
+        if let (Some(grace), Some((_, own))) = (grace, &mut *self.target()) {
+            *own = grace;
+        }
+        if !self.is_stopping() {
+            // SAFETY: kill() touches no memory. The signal is blocked and waited for.
+            unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
+        }
+    }
+
+    /// Ends the machine now.
+    pub fn kill(&self) {
+        self.0.stopping.store(true, Ordering::Release);
+        if let Some((power, _)) = &*self.target() {
+            tracing::warn!("stopping the guest by force: asked to");
+            power.end(Outcome::Stopped);
+        }
+    }
+
+    fn target(&self) -> MutexGuard<'_, Option<(Power, Duration)>> {
+        self.0.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody has asked for the end.
@@ -49,17 +73,14 @@ impl Stopper {
     fn listen(&self) {
         loop {
             wait(None);
-            let target = self
-                .0
-                .target
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
+            let target = self.target().clone();
             let Some((power, grace)) = target else {
                 continue;
             };
             self.0.stopping.store(true, Ordering::Release);
             tracing::info!("stopping the guest, by force in {} s", grace.as_secs());
+            // A guest that does not run cannot power off.
+            power.resume();
             self.0.agent.power_off();
             if wait(Some(grace)) {
                 tracing::warn!("stopping the guest by force: asked again");

@@ -25,10 +25,10 @@ use crate::boot::kernel::{Kernel, KernelError};
 use crate::boot::pvh::{self, StartWith};
 use crate::devices::bus::{Bus, SharedDevice, WindowError};
 use crate::devices::platform::{KeyboardController, PmTimer, Reset, SleepControl};
-use crate::devices::serial::{self, Line, SerialPort};
+use crate::devices::serial::{self, Keyboard, Line, SerialPort, SharedSerial};
 use crate::power::{Outcome, Power};
 use interrupts::KvmHost;
-use vcpu::{Buses, Vcpu};
+use vcpu::{Buses, Exits, Vcpu};
 
 /// The most vCPUs that a machine may have.
 pub const MAX_VCPUS: u8 = 64;
@@ -95,16 +95,18 @@ pub struct Machine {
     host: Arc<KvmHost>,
     buses: Buses,
     power: Power,
+    serial: SharedSerial,
 }
 
 impl Machine {
     /// A machine with memory, interrupt controllers and the board's own ports. The serial port
-    /// writes to `console`.
+    /// writes to `screen`, and what `keyboard` has is read there.
     pub fn new(
         kvm: Kvm,
         memory_size: u64,
         power: Power,
-        console: impl Write + Send + 'static,
+        screen: impl Write + Send + 'static,
+        keyboard: Box<dyn Keyboard>,
     ) -> Result<Self, MachineError> {
         let failed = |what| move |error| MachineError::Kvm(what, error);
         let vm = Arc::new(kvm.create_vm().map_err(failed("make a VM"))?);
@@ -126,6 +128,11 @@ impl Machine {
                 .map_err(failed("take the guest's memory"))?;
         }
         let host = KvmHost::new(vm.clone()).map_err(|e| MachineError::Io("route interrupts", e))?;
+        let line =
+            EventFd::new(EFD_NONBLOCK).map_err(|e| MachineError::Io("make an eventfd", e))?;
+        vm.register_irqfd(&line, serial::IRQ)
+            .map_err(failed("attach the serial port's interrupt"))?;
+        let serial = shared(SerialPort::new(Line(line), screen, keyboard));
         let mut machine = Self {
             kvm,
             vm,
@@ -133,24 +140,16 @@ impl Machine {
             host: Arc::new(host),
             buses: Buses::default(),
             power,
+            serial: serial.clone(),
         };
-        machine.add_board(console)?;
+        machine.add_board(serial)?;
         Ok(machine)
     }
 
-    fn add_board(&mut self, console: impl Write + Send + 'static) -> Result<(), MachineError> {
-        let line =
-            EventFd::new(EFD_NONBLOCK).map_err(|e| MachineError::Io("make an eventfd", e))?;
-        self.vm
-            .register_irqfd(&line, serial::IRQ)
-            .map_err(|e| MachineError::Kvm("attach the serial port's interrupt", e))?;
+    fn add_board(&mut self, serial: SharedDevice) -> Result<(), MachineError> {
         let power = &self.power;
         let ports: [(u64, u64, SharedDevice); 5] = [
-            (
-                serial::COM1,
-                serial::LEN,
-                shared(SerialPort::new(Line(line), console)),
-            ),
+            (serial::COM1, serial::LEN, serial),
             (
                 u64::from(acpi::SLEEP_CONTROL_PORT),
                 1,
@@ -177,6 +176,16 @@ impl Machine {
     /// The guest's memory.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+
+    /// The port that somebody may type at.
+    pub fn serial(&self) -> SharedSerial {
+        self.serial.clone()
+    }
+
+    /// Counts the exits of its vCPUs there.
+    pub fn count_exits(&mut self, exits: Arc<Exits>) {
+        self.buses.exits = exits;
     }
 
     /// What devices may ask of the machine.
@@ -272,7 +281,7 @@ impl Machine {
     }
 }
 
-fn shared(device: impl crate::devices::bus::BusDevice + 'static) -> SharedDevice {
+fn shared<D>(device: D) -> Arc<Mutex<D>> {
     Arc::new(Mutex::new(device))
 }
 

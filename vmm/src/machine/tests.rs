@@ -81,7 +81,14 @@ fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
     };
     let (sender, receiver) = mpsc::channel();
     let kvm = Kvm::new().expect("these tests need /dev/kvm");
-    let machine = Machine::new(kvm, config.memory, power.clone(), Console(sender)).unwrap();
+    let machine = Machine::new(
+        kvm,
+        config.memory,
+        power.clone(),
+        Console(sender),
+        Box::new(io::empty()),
+    )
+    .unwrap();
     let outcome = machine.run(&config).unwrap();
     (outcome, receiver.into_iter().collect())
 }

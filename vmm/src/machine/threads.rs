@@ -9,9 +9,9 @@ use std::time::Duration;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::vcpu::{Buses, Vcpu};
-use crate::power::{Outcome, Power};
+use crate::power::{Duty, Outcome, Power};
 
-/// How long between two kicks of a thread that has not ended. One kick may come just before
+/// How long between two kicks of a thread that has not heard. One kick may come just before
 /// KVM_RUN and be lost, so they are repeated.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -41,13 +41,15 @@ pub fn run(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, power: &Power) -> io::Result<Ou
     if result.is_err() {
         power.end(Outcome::Stopped);
     }
-    let outcome = power.wait();
+    power.start(threads.len());
+    let outcome = loop {
+        match power.duty() {
+            Duty::Kick => kick(&threads),
+            Duty::End(outcome) => break outcome,
+        }
+    };
     while threads.iter().any(|thread| !thread.is_finished()) {
-        threads
-            .iter()
-            .filter(|thread| !thread.is_finished())
-            .for_each(kick);
-        std::thread::sleep(KICK_INTERVAL);
+        kick(&threads);
     }
     for thread in threads {
         // A panic has been reported by the panic handler.
@@ -56,7 +58,11 @@ pub fn run(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, power: &Power) -> io::Result<Ou
     result.map(|()| outcome)
 }
 
-fn kick(thread: &JoinHandle<()>) {
-    // SAFETY: the thread has not been joined, so its handle is valid; the signal has a handler.
-    unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+/// Takes the vCPUs out of the guest, and gives them a moment to see why.
+fn kick(threads: &[JoinHandle<()>]) {
+    for thread in threads.iter().filter(|thread| !thread.is_finished()) {
+        // SAFETY: the thread has not been joined, so its handle is valid; the signal has a handler.
+        unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+    }
+    std::thread::sleep(KICK_INTERVAL);
 }

@@ -6,6 +6,7 @@ use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use netdev::counters::Counter;
 use vm_memory::GuestAddress;
 
 use super::cpuid;
@@ -28,6 +29,19 @@ pub struct Buses {
     pub pio: Bus,
     /// Memory.
     pub mmio: Bus,
+    /// How often each was gone to.
+    pub exits: Arc<Exits>,
+}
+
+/// What took vCPUs out of the guest and as far as us; most of what a guest does KVM answers itself.
+#[derive(Debug, Default)]
+pub struct Exits {
+    /// A port.
+    pub pio: Counter,
+    /// Memory with a device behind it.
+    pub mmio: Counter,
+    /// A signal of ours.
+    pub kicked: Counter,
 }
 
 /// A vCPU before it runs.
@@ -79,21 +93,34 @@ impl Vcpu {
     /// Runs the vCPU until the machine is off. Called on a thread of its own, which a signal
     /// takes out of the guest.
     pub fn run(mut self, buses: &Arc<Buses>, power: &Power) {
-        while !power.is_off() {
+        loop {
+            if power.is_halted() {
+                // The guest's clock tells its watchdogs that they were not looking; a guest
+                // without KVM's clock has no such thing, which is no failure.
+                let _ = self.fd.kvmclock_ctrl();
+                if !power.park() {
+                    return;
+                }
+                continue;
+            }
             let reason = match self.fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => {
+                    buses.exits.pio.add();
                     buses.pio.read(u64::from(port), data);
                     continue;
                 }
                 Ok(VcpuExit::IoOut(port, data)) => {
+                    buses.exits.pio.add();
                     buses.pio.write(u64::from(port), data);
                     continue;
                 }
                 Ok(VcpuExit::MmioRead(address, data)) => {
+                    buses.exits.mmio.add();
                     buses.mmio.read(address, data);
                     continue;
                 }
                 Ok(VcpuExit::MmioWrite(address, data)) => {
+                    buses.exits.mmio.add();
                     buses.mmio.write(address, data);
                     continue;
                 }
@@ -105,7 +132,10 @@ impl Vcpu {
                     "KVM met an instruction that it can't run".to_owned()
                 }
                 Ok(other) => format!("an exit that nobody asked for: {other:?}"),
-                Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => continue,
+                Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
+                    buses.exits.kicked.add();
+                    continue;
+                }
                 Err(error) => format!("KVM_RUN: {error}"),
             };
             power.end(Outcome::Crash(Crash {

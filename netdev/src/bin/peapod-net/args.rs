@@ -8,7 +8,7 @@ use netdev::netns::Target;
 use netdev::options::Options;
 
 use crate::addresses::{Prefixed, Style};
-use netdev::publish::Publish;
+use netdev::publish::{Publish, SPEC};
 
 /// Gives another network namespace, or another VMM's guest, a network made of ordinary sockets of
 /// this one.
@@ -95,8 +95,6 @@ pub enum Capture {
     /// Say how far it is
     Status,
 }
-
-const SPEC: &str = "[IP:]HOSTPORT:GUESTPORT[/tcp|udp]";
 
 /// A network.
 #[derive(Debug, clap::Args)]

@@ -1,0 +1,115 @@
+//! The serial console: what it has shown, and a terminal on it.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper::body::Frame;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
+
+use super::Refusal;
+use super::client::CONSOLE;
+use crate::console::{Console, Reader};
+use crate::running::Running;
+
+/// How long what the guest has no room for is kept before it is offered again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What is kept of the guest's output; and, followed, what comes.
+pub async fn log(State(running): State<Arc<Running>>, Query(log): Query<Log>) -> Response {
+    let console = &running.console;
+    let body = if log.follow {
+        Body::new(Output(console.reader(false)))
+    } else {
+        Body::from(console.kept())
+    };
+    let text = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    (text, body).into_response()
+}
+
+/// The guest's output without an end.
+struct Output(Reader);
+
+impl HttpBody for Output {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let bytes = self.0.poll(context);
+        bytes.map(|bytes| Some(Ok(Frame::data(bytes.into()))))
+    }
+}
+
+/// Makes the connection a terminal: what comes is typed, what the guest writes from now on is sent.
+pub async fn console(
+    State(running): State<Arc<Running>>,
+    headers: HeaderMap,
+    mut request: Request,
+) -> Result<Response, Refusal> {
+    let wanted = headers.get(header::UPGRADE);
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let Some(upgrade) = upgrade.filter(|_| wanted.is_some_and(|wanted| wanted == CONSOLE)) else {
+        let why = format!("ask for `Upgrade: {CONSOLE}`");
+        return Err(Refusal(StatusCode::UPGRADE_REQUIRED, why));
+    };
+    let console = running.console.clone();
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(stream) => terminal(TokioIo::new(stream), console).await,
+            Err(error) => tracing::debug!("a console's connection: {error}"),
+        }
+    });
+    let headers = [(header::UPGRADE, CONSOLE), (header::CONNECTION, "upgrade")];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+async fn terminal(stream: TokioIo<Upgraded>, console: Console) {
+    let (typed, mut screen) = tokio::io::split(stream);
+    let mut reader = console.reader(true);
+    let output = tokio::spawn(async move {
+        loop {
+            let bytes = poll_fn(|context| reader.poll(context)).await;
+            if screen.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    });
+    type_all(typed, &console).await;
+    output.abort();
+}
+
+/// Types what comes, as fast as the guest takes it, until nobody is there.
+async fn type_all(mut typed: ReadHalf<TokioIo<Upgraded>>, console: &Console) {
+    let mut buffer = [0; 256];
+    while let Ok(count @ 1..) = typed.read(&mut buffer).await {
+        let mut rest = buffer.get(..count).unwrap_or_default();
+        loop {
+            let taken = console.type_in(rest);
+            rest = rest.get(taken..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! A VM's API: HTTP/1.1 on a unix socket of its state directory, for its user alone; what a
+//! kubelet's probes ask is answered on a TCP port as well, where one is given. docs/api.yaml
+//! describes it.
+//!
+//! Only here is anything asynchronous. Two threads serve it, so that a call that waits for the
+//! network's next turn does not hold up a probe.
+
+mod client;
+mod console;
+mod health;
+mod metrics;
+mod network;
+#[cfg(test)]
+mod tests;
+mod vm;
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{MethodRouter, get, post};
+use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
+
+pub use client::{Client, Error};
+
+use crate::running::Running;
+
+/// The socket's name in the state directory.
+pub const SOCKET: &str = "api.sock";
+
+const THREADS: usize = 2;
+/// Connections at once, of the socket and of the probes' port each.
+const CONNECTIONS: usize = 64;
+/// How long a request's head may take, and a connection be silent.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A VM's API, until it is dropped.
+pub struct Api(Option<Runtime>);
+
+impl Api {
+    /// Serves at `socket`, and the probes' part at `probes`.
+    pub fn start(
+        running: Arc<Running>,
+        socket: &UnixListener,
+        probes: Option<std::net::TcpListener>,
+    ) -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("api")
+            .enable_io()
+            .enable_time()
+            .build()?;
+        let _inside = runtime.enter();
+        let socket = socket.try_clone()?;
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::UnixListener::from_std(socket)?;
+        runtime.spawn(serve(socket, router(all(), running.clone())));
+        if let Some(probes) = probes {
+            probes.set_nonblocking(true)?;
+            let probes = tokio::net::TcpListener::from_std(probes)?;
+            runtime.spawn(serve(probes, router(for_probes(), running)));
+        }
+        Ok(Self(Some(runtime)))
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Whoever still asks hears that the VM is gone by the end of the connection.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+type Routes = Vec<(&'static str, MethodRouter<Arc<Running>>)>;
+
+/// What a kubelet and a Prometheus ask.
+fn for_probes() -> Routes {
+    vec![
+        ("/healthz", get(health::healthz)),
+        ("/readyz", get(health::readyz)),
+        ("/metrics", get(metrics::metrics)),
+    ]
+}
+
+/// Everything.
+fn all() -> Routes {
+    let mut routes = for_probes();
+    routes.extend([
+        ("/v1/vm", get(vm::status)),
+        ("/v1/vm/pause", post(vm::pause)),
+        ("/v1/vm/resume", post(vm::resume)),
+        ("/v1/vm/stop", post(vm::stop)),
+        ("/v1/vm/kill", post(vm::kill)),
+        ("/v1/vm/log", get(console::log)),
+        ("/v1/vm/console", get(console::console)),
+        (
+            "/v1/network/ports",
+            get(network::ports)
+                .post(network::publish)
+                .delete(network::unpublish),
+        ),
+        ("/v1/network/flows", get(network::flows)),
+        ("/v1/network/counters", get(network::counters)),
+        (
+            "/v1/network/capture",
+            get(network::capture)
+                .put(network::start_capture)
+                .delete(network::stop_capture),
+        ),
+    ]);
+    routes
+}
+
+fn router(routes: Routes, running: Arc<Running>) -> Router {
+    let add = |router: Router<_>, (path, methods)| router.route(path, methods);
+    let nowhere = || async { Refusal(StatusCode::NOT_FOUND, "there is nothing here".to_owned()) };
+    let wrong = || async {
+        Refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "not by that method".to_owned(),
+        )
+    };
+    routes
+        .into_iter()
+        .fold(Router::new(), add)
+        .method_not_allowed_fallback(wrong)
+        .fallback(nowhere)
+        .with_state(running)
+}
+
+/// Serves whoever connects, so many at once; the others wait to be accepted.
+async fn serve<L: Listener>(mut listener: L, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // Nobody closes the semaphore.
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let (stream, _) = listener.accept().await;
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection to the API: {error}");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Why something was not done, for whoever asked: a status and a sentence.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}

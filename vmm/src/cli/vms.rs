@@ -1,0 +1,351 @@
+//! The subcommands about VMs that run: each a call of a VM's API.
+
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+
+use axum::http::Method;
+use netdev::publish::{Publish, SPEC};
+use netdev::requests::{Action, Request, show};
+use serde_json::{Value, json};
+
+use super::terminal::Raw;
+use crate::api::{self, Client};
+use crate::registry::{self, Found};
+
+/// Ends `peapod console`: Ctrl-], as telnet and virtctl have it.
+const LEAVE: u8 = 0x1d;
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such VM.
+    #[error(transparent)]
+    Find(#[from] registry::Error),
+    /// The VM did not do it.
+    #[error("{0}: {1}")]
+    Call(String, #[source] api::Error),
+    /// Something here failed.
+    #[error("{0}: {1}")]
+    Io(&'static str, io::Error),
+}
+
+/// A VM.
+#[derive(Debug, clap::Args)]
+pub struct Vm {
+    /// The VM: its name, the number of its process, or the path of its state directory
+    #[arg(value_name = "VM")]
+    name: String,
+}
+
+impl Vm {
+    fn find(&self) -> Result<Found, Error> {
+        Ok(registry::find(&registry::home(), &self.name)?)
+    }
+
+    fn call<T>(&self, call: impl FnOnce(&Client) -> Result<T, api::Error>) -> Result<T, Error> {
+        let client = self.client()?;
+        call(&client).map_err(|error| self.failed(error))
+    }
+
+    fn client(&self) -> Result<Client, Error> {
+        let socket = self.find()?.socket();
+        Client::new(&socket).map_err(|error| Error::Io("cannot ask", error))
+    }
+
+    fn failed(&self, error: api::Error) -> Error {
+        Error::Call(self.name.clone(), error)
+    }
+}
+
+/// A VM, and whether programs read the answer.
+#[derive(Debug, clap::Args)]
+pub struct Asked {
+    #[command(flatten)]
+    vm: Vm,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lists the VMs that run.
+pub fn ps(json: bool) -> Result<(), Error> {
+    let home = registry::home();
+    let all = registry::running(&home).map_err(|e| registry::Error::Read(home, e))?;
+    let asked = all.iter().filter_map(|found| {
+        let client = Client::new(&found.socket()).ok()?;
+        match client.get("/v1/vm") {
+            Ok(status) => Some(status),
+            Err(error) => {
+                tracing::warn!("{error}");
+                None
+            }
+        }
+    });
+    let all: Vec<_> = asked.collect();
+    if json {
+        return print(&pretty(&Value::Array(all)));
+    }
+    print(&show::table(
+        &all,
+        &[
+            ("NAME", "name"),
+            ("NAMESPACE", "namespace"),
+            ("PID", "pid"),
+            ("STATUS", "status"),
+            ("READY", "ready"),
+            ("UPTIME", "uptime_seconds"),
+            ("VCPUS", "vcpus"),
+        ],
+    ))
+}
+
+/// Tells all about one.
+pub fn status(vm: &Vm) -> Result<(), Error> {
+    print(&pretty(&vm.call(|client| client.get("/v1/vm"))?))
+}
+
+/// Arguments of `stop`.
+#[derive(Debug, clap::Args)]
+pub struct Stop {
+    #[command(flatten)]
+    vm: Vm,
+    /// How long the guest may take, before it is ended by force [default: the manifest's
+    /// terminationGracePeriodSeconds]
+    #[arg(short, long, value_name = "SECONDS")]
+    time: Option<u32>,
+}
+
+/// Powers a guest off and waits for the end.
+pub fn stop(args: &Stop) -> Result<(), Error> {
+    let query = args
+        .time
+        .map_or(String::new(), |s| format!("?grace_seconds={s}"));
+    end(&args.vm, &format!("/v1/vm/stop{query}"))
+}
+
+/// Ends a VM by force and waits until it is gone.
+pub fn kill(vm: &Vm) -> Result<(), Error> {
+    end(vm, "/v1/vm/kill")
+}
+
+fn end(vm: &Vm, path: &str) -> Result<(), Error> {
+    let found = vm.find()?;
+    vm.call(|client| client.json(Method::POST, path, None))?;
+    found
+        .wait()
+        .map_err(|error| Error::Io("cannot wait", error))
+}
+
+/// Stops its vCPUs where they are.
+pub fn pause(vm: &Vm) -> Result<(), Error> {
+    vm.call(|client| client.json(Method::POST, "/v1/vm/pause", None).map(drop))
+}
+
+/// Lets them go on.
+pub fn resume(vm: &Vm) -> Result<(), Error> {
+    vm.call(|client| client.json(Method::POST, "/v1/vm/resume", None).map(drop))
+}
+
+/// Joins the terminal to the serial console.
+pub fn console(vm: &Vm) -> Result<(), Error> {
+    let client = vm.client()?;
+    let raw = Raw::set().map_err(|error| Error::Io("cannot set the terminal", error))?;
+    if raw.is_some() {
+        eprint!("the console of {}; Ctrl-] leaves it\r\n", vm.name);
+    }
+    let joined = client.console(LEAVE);
+    drop(raw);
+    client.leave();
+    joined.map_err(|error| vm.failed(error))
+}
+
+/// Arguments of `logs`.
+#[derive(Debug, clap::Args)]
+pub struct Logs {
+    #[command(flatten)]
+    vm: Vm,
+    /// Go on until the VM ends
+    #[arg(short, long)]
+    follow: bool,
+}
+
+/// Prints what the console has shown.
+pub fn logs(args: &Logs) -> Result<(), Error> {
+    let path = format!("/v1/vm/log?follow={}", args.follow);
+    let copied = args
+        .vm
+        .call(|client| client.copy(&path, &mut io::stdout().lock()));
+    match copied {
+        // Whoever closed the pipe has read enough.
+        Err(Error::Call(_, api::Error::Output(e))) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// What `port` does.
+#[derive(Debug, clap::Subcommand)]
+pub enum Port {
+    /// List the published ports
+    Ls(Asked),
+    /// Publish one more port of the guest, or a range; on 127.0.0.1 where no address is said
+    Add(Published),
+    /// Publish a port no longer; its connections go on
+    Rm(Published),
+}
+
+/// A VM and a port of it.
+#[derive(Debug, clap::Args)]
+pub struct Published {
+    #[command(flatten)]
+    asked: Asked,
+    /// The port
+    #[arg(value_name = SPEC)]
+    publish: Publish,
+}
+
+/// Lists, adds and removes published ports.
+pub fn port(port: &Port) -> Result<(), Error> {
+    const PORTS: &str = "/v1/network/ports";
+    match port {
+        Port::Ls(asked) => ask(asked, &Request::Forwards, Method::GET, PORTS, None),
+        Port::Add(Published { asked, publish }) => {
+            let publish = publish.to_string();
+            let body = json!({ "publish": publish });
+            ask(
+                asked,
+                &Request::Add { publish },
+                Method::POST,
+                PORTS,
+                Some(body),
+            )
+        }
+        Port::Rm(Published { asked, publish }) => {
+            let publish = publish.to_string();
+            let path = format!(
+                "{PORTS}?publish={}",
+                publish.replace('[', "%5B").replace(']', "%5D")
+            );
+            ask(
+                asked,
+                &Request::Remove { publish },
+                Method::DELETE,
+                &path,
+                None,
+            )
+        }
+    }
+}
+
+/// Arguments of `flows`.
+#[derive(Debug, clap::Args)]
+pub struct Flows {
+    #[command(flatten)]
+    asked: Asked,
+    /// So many of them at most
+    #[arg(long, value_name = "COUNT")]
+    most: Option<usize>,
+}
+
+/// Lists a network's flows.
+pub fn flows(args: &Flows) -> Result<(), Error> {
+    let most = args.most;
+    let query = most.map_or(String::new(), |most| format!("?most={most}"));
+    let path = format!("/v1/network/flows{query}");
+    ask(
+        &args.asked,
+        &Request::Flows { most },
+        Method::GET,
+        &path,
+        None,
+    )
+}
+
+/// What `capture` does.
+#[derive(Debug, clap::Subcommand)]
+pub enum Capture {
+    /// Begin; the file is pcapng, and must not be there yet
+    Start {
+        /// The VM.
+        #[command(flatten)]
+        asked: Asked,
+        /// The file, which the VM makes
+        file: PathBuf,
+        /// The most bytes of each frame
+        #[arg(long, value_name = "BYTES")]
+        snaplen: Option<u32>,
+        /// The most bytes of the file [default: 1 GiB]
+        #[arg(long, value_name = "BYTES")]
+        max_bytes: Option<u64>,
+    },
+    /// End
+    Stop(Asked),
+    /// Say how far it is
+    Status(Asked),
+}
+
+/// Begins, ends and tells of a capture of frames.
+pub fn capture(capture: &Capture) -> Result<(), Error> {
+    const CAPTURE: &str = "/v1/network/capture";
+    let about = Request::Capture {
+        action: Action::Status,
+        path: None,
+        snaplen: None,
+        max_bytes: None,
+    };
+    match capture {
+        Capture::Start {
+            asked,
+            file,
+            snaplen,
+            max_bytes,
+        } => {
+            // The VM's process is in another directory.
+            let path =
+                std::path::absolute(file).map_err(|e| Error::Io("cannot name the file", e))?;
+            let body = json!({ "path": path, "snaplen": snaplen, "max_bytes": max_bytes });
+            ask(asked, &about, Method::PUT, CAPTURE, Some(body))
+        }
+        Capture::Stop(asked) => ask(asked, &about, Method::DELETE, CAPTURE, None),
+        Capture::Status(asked) => ask(asked, &about, Method::GET, CAPTURE, None),
+    }
+}
+
+/// Shows a VM's figures.
+pub fn metrics(asked: &Asked) -> Result<(), Error> {
+    if asked.json {
+        return print(&pretty(
+            &asked.vm.call(|client| client.get("/v1/network/counters"))?,
+        ));
+    }
+    print(&asked.vm.call(|client| client.text("/metrics"))?)
+}
+
+/// Asks the network, and prints the answer as `request`'s are printed.
+fn ask(
+    asked: &Asked,
+    request: &Request,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> Result<(), Error> {
+    let answer = asked.vm.call(|client| client.json(method, path, body))?;
+    print(&if asked.json {
+        pretty(&answer)
+    } else {
+        show::show(request, &answer)
+    })
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // Whoever closed the pipe has read enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::Io("cannot write", error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,172 @@
+//! A VM that runs, for whoever asks from outside: how it is, and what may be done to it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use netdev::control::Control;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{self, Agent};
+use crate::console::Console;
+use crate::launch::Stopper;
+use crate::machine::vcpu::Exits;
+use crate::power::Power;
+
+/// A running VM's parts, each of which any thread may use.
+pub struct Running {
+    /// The manifest's name.
+    pub name: String,
+    /// The manifest's namespace.
+    pub namespace: String,
+    /// The SMBIOS UUID.
+    pub uuid: String,
+    /// How many vCPUs there are.
+    pub vcpus: u8,
+    /// The guest's memory, in bytes.
+    pub memory: u64,
+    /// Since when there is one.
+    pub started: Instant,
+    /// Its agent, there or not.
+    pub agent: Agent,
+    /// Its end.
+    pub stopper: Stopper,
+    /// Its console.
+    pub console: Console,
+    /// Its network, if it has one.
+    pub network: Option<Control>,
+    /// Its vCPUs' exits.
+    pub exits: Arc<Exits>,
+    /// The machine as it is since the guest's last reset.
+    pub power: Mutex<Power>,
+}
+
+/// How a VM is, in a word of `kubectl get vm`'s (KubeVirt's `printableStatus`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// The guest has not said yet that it is ready.
+    Starting,
+    /// It has.
+    Running,
+    /// The vCPUs stand still.
+    Paused,
+    /// Somebody has asked for the end.
+    Stopping,
+}
+
+/// What a VM is and how it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The manifest's name.
+    pub name: String,
+    /// The manifest's namespace.
+    pub namespace: String,
+    /// The SMBIOS UUID.
+    pub uuid: String,
+    /// The process.
+    pub pid: u32,
+    /// In a word.
+    pub status: Phase,
+    /// As `/readyz` has it.
+    pub ready: bool,
+    /// Seconds since the start.
+    pub uptime_seconds: f64,
+    /// How many there are.
+    pub vcpus: u8,
+    /// The guest's, in bytes.
+    pub memory: u64,
+    /// What the agent says.
+    pub agent: agent::Status,
+}
+
+impl Running {
+    /// The machine's switch.
+    pub fn power(&self) -> Power {
+        self.power
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The guest was reset, and is another machine now; what was paused is not any more.
+    pub fn watch(&self, power: Power) {
+        *self.power.lock().unwrap_or_else(PoisonError::into_inner) = power;
+    }
+
+    /// What it is and how it is.
+    pub fn status(&self) -> Status {
+        Status {
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            uuid: self.uuid.clone(),
+            pid: std::process::id(),
+            status: self.phase(),
+            ready: self.unready().is_empty(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            vcpus: self.vcpus,
+            memory: self.memory,
+            agent: self.agent.status(),
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        if self.stopper.is_stopping() {
+            Phase::Stopping
+        } else if self.power().is_paused() {
+            Phase::Paused
+        } else if self.agent.is_ready() {
+            Phase::Running
+        } else {
+            Phase::Starting
+        }
+    }
+
+    /// Why the VM is not ready, a sentence a reason: the guest's set-up is not over, it does not
+    /// run, or nothing in it answers behind a forward.
+    pub fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.agent.is_ready() {
+            reasons.push("the guest's set-up is not over".to_owned());
+        }
+        match self.phase() {
+            Phase::Paused => reasons.push("the VM is paused".to_owned()),
+            Phase::Stopping => reasons.push("the VM is stopping".to_owned()),
+            Phase::Starting | Phase::Running => {}
+        }
+        let forwards = self.network.as_ref().map(Control::forwards);
+        match forwards.unwrap_or(Ok(Vec::new())) {
+            Ok(forwards) => reasons.extend(forwards.iter().filter(|f| !f.listens).map(|closed| {
+                let forward = &closed.forward;
+                format!(
+                    "nothing in the guest listens on its port {} ({forward} here)",
+                    forward.guest_port
+                )
+            })),
+            Err(error) => reasons.push(error.to_string()),
+        }
+        reasons
+    }
+
+    /// Stops the vCPUs where they are. Fails where the VM is ending.
+    pub fn pause(&self) -> Result<(), &'static str> {
+        if self.stopper.is_stopping() {
+            return Err("the VM is stopping");
+        }
+        self.power().pause();
+        Ok(())
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        self.power().resume();
+    }
+
+    /// Powers the guest off, by force after `grace`, or the manifest's grace period.
+    pub fn stop(&self, grace: Option<Duration>) {
+        self.stopper.stop(grace);
+    }
+
+    /// Ends it now.
+    pub fn kill(&self) {
+        self.stopper.kill();
+    }
+}
