@@ -6,6 +6,7 @@
 pub mod children;
 pub mod init;
 pub mod network;
+pub mod ports;
 pub mod power;
 pub mod protocol;
 pub mod seed;

@@ -1,12 +1,13 @@
-//! What the guest's network, and the pod's, need of rtnetlink(7).
+//! What the guest's network, and the pod's, need of rtnetlink(7); and any other netlink dump.
 
 use std::io;
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
@@ -37,23 +38,17 @@ pub struct Link {
     pub is_ethernet: bool,
 }
 
-/// A socket to the kernel.
-pub struct Netlink {
+/// A socket to the kernel for messages of a protocol.
+pub struct Netlink<M = RouteNetlinkMessage> {
     socket: Socket,
     sequence: u32,
+    protocol: PhantomData<M>,
 }
 
 impl Netlink {
-    /// Opens one.
+    /// Opens one for rtnetlink.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
+        Self::open_for(NETLINK_ROUTE)
     }
 
     /// All links.
@@ -117,23 +112,33 @@ impl Netlink {
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         self.ask(RouteNetlinkMessage::NewRoute(message), flags, drop)
     }
+}
+
+impl<M> Netlink<M>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+    NetlinkPayload<M>: From<M>,
+{
+    /// Opens one for `protocol`, which is that of the messages.
+    pub fn open_for(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            protocol: PhantomData,
+        })
+    }
 
     /// Gives `each` all of what `request` asks for.
-    pub fn dump(
-        &mut self,
-        request: RouteNetlinkMessage,
-        each: impl FnMut(RouteNetlinkMessage),
-    ) -> io::Result<()> {
+    pub fn dump(&mut self, request: M, each: impl FnMut(M)) -> io::Result<()> {
         self.ask(request, NLM_F_DUMP, each)
     }
 
     /// Sends a request and reads its answers up to the last.
-    fn ask(
-        &mut self,
-        request: RouteNetlinkMessage,
-        flags: u16,
-        mut each: impl FnMut(RouteNetlinkMessage),
-    ) -> io::Result<()> {
+    fn ask(&mut self, request: M, flags: u16, mut each: impl FnMut(M)) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -151,7 +156,7 @@ impl Netlink {
             };
             let mut rest = &answer[..];
             while let Some(len) = rest.first_chunk() {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+                let message = NetlinkMessage::<M>::deserialize(rest);
                 let len = (u32::from_ne_bytes(*len) as usize).next_multiple_of(4);
                 rest = rest.get(len.max(4)..).unwrap_or_default();
                 // One that the library does not understand is about nothing that matters here.

@@ -1,13 +1,14 @@
 //! The guest's network: addresses, names, connections out, and what it may not reach.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
-use peapod_tests::{Guest, Manifest, Vm};
+use peapod_tests::{Guest, Manifest, Vm, peapod};
 
-use super::{BOOT, shared};
+use super::{BOOT, SOON, shared};
 
 /// An address of this machine that is not loopback, on an interface made for the tests.
 pub fn outside() -> &'static str {
@@ -120,6 +121,49 @@ fn the_host_s_loopback_is_closed_to_the_guest() {
         "refused, not dropped: {output}"
     );
     assert!(listener.accept().is_err());
+}
+
+#[test]
+fn a_guest_has_ipv6_where_its_pod_has_a_way_out_by_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "until grep ^fd1000000002 /proc/net/if_inet6; do sleep 0.2; done\n\
+        cat /etc/resolv.conf\n\
+        ruby -rsocket -e 'begin; TCPSocket.new(\"2001:db8::1\", 9); rescue => e; puts e.class; end'\n\
+        busybox poweroff\n";
+    let manifest = Manifest::new("six", script).write(directory.path());
+    let pod = "ip link set lo up; ip link add out type dummy; ip link set out up; \
+        ip addr add 2001:db8::1/64 dev out nodad; ip -6 route add default dev out; exec \"$@\"";
+    let mut vm = Vm::start(
+        Command::new("unshare")
+            .args(["--net", "--", "sh", "-c", pod, "sh"])
+            .args([peapod().as_os_str(), "run".as_ref(), manifest.as_os_str()]),
+    );
+    assert_eq!(vm.wait(2 * BOOT), 0, "{}\n{}", vm.log(), vm.console());
+    // The pod's connect() was refused: there it came.
+    assert!(vm.console().contains("ECONNREFUSED"), "{}", vm.console());
+}
+
+#[test]
+fn where_no_port_is_declared_those_that_the_guest_listens_on_are_published() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "ruby -rsocket -e 's = TCPServer.new(9123); t = TCPServer.new(\"127.0.0.1\", 9124); \
+        s.accept.tap { |c| c.puts(\"hello\"); c.close }; s.close; sleep' &\n";
+    let manifest = Manifest::new("undeclared", script).write(directory.path());
+    let vm = Vm::run(&manifest, [""; 0]);
+    vm.wait_log("127.0.0.1:9123/tcp is the guest's port 9123", BOOT);
+    let hello = || {
+        let mut answer = String::new();
+        let mut stream = TcpStream::connect("127.0.0.1:9123")?;
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    // Published, it still has to be seen to listen.
+    let answer = (0..100).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        hello().ok()
+    });
+    assert_eq!(answer.as_deref(), Some("hello\n"), "{}", vm.log());
+    vm.wait_log("127.0.0.1:9123 is not the guest's any more", SOON);
+    assert!(!vm.log().contains("9124"), "{}", vm.log());
 }
 
 #[test]

@@ -45,10 +45,13 @@ pub struct Vm {
 impl Vm {
     /// Starts `peapod run` on `manifest` with more arguments.
     pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(manifest: &Path, arguments: I) -> Self {
-        let mut child = Command::new(peapod())
-            .arg("run")
-            .args(arguments)
-            .arg(manifest)
+        let mut command = Command::new(peapod());
+        Self::start(command.arg("run").args(arguments).arg(manifest))
+    }
+
+    /// Starts a command that is, or becomes, `peapod run`.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -14,7 +14,7 @@ use netdev::pod::Pod;
 use netdev::socket::Listener;
 use netdev::wire::Mac;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Follower};
 use crate::api::{self, Api};
 use crate::console::Console;
 use crate::devices::bus::WindowError;
@@ -134,6 +134,11 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
             forward.guest_port
         );
     }
+    if let (Some(network), []) = (&network, &plan.forwards[..]) {
+        tracing::info!("no port is declared: those that the guest's agent reports are published");
+        let address = Ipv4Addr::LOCALHOST.into();
+        agent.publish_by(Follower::new(network.clone(), address));
+    }
     let running = Arc::new(Running {
         name: plan.machine.name.clone(),
         namespace: plan.machine.namespace.clone(),
@@ -211,12 +216,15 @@ fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Erro
         let mac = interface
             .mac
             .unwrap_or_else(|| derived_mac(&plan.machine.uuid));
+        // A guest that believes in a way that the pod has not would wait for it. Where the pod has
+        // none at all, its own ports are still to be reached.
+        let only_v6 = pod.has_route(true) && !pod.has_route(false);
+        let needs_v4 = !only_v6 || plan.forwards.iter().any(|f| f.bind.is_ipv4());
         let engine = Engine::new(NetConfig {
-            v4: Some(match interface.binding {
-                Binding::Masquerade => Network::<Ipv4Addr>::MASQUERADE,
-                Binding::Slirp => Network::<Ipv4Addr>::SLIRP,
-            }),
-            // A guest that believes in a way that the pod has not would wait for it.
+            v4: match interface.binding {
+                Binding::Masquerade => needs_v4.then_some(Network::<Ipv4Addr>::MASQUERADE),
+                Binding::Slirp => Some(Network::<Ipv4Addr>::SLIRP),
+            },
             v6: (interface.binding == Binding::Masquerade && pod.has_route(true))
                 .then_some(Network::<Ipv6Addr>::MASQUERADE),
             mtu,

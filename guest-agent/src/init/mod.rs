@@ -17,13 +17,13 @@ use std::thread;
 use rustix::mount::{MountFlags, mount};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use crate::network::{self, Lease};
+use crate::network::{self, Names};
 use crate::power::{self, End};
 use crate::protocol::{Role, StageState};
 use crate::signals::Signals;
 use crate::userdata;
 use crate::voice::Voice;
-use crate::{children, say, service};
+use crate::{children, ports, say, service};
 use cmdline::CommandLine;
 
 /// What signals process 1 gets, and from whom.
@@ -112,21 +112,21 @@ fn boot() {
         voice.fatal(&reason);
     }
     voice.stage("root", StageState::Done);
-    let lease = network.join().ok().flatten();
+    let names = network.join().ok().flatten();
     let outcome = match root::systemd(&line) {
         Some(init) => hand_over(&init),
-        None => become_init(&voice, lease.as_ref()),
+        None => become_init(&voice, names.as_ref()),
     };
     if let Err(error) = outcome {
         voice.fatal(&format!("cannot enter the root: {error}"));
     }
 }
 
-fn configure(voice: &Voice) -> Option<Lease> {
+fn configure(voice: &Voice) -> Option<Names> {
     match network::configure() {
-        Ok(lease) => {
+        Ok(names) => {
             voice.stage("network", StageState::Done);
-            lease
+            names
         }
         Err(error) => {
             voice.failed("network", &error.to_string());
@@ -144,7 +144,7 @@ fn hand_over(init: &Path) -> io::Result<()> {
 }
 
 /// The root has none: this process stays.
-fn become_init(voice: &Voice, lease: Option<&Lease>) -> io::Result<()> {
+fn become_init(voice: &Voice, names: Option<&Names>) -> io::Result<()> {
     root::enter()?;
     voice.role(Role::Init);
     let more = MountFlags::NOSUID | MountFlags::NOEXEC;
@@ -173,11 +173,12 @@ fn become_init(voice: &Voice, lease: Option<&Lease>) -> io::Result<()> {
         // It may be there.
         let _ = std::os::unix::fs::symlink(target, link);
     }
-    if let Some(lease) = lease
-        && let Err(error) = network::tell_root(lease)
+    if let Some(names) = names
+        && let Err(error) = network::tell_root(names)
     {
         voice.failed("network", &error.to_string());
     }
+    ports::watch(voice);
     userdata::run(voice);
     Ok(())
 }

@@ -8,7 +8,7 @@ use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, Optio
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::prefix;
+use super::{Names, is_name, prefix};
 
 const CLIENT: u16 = 68;
 const SERVER: u16 = 67;
@@ -29,12 +29,8 @@ pub struct Lease {
     pub prefix: u8,
     /// The way out.
     pub router: Option<Ipv4Addr>,
-    /// Where names are asked for.
-    pub nameservers: Vec<Ipv4Addr>,
-    /// Search domains.
-    pub search: Vec<String>,
-    /// The guest's name.
-    pub hostname: Option<String>,
+    /// What it says of names.
+    pub names: Names,
     /// The network's MTU.
     pub mtu: Option<u16>,
 }
@@ -45,9 +41,7 @@ impl Default for Lease {
             address: Ipv4Addr::UNSPECIFIED,
             prefix: 32,
             router: None,
-            nameservers: Vec::new(),
-            search: Vec::new(),
-            hostname: None,
+            names: Names::default(),
             mtu: None,
         }
     }
@@ -180,35 +174,32 @@ fn lease(ack: &Message) -> Lease {
         ..Lease::default()
     };
     let mut domain = None;
+    let names = &mut lease.names;
     for (_, option) in ack.opts().iter() {
         match option {
             DhcpOption::SubnetMask(mask) => lease.prefix = prefix(*mask),
             DhcpOption::Router(routers) => lease.router = routers.first().copied(),
-            DhcpOption::DomainNameServer(servers) => lease.nameservers.clone_from(servers),
-            DhcpOption::DomainSearch(names) => {
-                lease.search = names
+            DhcpOption::DomainNameServer(servers) => {
+                names.nameservers = servers.iter().copied().map(Into::into).collect();
+            }
+            DhcpOption::DomainSearch(list) => {
+                names.search = list
                     .iter()
                     .map(|name| name.to_string().trim_end_matches('.').to_owned())
                     .filter(|name| is_name(name))
                     .collect();
             }
             DhcpOption::DomainName(name) => domain = Some(name.clone()),
-            DhcpOption::Hostname(name) => lease.hostname = Some(name.clone()),
+            DhcpOption::Hostname(name) => names.hostname = Some(name.clone()),
             DhcpOption::InterfaceMtu(mtu) => lease.mtu = Some(*mtu),
             _ => {}
         }
     }
-    lease.hostname = lease.hostname.filter(|name| is_name(name));
-    if lease.search.is_empty() {
-        lease.search.extend(domain.filter(|name| is_name(name)));
+    names.hostname = names.hostname.take().filter(|name| is_name(name));
+    if names.search.is_empty() {
+        names.search.extend(domain.filter(|name| is_name(name)));
     }
     lease
-}
-
-/// Whether a word is one that may stand in resolv.conf: letters, digits, `-`, `_` and dots.
-fn is_name(word: &str) -> bool {
-    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    !word.is_empty() && word.len() < 254 && word.chars().all(good)
 }
 
 #[cfg(test)]
@@ -242,9 +233,11 @@ mod tests {
                 address: Ipv4Addr::new(10, 0, 2, 2),
                 prefix: 24,
                 router: Some(Ipv4Addr::new(10, 0, 2, 1)),
-                nameservers: vec![Ipv4Addr::new(10, 96, 0, 10)],
-                search: vec!["a.example".to_owned()],
-                hostname: Some("details".to_owned()),
+                names: Names {
+                    nameservers: vec![Ipv4Addr::new(10, 96, 0, 10).into()],
+                    search: vec!["a.example".to_owned()],
+                    hostname: Some("details".to_owned()),
+                },
                 mtu: Some(1400),
             }
         );
@@ -256,8 +249,7 @@ mod tests {
             DhcpOption::Hostname("a\nb".to_owned()),
             DhcpOption::DomainName("x y".to_owned()),
         ]);
-        let lease = lease(&ack);
-        assert_eq!((lease.hostname, lease.search), (None, Vec::new()));
+        assert_eq!(lease(&ack).names, Names::default());
     }
 
     #[test]

@@ -81,6 +81,14 @@ pub enum Event {
         /// Milliseconds since the guest's kernel started its clock.
         uptime_ms: u64,
     },
+    /// The ports on which programs of the guest can be reached, all of them: when the agent has
+    /// looked for the first time, and when they have changed.
+    Ports {
+        /// TCP's, ascending.
+        tcp: Vec<u16>,
+        /// UDP's, ascending.
+        udp: Vec<u16>,
+    },
     /// The guest cannot go on, and ends.
     Fatal {
         /// Why, for a person.

@@ -36,6 +36,8 @@ struct State {
     role: Role,
     line: Line,
     failures: usize,
+    /// The ports as they were told last, for a VMM that comes later.
+    ports: Option<Event>,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,7 @@ impl Voice {
             role,
             line: Line::Waiting(Vec::new()),
             failures: 0,
+            ports: None,
         })));
         let speaker = voice.clone();
         thread::spawn(move || speaker.converse());
@@ -89,6 +92,16 @@ impl Voice {
             outcome,
             uptime_ms: uptime_ms(),
         });
+    }
+
+    /// The ports are these now.
+    pub fn ports(&self, ports: Event) {
+        let mut state = self.state();
+        state.ports = Some(ports.clone());
+        if let Line::Open(_) = state.line {
+            drop(state);
+            self.tell(ports);
+        }
     }
 
     /// The guest cannot go on: says why and powers it off.
@@ -149,6 +162,9 @@ impl Voice {
             for event in events.drain(..) {
                 protocol::write(&mut writer, &event.frame())?;
             }
+        }
+        if let Some(ports) = &state.ports {
+            protocol::write(&mut writer, &ports.frame())?;
         }
         state.line = Line::Open(writer);
         Ok(())

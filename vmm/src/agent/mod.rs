@@ -1,6 +1,7 @@
 //! The host's side of the agent's protocol (docs/agent-protocol.md). What the agent says is the
 //! guest's word: it is logged and shown, and nothing else depends on it.
 
+mod follow;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,8 @@ use guest_agent::protocol::{
 };
 
 use serde::{Deserialize, Serialize};
+
+pub use follow::Follower;
 
 use crate::power::{self, Power};
 
@@ -63,6 +66,8 @@ pub struct Agent(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
+    /// Asked with no lock on the state: it waits for the network's next turn.
+    follower: Mutex<Option<Follower>>,
     streams: SyncSender<UnixStream>,
 }
 
@@ -86,6 +91,7 @@ impl Agent {
         let (streams, incoming) = sync_channel(1);
         let agent = Self(Arc::new(Shared {
             state: Mutex::default(),
+            follower: Mutex::default(),
             streams,
         }));
         let listener = agent.clone();
@@ -121,6 +127,11 @@ impl Agent {
         self.state().machine = Some(machine);
     }
 
+    /// What the guest listens on is published by `follower` from now on.
+    pub fn publish_by(&self, follower: Follower) {
+        *self.follower() = Some(follower);
+    }
+
     /// Whether the guest's set-up is over.
     pub fn is_ready(&self) -> bool {
         self.state().status.outcome.is_some()
@@ -139,6 +150,17 @@ impl Agent {
             ask(&mut state, &Request::PowerOff);
         } else {
             tracing::info!("the guest's agent has not spoken yet; it will be told to power off");
+        }
+    }
+
+    fn follower(&self) -> MutexGuard<'_, Option<Follower>> {
+        let follower = self.0.follower.lock();
+        follower.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follow(&self, tcp: &[u16], udp: &[u16]) {
+        if let Some(follower) = &mut *self.follower() {
+            follower.follow(tcp, udp);
         }
     }
 
@@ -164,6 +186,8 @@ impl Agent {
             if let Err(error) = result {
                 tracing::warn!("the agent's connection broke: {error}");
             }
+            // Nobody knows what it listens on now.
+            self.follow(&[], &[]);
             let mut state = self.state();
             *state = State {
                 power_off: state.power_off,
@@ -252,6 +276,7 @@ impl Agent {
                     _ => tracing::info!("the guest is ready after {seconds:.3} s"),
                 }
             }
+            Event::Ports { tcp, udp } => self.follow(&tcp, &udp),
             Event::Fatal { reason } => {
                 if let Some(machine) = &self.state().machine {
                     machine.end(power::Outcome::GaveUp(shown(&reason)));

@@ -270,11 +270,6 @@ fn interface(field: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Opt
             "interface `{name}` has no binding: masquerade is used"
         ));
     }
-    if ports.is_empty() {
-        warnings.push(format!(
-            "interface `{name}` has no ports: nothing is forwarded to the guest"
-        ));
-    }
     Some(Interface {
         name,
         binding: binding?,

@@ -1,0 +1,87 @@
+//! Publishes what the guest listens on, where nobody has said which ports are to be published.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use netdev::access::MESH_PORTS;
+use netdev::config::{Forward, Transport};
+use netdev::control::Control;
+
+/// Ports that are followed at once, each of which is a socket; a guest may listen on any number.
+const MOST: usize = 512;
+
+/// A port of the guest's.
+type Port = (Transport, u16);
+
+/// The guest's ports that are published because it listens on them.
+pub struct Follower {
+    network: Control,
+    address: IpAddr,
+    /// Those that it listens on, and whether they could be published.
+    ports: BTreeMap<Port, bool>,
+}
+
+impl Follower {
+    /// Publishes ports of `network`'s guest at `address`, under their own numbers.
+    pub fn new(network: Control, address: IpAddr) -> Self {
+        Self {
+            network,
+            address,
+            ports: BTreeMap::new(),
+        }
+    }
+
+    /// The guest listens on these ports now, and on no others. The mesh's own are passed over.
+    pub fn follow(&mut self, tcp: &[u16], udp: &[u16]) {
+        let tcp = tcp.iter().map(|port| (Transport::Tcp, *port));
+        let all = tcp.chain(udp.iter().map(|port| (Transport::Udp, *port)));
+        let wanted: Vec<_> = all
+            .filter(|(_, port)| *port != 0 && !MESH_PORTS.contains(port))
+            .collect();
+        if wanted.len() > MOST {
+            tracing::warn!("the guest listens on more than {MOST} ports; the first are published");
+        }
+        let wanted = wanted.get(..MOST).unwrap_or(&wanted);
+        let gone: Vec<_> = self
+            .ports
+            .keys()
+            .filter(|p| !wanted.contains(p))
+            .copied()
+            .collect();
+        for port in gone {
+            self.withdraw(port);
+        }
+        for port in wanted {
+            if !self.ports.contains_key(port) {
+                self.publish(*port);
+            }
+        }
+    }
+
+    fn publish(&mut self, (transport, port): Port) {
+        let forward = Forward {
+            transport,
+            bind: SocketAddr::new(self.address, port),
+            guest_port: port,
+        };
+        let published = self.network.add_forward(&forward);
+        match &published {
+            Ok(()) => tracing::info!("{forward} is the guest's port {port}, which it listens on"),
+            Err(error) => tracing::warn!("the guest's port {port} is not published: {error}"),
+        }
+        self.ports.insert((transport, port), published.is_ok());
+    }
+
+    fn withdraw(&mut self, (transport, port): Port) {
+        if self.ports.remove(&(transport, port)) != Some(true) {
+            return;
+        }
+        let bind = SocketAddr::new(self.address, port);
+        match self.network.remove_forward(transport, bind) {
+            Ok(()) => {
+                tracing::info!("{bind} is not the guest's any more: it has stopped listening")
+            }
+            Err(error) => tracing::warn!("{bind} stays published: {error}"),
+        }
+    }
+}
