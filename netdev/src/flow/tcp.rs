@@ -289,6 +289,12 @@ impl Tcp {
             return;
         }
         let window = u32::from(segment.window) << self.scale;
+        let edge = segment.acknowledgement.wrapping_add(window);
+        let before = |a: u32, b: u32| b.wrapping_sub(a).wrapping_sub(1) < 1 << 31;
+        if before(edge, self.next) && before(edge, self.unacknowledged.wrapping_add(self.window)) {
+            // It may not have looked at what was acknowledged beyond.
+            self.acknowledge = true;
+        }
         if newly == 0 {
             let waits = self.flight() > 0;
             let same = window == self.window && segment.payload.is_empty() && waits;
@@ -331,6 +337,16 @@ impl Tcp {
         if self.flight() > 0 {
             self.deadline = Some(now + self.timeout);
         }
+    }
+
+    /// The number of a segment without data: the next, but no more than the edge of a window that
+    /// the guest has taken back, as Linux does that drops what it has no memory for. It looks at
+    /// nothing that lies beyond.
+    fn acceptable(&self) -> u32 {
+        if self.state == State::Open && self.flight() > self.window as usize {
+            return self.unacknowledged.wrapping_add(self.window);
+        }
+        self.next
     }
 
     fn flight(&self) -> usize {
@@ -540,7 +556,7 @@ impl Tcp {
             State::Open => self.send_data(outlet, guest, now),
         };
         let owed = self.acknowledge && matches!(self.state, State::SynReceived | State::Open);
-        let sent = sent && (!owed || self.emit(outlet, guest, Flags::ACK, self.next, 0..0));
+        let sent = sent && (!owed || self.emit(outlet, guest, Flags::ACK, self.acceptable(), 0..0));
         if !sent {
             // If there is no room before the timer ends, that is as if it had been lost.
             self.wait(now);
@@ -737,7 +753,7 @@ impl Tcp {
     pub fn reset_guest(&mut self, outlet: &mut Outlet<'_>, guest: IpAddr) {
         if self.state != State::SynSent {
             let flags = Flags::RST.and(Flags::ACK);
-            self.emit(outlet, guest, flags, self.next, 0..0);
+            self.emit(outlet, guest, flags, self.acceptable(), 0..0);
         }
     }
 
@@ -776,6 +792,7 @@ mod tests {
 
     use super::*;
     use crate::config::Transport;
+    use crate::link::fake;
 
     /// An open connection, of which the guest was told a window of `window` bytes, and its peer.
     fn open(window: u32) -> (Tcp, TcpStream) {
@@ -822,6 +839,38 @@ mod tests {
         let mut bytes = [0; 9];
         peer.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"abcdefghi");
+    }
+
+    #[test]
+    fn what_is_acknowledged_is_so_within_a_window_that_the_guest_took_back() {
+        let (mut tcp, mut peer) = open(100);
+        let (mut pool, now) = (Pool::default(), Instant::now());
+        let (mut link, card) = fake::pair();
+        let guest = "10.0.2.2".parse().unwrap();
+        let mut outlet = Outlet {
+            link: &mut link,
+            mac: [2; 6],
+            mtu: 1500,
+        };
+        tcp.window = 500;
+        peer.write_all(&[7; 500]).unwrap();
+        while tcp.outbox.len() < 500 {
+            tcp.ready(true, false, false);
+            tcp.fill(&mut pool);
+        }
+        tcp.send(&mut outlet, guest, now);
+        assert_eq!(fake::segment(&card.receive()).unwrap().1.payload.len(), 500);
+        for (window, payload) in [(200, &b"abc"[..]), (100, b""), (0, b"abc")] {
+            let mut data = segment(tcp.expected, payload);
+            data.window = window;
+            let taken = tcp.receive(&data, now, &mut pool);
+            assert_eq!(taken.data, 0..payload.len());
+            tcp.send(&mut outlet, guest, now);
+            let frame = card.receive();
+            let (_, answer) = fake::segment(&frame).unwrap();
+            assert_eq!(answer.acknowledgement, tcp.expected);
+            assert_eq!(answer.sequence, u32::from(window));
+        }
     }
 
     #[test]
