@@ -196,8 +196,16 @@ impl Run<'_> {
         let Some(ip) = Packet::parse(packet) else {
             return counters.dropped_malformed.add();
         };
-        if ip.fragment {
-            return counters.dropped_fragment.add();
+        if let Some(place) = ip.fragment {
+            counters.dropped_fragment.add();
+            // Told once, the socket that sent the packet has an error for a longer datagram than
+            // can be sent. Errors are nobody's to answer (RFC 1122, section 3.2.2).
+            let first = place == 0 && matches!(ip.protocol, Protocol::Tcp | Protocol::Udp);
+            if first && matches!(self.sender(&ip), Sender::Guest) {
+                let why = Unreachable::TooBig(self.engine.config.mtu);
+                self.unreachable(why, ip.destination, ip.whole);
+            }
+            return;
         }
         match self.sender(&ip) {
             Sender::Guest => self.guest_mac = mac,

@@ -5,8 +5,9 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Instant;
 
 use super::*;
-use crate::config::{Forward, Policy, Transport};
+use crate::config::{Forward, GATEWAY_MAC, Policy, Transport};
 use crate::link::fake::{self, Guest};
+use crate::wire::{TYPE_IPV4, Udp, ethernet};
 
 /// Has a guest of `policy` do something, and returns the counters. The clock stands still.
 fn under(policy: Policy, test: impl FnOnce(&mut Run<'_>, &Guest)) -> Arc<Counters> {
@@ -78,6 +79,33 @@ fn a_guest_begins_no_more_flows_than_it_may_and_can_try_again() {
     assert_eq!(ask(&mut run), 4);
     drop(run);
     assert_eq!(engine.counters().refused_rate.get(), 3);
+}
+
+#[test]
+fn a_packet_in_fragments_is_too_big_and_its_first_fragment_is_told_so() {
+    let counters = under(Policy::default(), |run, guest| {
+        let mut send = |from: &str, place: [u8; 2]| {
+            let udp = Udp {
+                source: 5,
+                destination: 9,
+                payload: b"x",
+            };
+            let to = "192.0.2.1".parse().unwrap();
+            let mut packet = udp.packet(from.parse().unwrap(), to);
+            packet[6..8].copy_from_slice(&place);
+            guest.send([&ethernet(GATEWAY_MAC, [2; 6], TYPE_IPV4)[..], &packet].concat());
+            run.turn(false).unwrap();
+        };
+        send("10.0.2.2", [0x20, 0]);
+        let answer = guest.receive();
+        // ICMP: unreachable, too big, and the MTU (RFC 1191, section 4)
+        assert_eq!((answer[23], &answer[34..36]), (1, &[3, 4][..]));
+        assert_eq!(answer[40..42], 1500_u16.to_be_bytes());
+        send("10.0.2.2", [0, 185]);
+        send("10.0.2.9", [0x20, 0]);
+        assert_eq!(guest.waiting(), 0);
+    });
+    assert_eq!(counters.dropped_fragment.get(), 3);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub fn answer(config: &Config, packet: &Packet<'_>, routed: bool) -> Option<Vec<
     let network = config.v6.as_ref()?;
     let source = v6(packet.source)?;
     // A fragment is none (RFC 6980, section 5).
-    if packet.protocol != Protocol::Icmp || packet.hops != HOPS || packet.fragment {
+    if packet.protocol != Protocol::Icmp || packet.hops != HOPS || packet.fragment.is_some() {
         return None;
     }
     let message = Icmp::parse(packet.payload)?;

@@ -62,8 +62,8 @@ pub struct Packet<'a> {
     pub protocol: Protocol,
     /// Hops that are left.
     pub hops: u8,
-    /// Whether it is a fragment of a larger packet.
-    pub fragment: bool,
+    /// Where its payload lies in that of a larger packet, in bytes, if it is a fragment.
+    pub fragment: Option<u16>,
     /// The packet from its first byte, without what pads the frame.
     pub whole: &'a [u8],
     /// What lies behind its headers.
@@ -91,12 +91,14 @@ impl<'a> Packet<'a> {
         }
         let whole = packet.get(..usize::from(be16(packet, 2)?))?;
         let address = |at| be32(whole, at).map(|a| IpAddr::V4(Ipv4Addr::from(a)));
+        // Three flags, the last of which is "more fragments", and eighths of the place in bytes.
+        let place = be16(whole, 6)?;
         Some(Self {
             source: address(12)?,
             destination: address(16)?,
             protocol: Protocol::of(*whole.get(9)?, false),
             hops: *whole.get(8)?,
-            fragment: be16(whole, 6)? & 0x3fff != 0,
+            fragment: (place & 0x3fff != 0).then_some(place << 3),
             whole,
             payload: whole.get(header..)?,
         })
@@ -108,7 +110,7 @@ impl<'a> Packet<'a> {
             let bytes: [u8; 16] = whole.get(at..at + 16)?.try_into().ok()?;
             Some(IpAddr::V6(Ipv6Addr::from(bytes)))
         };
-        let (mut next, mut at, mut fragment) = (*whole.get(6)?, V6, false);
+        let (mut next, mut at, mut fragment) = (*whole.get(6)?, V6, None);
         for _ in 0..MAX_EXTENSIONS {
             match next {
                 HOP_BY_HOP | ROUTING | DESTINATION => {
@@ -116,8 +118,11 @@ impl<'a> Packet<'a> {
                     at += (usize::from(*whole.get(at + 1)?) + 1) * 8;
                 }
                 FRAGMENT => {
+                    let place = be16(whole, at + 2)?;
                     // One that is all of its packet is none (RFC 6946).
-                    fragment |= be16(whole, at + 2)? & !0x6 != 0;
+                    if place & !0x6 != 0 {
+                        fragment = Some(place & !0x7);
+                    }
                     next = *whole.get(at)?;
                     at += 8;
                 }
@@ -220,7 +225,7 @@ mod tests {
             assert_eq!((packet.source, packet.destination), ends(v6));
             assert_eq!(packet.protocol, Protocol::Udp);
             assert_eq!(packet.whole, bytes);
-            assert!(!packet.fragment);
+            assert_eq!(packet.fragment, None);
         }
         assert_eq!(
             Sum::default().with(&datagram(false)[..20]).finish(),
@@ -247,10 +252,11 @@ mod tests {
         for (headers, fragment) in [
             (
                 &[0x3c, 0, 1, 4, 0, 0, 0, 0, 0x11, 0, 1, 4, 0, 0, 0, 0][..],
-                false,
+                None,
             ),
-            (&[0x11, 0, 0, 0, 0, 0, 0, 1], false),
-            (&[0x11, 0, 0, 1, 0, 0, 0, 1], true),
+            (&[0x11, 0, 0, 0, 0, 0, 0, 1], None),
+            (&[0x11, 0, 0, 1, 0, 0, 0, 1], Some(0)),
+            (&[0x11, 0, 5, 0xa8, 0, 0, 0, 1], Some(1448)),
         ] {
             let mut packet = plain.clone();
             packet[6] = if headers.len() == 16 { 0 } else { 44 };
@@ -259,6 +265,16 @@ mod tests {
             let read = Packet::parse(&packet).unwrap();
             assert_eq!((read.protocol, read.fragment), (Protocol::Udp, fragment));
             assert_eq!(read.payload, &plain[40..]);
+        }
+        // Of IPv4: not to be cut, the first of more, and the last.
+        for (place, fragment) in [
+            ([0x40, 0], None),
+            ([0x20, 0], Some(0)),
+            ([0, 185], Some(1480)),
+        ] {
+            let mut packet = datagram(false);
+            packet[6..8].copy_from_slice(&place);
+            assert_eq!(Packet::parse(&packet).unwrap().fragment, fragment);
         }
     }
 }
