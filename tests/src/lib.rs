@@ -16,6 +16,7 @@ pub mod bench;
 mod boot;
 mod guest;
 mod manifest;
+pub mod sides;
 pub mod space;
 mod vm;
 

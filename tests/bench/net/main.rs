@@ -21,10 +21,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use peapod_tests::bench::machine;
+use peapod_tests::sides::{Family, Way};
 use peapod_tests::space;
 
 use measure::{Measurement, Scale};
-use site::{Contender, Family, Site, Way};
+use site::{Contender, Site};
 use table::Table;
 
 /// A failure for a reason outside of what is measured.
@@ -110,9 +111,9 @@ impl Options {
     }
 
     fn stages(&self) -> Vec<Stage> {
-        const WAYS: [Way; 2] = [Way::Out, Way::In];
+        const WAYS: [Way; 2] = Way::BOTH;
         let streams = |mtu| {
-            let families = [Family::V4, Family::V6].into_iter();
+            let families = Family::BOTH.into_iter();
             families.flat_map(move |f| WAYS.map(|w| (Part::Tcp, Measurement::Stream(w, f, mtu))))
         };
         let small = WAYS.map(|w| (Part::Rr, Measurement::Ask(w))).into_iter();

@@ -7,10 +7,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use peapod_tests::bench::Mark;
+use peapod_tests::sides::{Family, Way};
 
 use crate::load::service;
 use crate::site::Contender::{Loopback, Pasta, Slirp4netns, Veth};
-use crate::site::{Family, Site, Way};
+use crate::site::Site;
 use crate::table::{Against, Row};
 
 /// How long and how often.

@@ -1,15 +1,15 @@
 //! A guest's network namespace behind a host's, and the contender between them.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use peapod_tests::sides::{Family, GATEWAY, GUEST, Way};
 use peapod_tests::space::{Process, Space, about};
 
 use crate::load::service;
@@ -29,38 +29,9 @@ pub enum Contender {
     Loopback,
 }
 
-/// Who calls whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// The guest calls the host.
-    Out,
-    /// The host calls the guest: a forwarded port.
-    In,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::Out { "g->h" } else { "h->g" })
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::V4 { "IPv4" } else { "IPv6" })
-    }
-}
-
 /// The host's addresses, of one interface that leads on as a pod's does.
 pub const HOST: [&str; 4] = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"];
 const HOST6: &str = "2001:db8::1";
-const GUEST: [&str; 2] = ["10.0.2.2", "fd10:0:2::2"];
-const GATEWAY: [&str; 2] = ["10.0.2.1", "fd10:0:2::1"];
 /// The first ports of the host's services, the guest's, and the relay's way to the host's. The
 /// guest's are forwarded from the same ports.
 const HOST_PORTS: u16 = 5200;
@@ -236,19 +207,17 @@ impl Site {
 
     /// What to call to get to a service; nothing if the contender can't get there.
     pub fn target(&self, way: Way, family: Family, service: u16) -> Option<SocketAddr> {
-        let index = usize::from(family == Family::V6);
-        let host = [HOST[0], HOST6][index];
-        let (address, ports) = match (way, self.contender) {
+        let host = [HOST[0], HOST6];
+        let (addresses, ports) = match (way, self.contender) {
             (Way::Out, _) if self.sidecar => return CLUSTER_IP.parse().ok(),
-            (Way::Out, Contender::Relay) => (GATEWAY[index], RELAY_PORTS),
+            (Way::Out, Contender::Relay) => (GATEWAY, RELAY_PORTS),
             (Way::Out, _) => (host, HOST_PORTS),
-            (Way::In, Contender::Veth) => (GUEST[index], GUEST_PORTS),
+            (Way::In, Contender::Veth) => (GUEST, GUEST_PORTS),
             // It forwards IPv4 only.
             (Way::In, Contender::Slirp4netns) if family == Family::V6 => return None,
             (Way::In, _) => (host, GUEST_PORTS),
         };
-        let address: IpAddr = address.parse().ok()?;
-        Some(SocketAddr::new(address, ports + service))
+        Some(SocketAddr::new(family.of(addresses), ports + service))
     }
 
     /// Where the guest can call those of the host's services that keep what they get.
