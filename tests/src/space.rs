@@ -10,44 +10,45 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit, getuid, setrlimit};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::process::{
+    Resource, Signal, getrlimit, getuid, set_parent_process_death_signal, setrlimit,
+};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// The first argument of a program that [`enclose`] has started again.
 pub const ENCLOSED: &str = "--enclosed";
 
-/// Goes on as the first process of namespaces that end with it, with as many descriptors as the
-/// machine lets it have. Fails for anybody but root.
+/// Goes on as the first process of namespaces that end with it, as it does with whoever called
+/// this; with as many descriptors as the machine lets it have. Fails for anybody but root.
 pub fn enclose() -> io::Result<()> {
     if !getuid().is_root() {
         let error = "it makes network namespaces: run it as root";
         return Err(io::Error::other(error));
     }
     if std::env::args().nth(1).as_deref() == Some(ENCLOSED) {
-        run(Command::new("mount").args(["-t", "tmpfs", "none", "/run"]))?;
-        // The first process of a namespace ignores what it has no handler for.
-        // SAFETY: the handler makes one call, which is safe in a handler.
-        unsafe {
-            libc::signal(libc::SIGINT, interrupted as *const () as usize);
-            libc::signal(libc::SIGTERM, interrupted as *const () as usize);
+        for words in [
+            "--make-rprivate /",
+            "-t proc none /proc",
+            "-t tmpfs none /run",
+        ] {
+            run(Command::new("mount").args(words.split(' ')))?;
         }
         let mut files = getrlimit(Resource::Nofile);
         files.current = files.maximum;
         setrlimit(Resource::Nofile, files)?;
         return Ok(());
     }
-    let error = Command::new("unshare")
-        .args("--mount --pid --fork --kill-child --mount-proc --".split(' '))
-        .arg(std::env::current_exe()?)
-        .arg(ENCLOSED)
-        .args(std::env::args_os().skip(1))
-        .exec();
-    Err(about("unshare", error))
-}
-
-extern "C" fn interrupted(_: i32) {
-    // SAFETY: nothing is run but the kernel's end of a process.
-    unsafe { libc::_exit(130) }
+    // SAFETY: what this may break is a thread's use of descriptors, which stay shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWPID)? };
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(ENCLOSED).args(std::env::args_os().skip(1));
+    // SAFETY: between fork and exec this makes one system call and allocates nothing.
+    unsafe {
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+    }
+    // Whatever ends this, the kernel ends the other and all that is in its namespaces.
+    let status = command.status()?;
+    std::process::exit(status.code().unwrap_or(1))
 }
 
 /// A network namespace, which goes with this.
