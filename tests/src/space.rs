@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -123,7 +124,7 @@ pub struct Process {
     child: Child,
     /// Its standard input.
     pub input: Option<ChildStdin>,
-    lines: Receiver<String>,
+    lines: Mutex<Receiver<String>>,
 }
 
 impl Process {
@@ -146,7 +147,7 @@ impl Process {
         Ok(Self {
             child,
             input,
-            lines,
+            lines: Mutex::new(lines),
         })
     }
 
@@ -155,9 +156,15 @@ impl Process {
         self.child.id()
     }
 
+    /// Waits until it ends.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
     /// What it says next.
     pub fn line(&self, limit: Duration) -> io::Result<String> {
-        let line = self.lines.recv_timeout(limit);
+        let lines = self.lines.lock().map_err(|_| io::Error::other("lock"))?;
+        let line = lines.recv_timeout(limit);
         line.map_err(|_| io::Error::other("not a word"))
     }
 

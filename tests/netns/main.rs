@@ -1,0 +1,80 @@
+//! Tests of `peapod-net --netns`, of which the Linux kernel of a network namespace is the guest.
+//! They run on this host, as root, and leave nothing behind.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod content;
+mod site;
+mod sockets;
+mod streams;
+mod trouble;
+
+use std::io;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use peapod_tests::peapod_net;
+use peapod_tests::space::{ENCLOSED, about, enclose};
+
+/// A trial for each test of a module, under its name.
+macro_rules! trials {
+    ($($module:ident: $($test:ident)*),* $(,)?) => {
+        [$($(trial(concat!(stringify!($module), "::", stringify!($test)), $module::$test),)*)*]
+    };
+}
+
+fn trial(name: &str, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
+
+fn trials() -> Vec<Trial> {
+    trials! {
+        streams:
+            a_gibibyte_each_way_arrives_whole_by_ipv4
+            a_gibibyte_each_way_arrives_whole_by_ipv6
+            a_gibibyte_each_way_arrives_whole_by_ipv4_in_long_packets
+            a_gibibyte_each_way_arrives_whole_by_ipv6_in_long_packets
+            both_ways_at_once_arrive_whole
+            a_thousand_connections_at_once_keep_their_bytes_apart
+            each_side_may_end_and_go_on_listening
+            a_reset_reaches_the_other_side
+            a_slow_reader_makes_nobody_send_again
+            a_reader_that_stops_stops_no_other_flow,
+        trouble:
+            a_connection_outlives_the_pod_s_link
+            a_connection_outlives_the_guest_s_link
+            a_guest_whose_network_ends_resets_its_peers
+            a_narrow_path_carries_connections
+            descriptors_that_run_out_refuse_what_is_new_until_some_are_free
+            flows_at_their_limit_refuse_what_is_new_until_some_have_ended
+            connections_that_nobody_reads_take_bounded_memory_and_lose_nothing,
+    }
+    .into()
+}
+
+/// What every test needs.
+fn start() -> io::Result<()> {
+    enclose()?;
+    let network = peapod_net();
+    let what = format!("{}: cargo build -p netdev", network.display());
+    std::fs::metadata(network)
+        .map(drop)
+        .map_err(|error| about(&what, error))
+}
+
+fn main() -> ExitCode {
+    if let Err(error) = start() {
+        eprintln!("netns: {error}");
+        return ExitCode::from(2);
+    }
+    let words = std::env::args().filter(|word| word != ENCLOSED);
+    libtest_mimic::run(&Arguments::from_iter(words), trials()).exit_code()
+}
