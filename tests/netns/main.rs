@@ -10,6 +10,7 @@
 
 mod content;
 mod site;
+mod soak;
 mod sockets;
 mod streams;
 mod trouble;
@@ -56,6 +57,12 @@ fn trials() -> Vec<Trial> {
             descriptors_that_run_out_refuse_what_is_new_until_some_are_free
             flows_at_their_limit_refuse_what_is_new_until_some_have_ended
             connections_that_nobody_reads_take_bounded_memory_and_lose_nothing,
+        soak:
+            connections_one_after_another_leave_nothing_behind
+            connections_that_end_in_any_way_lose_nothing_before
+            streams_between_slow_ends_on_a_starved_core_never_stall
+            peers_that_vanish_are_forgotten
+            a_guest_that_vanishes_is_forgotten,
     }
     .into()
 }
