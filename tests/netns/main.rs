@@ -8,7 +8,10 @@
     clippy::unwrap_used
 )]
 
+mod addresses;
 mod content;
+mod forwards;
+mod refused;
 mod site;
 mod soak;
 mod sockets;
@@ -38,6 +41,9 @@ fn trial(name: &str, test: fn()) -> Trial {
 
 fn trials() -> Vec<Trial> {
     trials! {
+        addresses:
+            a_guest_that_asks_by_dhcp_has_what_it_needs
+            a_guest_with_the_kernel_s_ipv6_and_a_client_of_dhcpv6_has_what_it_needs,
         streams:
             a_gibibyte_each_way_arrives_whole_by_ipv4
             a_gibibyte_each_way_arrives_whole_by_ipv6
@@ -49,6 +55,19 @@ fn trials() -> Vec<Trial> {
             a_reset_reaches_the_other_side
             a_slow_reader_makes_nobody_send_again
             a_reader_that_stops_stops_no_other_flow,
+        refused:
+            a_dead_port_refuses_the_guest_at_once
+            what_is_unreachable_is_so_for_the_guest_as_for_the_pod
+            a_pod_of_one_family_gives_its_guest_that_one_and_a_clear_no
+            the_pod_s_loopback_and_metadata_are_closed
+            a_guest_that_sends_from_another_address_gets_no_answer,
+        forwards:
+            a_port_is_open_only_while_the_guest_s_is
+            a_port_of_one_address_or_family_is_open_there_only
+            an_eager_port_is_open_and_resets_who_calls_in_vain
+            two_guests_talk_to_each_other
+            a_guest_reaches_itself_by_its_pod_s_address
+            datagrams_come_by_a_forwarded_port_and_their_answers_go_back,
         trouble:
             a_connection_outlives_the_pod_s_link
             a_connection_outlives_the_guest_s_link

@@ -1,7 +1,7 @@
 //! Where the tests happen: a world with servers in it, pods before it, and behind each pod a
 //! guest, which is a network namespace with peapod-net's tap in it.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,6 +18,9 @@ use crate::sockets::{PATIENCE, accept, call, dial, listen, port, until, wait_for
 
 /// The world's own addresses, which no pod has on its link.
 pub const WORLD: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
+/// Addresses that the world has no way to.
+pub const NOWHERE: [&str; 2] = ["198.18.0.1", "2001:db8:dead::1"];
+
 /// A port of the world's.
 pub fn world(family: Family, port: u16) -> SocketAddr {
     SocketAddr::new(family.of(WORLD), port)
@@ -57,6 +60,15 @@ impl Site {
             ..Setup::default()
         }
         .site()
+    }
+
+    /// Another pod with a guest, in the same world.
+    pub fn neighbour(&self, arguments: &str) -> Self {
+        let setup = Setup {
+            arguments,
+            ..Setup::default()
+        };
+        Self::start(Arc::clone(&self.world), setup)
     }
 
     fn start(world: Arc<Space>, setup: Setup<'_>) -> Self {
@@ -122,6 +134,11 @@ impl Site {
     pub fn pod(&self, family: Family, port: u16) -> SocketAddr {
         let [v4, v6] = &self.addresses;
         SocketAddr::new(family.of([v4, v6]), port)
+    }
+
+    /// The pod's address.
+    pub fn address(&self, family: Family) -> IpAddr {
+        self.pod(family, 0).ip()
     }
 
     /// Takes the world's link to the pod down for a while.

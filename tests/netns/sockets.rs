@@ -1,12 +1,14 @@
 //! Sockets of a namespace, that wait for no longer than anybody has patience.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use peapod_tests::sides::Family;
 use peapod_tests::space::Space;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout};
 
 /// Longer than anything takes that is not stuck.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -62,6 +64,14 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     patient(listener.accept().expect("nobody calls").0)
 }
 
+/// Expects that nobody has called.
+pub fn expect_nobody(listener: &TcpListener) {
+    listener.set_nonblocking(true).unwrap();
+    let nobody = listener.accept().expect_err("somebody called");
+    assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
+    listener.set_nonblocking(false).unwrap();
+}
+
 pub fn try_dial(space: &Space, to: SocketAddr) -> io::Result<TcpStream> {
     let connect = || TcpStream::connect_timeout(&to, PATIENCE);
     space.inside(connect).unwrap().map(patient)
@@ -80,4 +90,42 @@ fn patient(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream
+}
+
+/// A socket of datagrams with that address of `space`, with room for many.
+pub fn datagrams(space: &Space, own: SocketAddr) -> UdpSocket {
+    let socket = bound(space, || UdpSocket::bind(own));
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    set_socket_recv_buffer_size_force(&socket, 8 << 20).unwrap();
+    socket
+}
+
+/// A socket of datagrams that are for `to`.
+pub fn datagrams_to(space: &Space, to: SocketAddr) -> UdpSocket {
+    let socket = datagrams(space, Family::from(to.ip()).any(0));
+    space.inside(|| socket.connect(to)).unwrap().unwrap();
+    socket
+}
+
+/// The next datagram, and who sent it.
+pub fn receive<'a>(socket: &UdpSocket, place: &'a mut [u8]) -> (&'a [u8], SocketAddr) {
+    let (n, from) = socket.recv_from(place).expect("no datagram came");
+    (&place[..n], from)
+}
+
+/// Has the socket told of everything that becomes of its datagrams.
+pub fn hear_errors(socket: &UdpSocket, family: Family) {
+    match family {
+        Family::V4 => set_option(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1),
+        Family::V6 => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1),
+    }
+}
+
+/// setsockopt(2) with a number.
+pub fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) {
+    let len = size_of::<i32>() as libc::socklen_t;
+    let fd = socket.as_raw_fd();
+    // SAFETY: setsockopt reads `len` bytes, the integer's size, from the local integer.
+    let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
