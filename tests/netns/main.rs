@@ -10,6 +10,7 @@
 
 mod addresses;
 mod content;
+mod datagrams;
 mod forwards;
 mod refused;
 mod site;
@@ -68,6 +69,15 @@ fn trials() -> Vec<Trial> {
             two_guests_talk_to_each_other
             a_guest_reaches_itself_by_its_pod_s_address
             datagrams_come_by_a_forwarded_port_and_their_answers_go_back,
+        datagrams:
+            datagrams_of_every_size_come_back
+            long_datagrams_come_back_where_every_mtu_is_as_long
+            a_datagram_longer_than_the_mtu_reaches_the_guest_and_the_guest_s_own_is_an_error
+            a_burst_arrives_in_its_order
+            datagrams_that_the_card_has_to_cut_arrive_cut
+            many_flows_of_datagrams_at_once_are_kept_apart
+            the_guest_s_port_is_the_pod_s_towards_everybody
+            a_datagram_that_is_too_long_for_the_path_is_an_error_of_the_next,
         trouble:
             a_connection_outlives_the_pod_s_link
             a_connection_outlives_the_guest_s_link
