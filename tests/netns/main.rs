@@ -12,6 +12,7 @@ mod addresses;
 mod content;
 mod datagrams;
 mod forwards;
+mod programs;
 mod refused;
 mod site;
 mod soak;
@@ -86,6 +87,17 @@ fn trials() -> Vec<Trial> {
             descriptors_that_run_out_refuse_what_is_new_until_some_are_free
             flows_at_their_limit_refuse_what_is_new_until_some_have_ended
             connections_that_nobody_reads_take_bounded_memory_and_lose_nothing,
+        programs:
+            iperf3_measures_each_way
+            curl_gets_by_http_1_1_and_2_and_in_ranges
+            wrk_gets_no_error_from_many_connections
+            apt_updates_and_installs
+            ssh_runs_commands_and_carries_streams
+            git_clones_by_ssh_and_by_http
+            a_websocket_carries_messages
+            a_postgres_session_keeps_what_it_is_told
+            dig_asks_by_udp_and_by_tcp
+            ping_is_answered_by_who_is_asked_or_by_nobody,
         soak:
             connections_one_after_another_leave_nothing_behind
             connections_that_end_in_any_way_lose_nothing_before
