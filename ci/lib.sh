@@ -5,8 +5,9 @@ set -euo pipefail
 # The checkout, and what is kept outside it between checkouts, by content.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/peapod
-# What the Makefile builds: the binary, and what it finds by PEAPOD_IMAGES.
+# What the Makefile builds: the binaries, and what one finds by PEAPOD_IMAGES.
 peapod=$root/target/x86_64-unknown-linux-gnu/release/peapod
+network=$root/target/x86_64-unknown-linux-gnu/release/peapod-net
 agent=$root/target/x86_64-unknown-linux-gnu/agent/peapod-agent
 images=$root/target/images
 # Where Debian has mke2fs, depmod and ip, which isn't in everybody's path.
