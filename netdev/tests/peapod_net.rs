@@ -84,7 +84,8 @@ impl Net {
     /// What is answered to a request, which may be any line.
     fn say(&self, line: &str) -> Value {
         let mut stream = UnixStream::connect(self.path("control")).unwrap();
-        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        // What is too long is answered, and the connection closed, before it has ended.
+        let _ = stream.write_all(format!("{line}\n").as_bytes());
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).unwrap();
         serde_json::from_str(&answer).unwrap()
