@@ -79,6 +79,9 @@ pub struct Tcp {
     scaled: bool,
     mss: u16,
     duplicates: u8,
+    /// What had been sent when something was first missing. Until the guest has all of it, it has
+    /// what it acknowledges and misses what comes next (RFC 6582, section 3.2).
+    recover: Option<u32>,
     /// The socket may have more to read; it is watched for changes only.
     readable: bool,
     /// Its end, or its error, is among what is to be read.
@@ -158,6 +161,7 @@ impl Tcp {
             scaled: false,
             mss: DEFAULT_MSS,
             duplicates: 0,
+            recover: None,
             readable: true,
             ending: false,
             host_ended: false,
@@ -307,12 +311,12 @@ impl Tcp {
                 // It lives, which is all that a probe of its window asks.
                 self.timeouts = 0;
             }
-            if self.duplicates == DUPLICATES {
-                // Send again from there, at once.
+            if self.duplicates == DUPLICATES && self.recover.is_none() {
                 self.deadline = Some(now);
             }
             if window > 0 && self.window == 0 {
                 // It opens again: what a probe sent goes again, with the rest.
+                self.recover = None;
                 self.next = self.unacknowledged;
                 self.fin_sent = false;
                 self.settle();
@@ -334,7 +338,13 @@ impl Tcp {
         self.outbox.consume(data, pool);
         self.unacknowledged = segment.acknowledgement;
         self.settle();
-        if self.flight() > 0 {
+        let missed = |recover: &u32| recover.wrapping_sub(segment.acknowledgement) as i32 > 0;
+        self.recover = self.recover.filter(missed);
+        if self.recover.is_some() {
+            // That says as much as duplicates do.
+            self.duplicates = DUPLICATES;
+            self.deadline = Some(now);
+        } else if self.flight() > 0 {
             self.deadline = Some(now + self.timeout);
         }
     }
@@ -631,8 +641,8 @@ impl Tcp {
         self.deadline.get_or_insert(now + self.timeout);
     }
 
-    /// The timer has ended: everything that was not acknowledged is sent again, or the guest is
-    /// probed: a shut window by a byte, an idle connection by an old number.
+    /// The timer has ended, or something is missing: that is sent again, or the guest is probed: a
+    /// shut window by a byte, an idle connection by an old number.
     pub fn expired(
         &mut self,
         outlet: &mut Outlet<'_>,
@@ -658,6 +668,11 @@ impl Tcp {
             return Verdict::Keep;
         }
         counters.retransmits.add();
+        if self.state == State::Open && !probe && self.flight() > 0 {
+            self.repeat(outlet, guest);
+            self.wait(now);
+            return Verdict::Keep;
+        }
         self.next = self.unacknowledged;
         self.fin_sent = false;
         if probe {
@@ -669,6 +684,17 @@ impl Tcp {
             self.send(outlet, guest, now);
         }
         Verdict::Keep
+    }
+
+    /// Sends the first segment again that the guest has not acknowledged, and no other: it may have
+    /// them.
+    fn repeat(&mut self, outlet: &mut Outlet<'_>, guest: IpAddr) {
+        self.recover.get_or_insert(self.sent);
+        let limit = outlet.segment_limit(self.key.remote.ip(), self.mss_with(outlet));
+        let sent = self.outbox.len().min(self.flight());
+        let len = sent.min(limit).min(self.window as usize);
+        let flags = Flags::ACK.and(if sent > 0 { Flags::PSH } else { Flags::FIN });
+        self.emit(outlet, guest, flags, self.unacknowledged, 0..len);
     }
 
     /// The segments' size: what both sides take.

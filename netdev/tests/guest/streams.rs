@@ -1,6 +1,7 @@
 //! Bytes arrive both ways, whole and in order, whatever the wire and the guest are like.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use netdev::config::Transport;
 use proptest::prelude::*;
@@ -42,6 +43,32 @@ fn a_card_that_cuts_is_given_more_than_a_segment_at_once() {
     let seen = talk(Setup::default().offloads(), 300_000, 3_000_000);
     assert_eq!((seen.guest_again, seen.engine_again), (0, 0));
     assert_eq!(seen.largest, 1460);
+}
+
+#[test]
+fn only_what_was_lost_is_sent_again_and_that_at_once() {
+    for lost in [&[1][..], &[5, 15, 25], &[20, 21, 22], &[7, 40]] {
+        let listener = listener(LOOPBACK);
+        let setup = Setup {
+            buffers: (100_000, 100_000),
+            ..Setup::default()
+        };
+        let setup = setup.open(listener.local_addr().unwrap());
+        setup.run(|world| {
+            let mut both = ends(world.connected(GATEWAY, &listener), 0, 60 * 1460);
+            let mut number = 0;
+            world.wire.borrow_mut().misses = Box::new(move |frame| {
+                let long = frame.len() > 1000;
+                number += u32::from(long);
+                long && lost.contains(&number)
+            });
+            let start = world.now();
+            finish(world, &mut both);
+            assert_eq!(world.wire.borrow().watch.engine_again, lost.len() as u64);
+            let took = world.now() - start;
+            assert!(took < Duration::from_millis(250), "{took:?}: {lost:?}");
+        });
+    }
 }
 
 #[test]

@@ -70,6 +70,8 @@ pub struct Wire {
     pub deaf: bool,
     /// Which of the guest's frames are lost besides.
     pub loses: Judge,
+    /// Which of the engine's.
+    pub misses: Judge,
     /// What the guest's card takes off the engine.
     pub capabilities: Capabilities,
     /// Frames that the guest's card has room for.
@@ -99,6 +101,7 @@ impl Wire {
             cut: false,
             deaf: false,
             loses: Box::new(|_| false),
+            misses: Box::new(|_| false),
             capabilities: Capabilities::default(),
             room: usize::MAX,
             unscaled: false,
@@ -161,7 +164,9 @@ impl Wire {
         let most = ETHERNET + self.mtu.max(88 + 40);
         assert!(frame.len() <= most, "a frame of {} bytes", frame.len());
         self.watch.engine_sends(self.now, &frame);
-        self.travel(frame, false);
+        if !(self.misses)(&frame) {
+            self.travel(frame, false);
+        }
     }
 
     fn travel(&mut self, frame: Vec<u8>, to_engine: bool) {
