@@ -126,11 +126,14 @@ fn accept_what_is_so(devices: &mut Object) {
 
 fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> Vec<Disk> {
     let mut disks: Vec<Disk> = Vec::new();
+    let mut used = Vec::new();
     for field in field.map(|f| f.list(p)).unwrap_or_default() {
         let Some(mut disk) = field.object(p, schema::DISK) else {
             continue;
         };
         let name = disk.need(p, "name").and_then(|f| f.string(p));
+        // Since v1alpha3 a disk and its volume have one name.
+        let volume_name = disk.take("volumeName").and_then(|f| f.string(p)).or(name);
         let boot_order = disk
             .take("bootOrder")
             .and_then(|f| f.integer(p, 1, u32::MAX));
@@ -160,25 +163,32 @@ fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> V
         disk.accept_str("errorPolicy", &["report"]);
         disk.accept_str("tag", &[""]);
         disk.finish(p);
-        let Some(name) = name else { continue };
+        let (Some(name), Some(volume_name)) = (name, volume_name) else {
+            continue;
+        };
+        if disks.iter().any(|d| d.name == name) {
+            field.problem(p, format!("a second disk is named `{name}`"));
+            continue;
+        }
         if boot_order.is_some() && disks.iter().any(|d| d.boot_order == boot_order) {
             field.problem(p, "another disk has the same bootOrder");
         }
-        let Some(i) = volumes.iter().position(|v| v.name == name) else {
-            let message = if disks.iter().any(|d| d.name == name) {
-                format!("a second disk is named `{name}`")
+        let Some(i) = volumes.iter().position(|v| v.name == volume_name) else {
+            let message = if used.contains(&volume_name) {
+                format!("another disk has the volume `{volume_name}`")
             } else {
-                format!("`spec.volumes` has no volume named `{name}`")
+                format!("`spec.volumes` has no volume named `{volume_name}`")
             };
             field.problem(p, message);
             continue;
         };
         let volume = volumes.remove(i);
+        used.push(volume_name);
         // Nothing would read what a guest writes to its seed.
         let seed = matches!(volume.source, Source::Seed { .. });
         let readonly = seed || readonly.unwrap_or(false);
         disks.push(Disk {
-            name: volume.name,
+            name: name.to_owned(),
             source: volume.source,
             readonly,
             serial,
@@ -222,15 +232,7 @@ fn interface(field: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Opt
     let name = interface
         .need(p, "name")
         .and_then(|f| f.string(p).map(str::to_owned));
-    if let Some(model) = interface.take("model")
-        && let Some(name) = model.string(p)
-        && !["", "virtio"].contains(&name)
-    {
-        model.problem(
-            p,
-            format!("`{}` is not supported, only virtio", name.escape_debug()),
-        );
-    }
+    let model = interface.take("model");
     let mac = interface.take("macAddress").and_then(|f| mac(&f, p));
     let ports = interface
         .take("ports")
@@ -238,6 +240,18 @@ fn interface(field: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Opt
         .unwrap_or_default();
     let masquerade = interface.take("masquerade");
     let slirp = interface.take("slirp");
+    if let Some(model) = model
+        && let Some(name) = model.string(p)
+        && !["", "virtio"].contains(&name)
+    {
+        let name = name.escape_debug();
+        // KubeVirt gave slirp no virtio: a manifest had to ask for one of these.
+        if slirp.is_some() && ["e1000", "rtl8139"].contains(&name.to_string().as_str()) {
+            warnings.push(format!("the interface's model is virtio, not {name}"));
+        } else {
+            model.problem(p, format!("`{name}` is not supported, only virtio"));
+        }
+    }
     for binding in [&masquerade, &slirp].into_iter().flatten() {
         if let Some(binding) = binding.object(p, schema::EMPTY) {
             binding.finish(p);

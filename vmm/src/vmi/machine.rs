@@ -50,7 +50,7 @@ impl Machine {
 /// One virtio-blk disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// The name shared by the disk and its volume.
+    /// Its name, which is its volume's too unless it has a `volumeName`.
     pub name: String,
     /// What is on it.
     pub source: Source,

@@ -46,7 +46,11 @@ fn document_of(root: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Op
     for (name, known) in [
         (
             "apiVersion",
-            &["kubevirt.io/v1", "kubevirt.io/v1alpha3"][..],
+            &[
+                "kubevirt.io/v1",
+                "kubevirt.io/v1alpha3",
+                "kubevirt.io/v1alpha2",
+            ][..],
         ),
         ("kind", &["VirtualMachineInstance"][..]),
     ] {

@@ -1,5 +1,5 @@
 //! The fields KubeVirt knows (`kubevirt.io/api/core/v1`, v1.9, and `metav1.ObjectMeta`), an object
-//! a list. What is not descended into is not listed.
+//! a list. What is not descended into is not listed. `volumeName` and `registryDisk` are of v1alpha2.
 
 /// A list of field names.
 pub(super) type Fields = &'static [&'static str];
@@ -55,7 +55,7 @@ mod lists {
     ];
     pub const DISK: Fields = &[
         "blockSize", "bootOrder", "cache", "cdrom", "changedBlockTracking", "dedicatedIOThread",
-        "disk", "errorPolicy", "io", "lun", "name", "serial", "shareable", "tag",
+        "disk", "errorPolicy", "io", "lun", "name", "serial", "shareable", "tag", "volumeName",
     ];
     pub const DISK_TARGET: Fields = &["bus", "pciAddress", "readonly"];
     pub const INTERFACE: Fields = &[
@@ -69,7 +69,7 @@ mod lists {
     pub const VOLUME: Fields = &[
         "cloudInitConfigDrive", "cloudInitNoCloud", "configMap", "containerDisk", "dataVolume",
         "downwardAPI", "downwardMetrics", "emptyDisk", "ephemeral", "hostDisk", "memoryDump",
-        "name", "persistentVolumeClaim", "secret", "serviceAccount", "sysprep",
+        "name", "persistentVolumeClaim", "registryDisk", "secret", "serviceAccount", "sysprep",
     ];
     pub const HOST_DISK: Fields = &["capacity", "path", "shared", "type"];
     pub const CONTAINER_DISK: Fields = &["image", "imagePullPolicy", "imagePullSecret", "path"];

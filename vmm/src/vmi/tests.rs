@@ -156,7 +156,7 @@ fn each_bad_manifest_ends_in_one_line_with_its_place() {
         (
             "kubevirt.io/v1",
             "v1",
-            "vm.yaml:1:13: apiVersion: `v1` is not supported, only kubevirt.io/v1, kubevirt.io/v1alpha3",
+            "vm.yaml:1:13: apiVersion: `v1` is not supported, only kubevirt.io/v1, kubevirt.io/v1alpha3, kubevirt.io/v1alpha2",
         ),
         (
             "name: small",
@@ -240,6 +240,78 @@ fn what_asks_for_what_is_so_anyway_is_accepted() {
             "{to}: {}",
             replaced(from, to).unwrap_err()
         );
+    }
+}
+
+/// As KubeVirt 0.10's examples were written, in 2018.
+const OLD: &str = "\
+apiVersion: kubevirt.io/v1alpha2
+kind: VirtualMachineInstance
+metadata:
+  creationTimestamp: null
+  labels: {special: vmi-slirp}
+  name: vmi-slirp
+spec:
+  domain:
+    devices:
+      disks:
+      - {disk: {bus: virtio}, name: registrydisk, volumeName: registryvolume}
+      - {disk: {bus: virtio}, name: cloudinitdisk, volumeName: cloudinitvolume}
+      interfaces:
+      - {name: testSlirp, model: e1000, slirp: {}, ports: [{name: http, port: 80, protocol: TCP}]}
+    machine: {type: ''}
+    resources: {requests: {memory: 1024M}}
+  networks:
+  - {name: testSlirp, pod: {}}
+  terminationGracePeriodSeconds: 0
+  volumes:
+  - {name: registryvolume, registryDisk: {image: 'kubevirt/fedora:devel'}}
+  - {name: cloudinitvolume, cloudInitNoCloud: {userData: '#!/bin/sh'}}
+status: {}
+";
+
+#[test]
+fn a_manifest_of_2018_is_the_machine_that_a_new_one_would_be() {
+    let parsed = parse("old", OLD.as_bytes()).unwrap();
+    assert_eq!(parsed.warnings.len(), 1, "{:?}", parsed.warnings);
+    let old = parsed.machine;
+    let names: Vec<&str> = old.disks.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(names, ["registrydisk", "cloudinitdisk"]);
+    let mut text = OLD.to_owned();
+    for (from, to) in [
+        ("kubevirt.io/v1alpha2", "kubevirt.io/v1"),
+        ("registryDisk:", "containerDisk:"),
+        (", volumeName: registryvolume", ""),
+        (", volumeName: cloudinitvolume", ""),
+        ("name: registryvolume", "name: registrydisk"),
+        ("name: cloudinitvolume", "name: cloudinitdisk"),
+    ] {
+        text = text.replace(from, to);
+    }
+    assert_eq!(parse("new", text.as_bytes()).unwrap().machine, old);
+}
+
+#[test]
+fn a_disk_and_a_volume_are_each_of_one_other_only() {
+    for (from, to, want) in [
+        (
+            "volumeName: cloudinitvolume",
+            "volumeName: registryvolume",
+            "another disk has the volume `registryvolume`",
+        ),
+        (
+            "name: cloudinitdisk",
+            "name: registrydisk",
+            "a second disk is named `registrydisk`",
+        ),
+        (
+            "volumeName: registryvolume",
+            "volumeName: none",
+            "`spec.volumes` has no volume named `none`",
+        ),
+    ] {
+        let error = parse("x", OLD.replace(from, to).as_bytes()).unwrap_err();
+        assert!(error.to_string().contains(want), "{error}");
     }
 }
 

@@ -59,7 +59,9 @@ fn source(volume: &mut Object, p: &mut Problems) -> Option<Source> {
     if let Some(field) = volume.take("hostDisk") {
         return host_disk(&field, p);
     }
-    if let Some(field) = volume.take("containerDisk") {
+    // Until v1alpha3 it had the other name.
+    let container_disk = volume.take("containerDisk");
+    if let Some(field) = container_disk.or_else(|| volume.take("registryDisk")) {
         let mut disk = field.object(p, schema::CONTAINER_DISK)?;
         // Who pulls, and with which right, is settled before a launcher starts.
         disk.ignore(&["imagePullPolicy", "imagePullSecret"]);
