@@ -21,6 +21,7 @@ const LEAST_MTU: u16 = 1280;
 /// A network's options.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network options")]
+#[group(id = "network-options")]
 pub struct Options {
     /// The guest's MTU [default: that of the way out of here, or 1500]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1280..))]

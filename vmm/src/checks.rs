@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use netdev::config::{Forward, Transport};
 
+use crate::devices::virtio::block::qcow2;
+use crate::plan::Format;
+
 /// Sector of a virtio-blk device (VIRTIO 1.2, 5.2).
 const SECTOR: u64 = 512;
-/// First bytes of a qcow2 image.
-pub(crate) const QCOW2: [u8; 4] = *b"QFI\xfb";
 
 /// A file or port that will not do.
 #[derive(Debug, thiserror::Error)]
@@ -203,9 +204,10 @@ fn is_compressed(bytes: &[u8]) -> bool {
     magics.iter().any(|magic| bytes.starts_with(magic))
 }
 
-/// A raw disk: readable, writable if it must be, whole sectors, and as long as the partition table
-/// or the file system at its front says.
-pub fn disk(name: &str, path: &Path, write: bool) -> Result<(), Error> {
+/// A disk: readable, writable if it must be, and where it is raw, whole sectors and as long as the
+/// partition table or the file system at its front says. What nobody has said the `format` of is
+/// raw, and refused where it looks like something else.
+pub fn disk(name: &str, path: &Path, write: bool, format: Option<Format>) -> Result<(), Error> {
     let what = format!("disk `{name}`");
     let subject = Subject { what: &what, path };
     let (mut file, metadata) = subject.open(write)?;
@@ -214,8 +216,14 @@ pub fn disk(name: &str, path: &Path, write: bool) -> Result<(), Error> {
     } else {
         metadata.len()
     };
-    if subject.peek::<4>(&file, 0)? == QCOW2 {
-        return Err(subject.bad("is a qcow2 image, which is not supported yet: convert it to raw"));
+    if format == Some(Format::Qcow2) {
+        return Ok(());
+    }
+    if format.is_none() && subject.peek(&file, 0)? == qcow2::MAGIC {
+        return Err(subject.bad(format!(
+            "begins as a qcow2 image does: --format {name}=qcow2 reads it as one, \
+             --format {name}=raw as it is"
+        )));
     }
     if has == 0 {
         return Err(subject.bad("is empty"));
@@ -352,23 +360,27 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_shorter_than_it_says_is_found() {
-        assert_eq!(why(disk("d", file(b"").path(), true)), "is empty");
-        let odd = why(disk("d", file(&[0; 513]).path(), true));
+        assert_eq!(why(disk("d", file(b"").path(), true, None)), "is empty");
+        let odd = why(disk("d", file(&[0; 513]).path(), true, None));
         assert_eq!(odd, "truncated: 513 bytes are not a multiple of 512");
-        assert!(why(disk("d", file(b"QFI\xfb").path(), false)).starts_with("is a qcow2 image"));
+        let qcow2 = file(b"QFI\xfb");
+        let said = why(disk("d", qcow2.path(), false, None));
+        assert!(said.contains("--format d=qcow2"), "{said}");
+        assert!(disk("d", qcow2.path(), false, Some(Format::Qcow2)).is_ok());
+        assert!(why(disk("d", qcow2.path(), false, Some(Format::Raw))).starts_with("truncated"));
         let ext4 = [
             (1024 + 0x38, &[0x53u8, 0xef][..]),
             (1024 + 4, &[4]),
             (1024 + 0x18, &[0]),
         ];
-        assert!(disk("d", patched(4096, &ext4).path(), true).is_ok());
-        assert!(why(disk("d", patched(3584, &ext4).path(), true)).starts_with("truncated"));
+        assert!(disk("d", patched(4096, &ext4).path(), true, None).is_ok());
+        assert!(why(disk("d", patched(3584, &ext4).path(), true, None)).starts_with("truncated"));
         let gpt = [(512usize, &b"EFI PART"[..]), (512 + 32, &[7])];
-        assert!(disk("d", patched(4096, &gpt).path(), true).is_ok());
-        assert!(why(disk("d", patched(3584, &gpt).path(), true)).starts_with("truncated"));
-        assert!(why(disk("d", Path::new("/"), false)).starts_with("is neither a file"));
+        assert!(disk("d", patched(4096, &gpt).path(), true, None).is_ok());
+        assert!(why(disk("d", patched(3584, &gpt).path(), true, None)).starts_with("truncated"));
+        assert!(why(disk("d", Path::new("/"), false, None)).starts_with("is neither a file"));
         assert_eq!(
-            why(disk("d", Path::new("/nonexistent/x"), false)),
+            why(disk("d", Path::new("/nonexistent/x"), false, None)),
             "no such file"
         );
     }

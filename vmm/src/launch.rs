@@ -22,16 +22,16 @@ use crate::devices::pci::Address;
 use crate::devices::pci::bridge::HostBridge;
 use crate::devices::pci::root::Root;
 use crate::devices::virtio::block::Block;
-use crate::devices::virtio::block::disk::{CowDisk, Disk, DiskError, RawDisk};
+use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_LEN, PciTransport, SharedVirtio};
-use crate::host;
 use crate::machine::{Config, Machine, MachineError, memory};
-use crate::plan::{Backing, Outcome, Plan, PlannedDisk};
+use crate::plan::{Outcome, Plan};
 use crate::power::{self, Power};
 use crate::running::Running;
 use crate::vmi::{Binding, RebootPolicy};
+use crate::{disks, host};
 
 mod sockets;
 mod stop;
@@ -247,18 +247,13 @@ fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Erro
         let serial = disk.serial.clone().unwrap_or_default();
         devices.push((
             slot,
-            Arc::new(Mutex::new(Block::new(open(plan, disk)?, &serial))),
+            Arc::new(Mutex::new(Block::new(
+                disks::open(disk, &plan.backing_dirs, &plan.state_dir)?,
+                &serial,
+            ))),
         ));
     }
     Ok((network, devices))
-}
-
-fn open(plan: &Plan, disk: &PlannedDisk) -> Result<Box<dyn Disk>, DiskError> {
-    Ok(match &disk.backing {
-        Backing::File(path) => Box::new(RawDisk::open(path, disk.readonly)?),
-        Backing::Base(path) => Box::new(CowDisk::new(RawDisk::open(path, true)?, &plan.state_dir)?),
-        Backing::Memory(bytes) => Box::new(RawDisk::from_bytes(&disk.name, bytes)?),
-    })
 }
 
 /// A MAC address that a VM keeps: locally administered, from its identifier.

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod console;
 pub mod containerdisk;
 pub mod devices;
+pub mod disks;
 pub mod doctor;
 pub mod host;
 pub mod launch;

@@ -27,6 +27,8 @@ pub struct Plan {
     pub append: Option<String>,
     /// In the order of `machine.disks`.
     pub disks: Vec<PlannedDisk>,
+    /// Where the backing files of qcow2 images may lie.
+    pub backing_dirs: Vec<PathBuf>,
     /// What listens on the host.
     pub forwards: Vec<Forward>,
     /// What the guest's network may do, and how.
@@ -56,12 +58,25 @@ pub struct PlannedDisk {
     pub serial: Option<String>,
 }
 
+/// How a file holds a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's image format.
+    Qcow2,
+}
+
 /// What holds a disk's bytes.
 pub enum Backing {
     /// A file or block device of the host, written in place.
-    File(PathBuf),
+    File(PathBuf, Format),
     /// A shared, read-only base: what the guest writes is kept apart and dies with the machine.
-    Base(PathBuf),
+    Base(PathBuf, Format),
+    /// The same of a container image, whose disk has all that belongs to it.
+    ContainerDisk(PathBuf, Format),
+    /// So many bytes of nothing, which die with the machine.
+    Empty(u64),
     /// A small read-only image in memory.
     Memory(Vec<u8>),
 }
@@ -69,8 +84,10 @@ pub enum Backing {
 impl fmt::Debug for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-            Self::Base(path) => f.debug_tuple("Base").field(path).finish(),
+            Self::File(path, format) => write!(f, "File({path:?}, {format:?})"),
+            Self::Base(path, format) => write!(f, "Base({path:?}, {format:?})"),
+            Self::ContainerDisk(path, format) => write!(f, "ContainerDisk({path:?}, {format:?})"),
+            Self::Empty(size) => write!(f, "Empty({size})"),
             // A seed holds passwords; they have no business in a log.
             Self::Memory(bytes) => write!(f, "Memory({} bytes)", bytes.len()),
         }

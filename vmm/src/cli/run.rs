@@ -11,10 +11,11 @@ use netdev::options::Options;
 use netdev::publish::{self, Publish};
 
 use crate::boot::kernel::{Kernel, KernelError};
-use crate::plan::{self, Backing, Plan, PlannedDisk};
+use crate::disks::{self, Finder};
+use crate::plan::{self, Plan};
 use crate::registry::{self, Entry};
-use crate::vmi::{self, HostDiskType, Machine, Source};
-use crate::{checks, containerdisk, host, seed};
+use crate::vmi::{self, Machine};
+use crate::{checks, host};
 
 /// What we need beside the guest's memory: our code and heap, page tables, queues, buffers.
 const OVERHEAD: u64 = 16 << 20;
@@ -45,6 +46,9 @@ pub struct Args {
     /// below $XDG_RUNTIME_DIR/peapod or /tmp/peapod-UID, removed in the end]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// The disks.
+    #[command(flatten)]
+    pub disks: disks::Options,
     /// Answer /healthz, /readyz and /metrics at this address too, as for a kubelet's probes
     #[arg(long, value_name = "IP:PORT")]
     pub probes: Option<SocketAddr>,
@@ -84,14 +88,9 @@ pub enum Error {
     /// A file or port will not do.
     #[error(transparent)]
     Check(#[from] checks::Error),
-    /// A containerDisk cannot be had.
-    #[error("disk `{disk}`: {source}")]
-    ContainerDisk {
-        /// Its name.
-        disk: String,
-        /// Why.
-        source: containerdisk::Error,
-    },
+    /// A disk will not do.
+    #[error(transparent)]
+    Disk(#[from] disks::Error),
     /// Istio's proxy.
     #[error("{0}")]
     Proxy(String),
@@ -174,13 +173,13 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         &images,
     )?;
     checks::initramfs(&initramfs)?;
-    for disk in &machine.disks {
-        if let Source::HostDisk { path, kind, .. } = &disk.source
-            && (*kind == HostDiskType::Disk || path.exists())
-        {
-            checks::disk(&disk.name, path, !disk.readonly)?;
-        }
-    }
+    let finder = Finder {
+        options: &args.disks,
+        images: &images,
+        cache: &cache("containerdisks"),
+        dry_run: args.dry_run,
+    };
+    finder.check(&machine)?;
     memory(&file, machine.memory)?;
     if !args.dry_run {
         host::open_kvm()?;
@@ -191,18 +190,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
     }
     checks::ports(&forwards)?;
 
-    let disks = machine
-        .disks
-        .iter()
-        .map(|disk| {
-            Ok(PlannedDisk {
-                name: disk.name.clone(),
-                backing: backing(&machine, disk, &images, args.dry_run)?,
-                readonly: disk.readonly,
-                serial: disk.serial.clone(),
-            })
-        })
-        .collect::<Result<_, Error>>()?;
+    let disks = finder.plan(&machine)?;
     let kernel = Kernel::open(&kernel, &cache("kernels"))?;
     let (state_dir, entry) = state_dir(args.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
@@ -211,6 +199,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         initramfs,
         append: args.append.clone(),
         disks,
+        backing_dirs: args.disks.backing_dir.clone(),
         forwards,
         network: args.network.clone(),
         probes: args.probes,
@@ -272,57 +261,6 @@ fn memory(file: &str, guest: u64) -> Result<(), Error> {
         });
     }
     Ok(())
-}
-
-fn backing(
-    machine: &Machine,
-    disk: &vmi::Disk,
-    images: &[PathBuf],
-    dry_run: bool,
-) -> Result<Backing, Error> {
-    let make = |path: &Path| {
-        let path = path.to_owned();
-        move |cause| Error::Make { path, cause }
-    };
-    match &disk.source {
-        Source::HostDisk { path, capacity, .. } => {
-            if !path.exists() && !dry_run {
-                // Sparse, whole sectors, and never over a file that appears meanwhile.
-                let size = capacity.unwrap_or(0).next_multiple_of(512);
-                let file = File::options().write(true).create_new(true).open(path);
-                file.and_then(|f| f.set_len(size)).map_err(make(path))?;
-            }
-            Ok(Backing::File(path.clone()))
-        }
-        Source::ContainerDisk { image, path } => {
-            let cache = cache("containerdisks");
-            let present = images
-                .iter()
-                .find(|dir| dir.join("containerdisks").is_dir());
-            let dir = present
-                .or(images.first())
-                .map_or(Path::new("."), PathBuf::as_path);
-            let base =
-                containerdisk::unpack(image, path.as_deref(), dir, &cache).map_err(|source| {
-                    Error::ContainerDisk {
-                        disk: disk.name.clone(),
-                        source,
-                    }
-                })?;
-            checks::disk(&disk.name, &base, false)?;
-            Ok(Backing::Base(base))
-        }
-        Source::Seed {
-            user_data,
-            network_data,
-        } => {
-            let network = network_data.as_deref();
-            let image = seed::image(&machine.uuid, &machine.hostname, user_data, network);
-            image
-                .map(Backing::Memory)
-                .map_err(make(Path::new("the seed")))
-        }
-    }
 }
 
 /// A directory of the user's cache.

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use super::layout::{Layer, Layout};
 use super::{Fault, bad};
-use crate::checks::QCOW2;
+use crate::devices::virtio::block::qcow2;
 
 /// More than this is no disk that anybody has put into a container image.
 const MAX_DISK: u64 = 2 << 40;
@@ -107,10 +107,8 @@ pub(super) fn extract(layout: &Layout, found: &Found, target: &mut File) -> Resu
             return bad("changed while it was read");
         };
         let size = entry.size();
-        if size == 0 || size > MAX_DISK || size % 512 != 0 {
-            return bad(format!(
-                "its disk has {size} bytes, which is not a multiple of 512"
-            ));
+        if size == 0 || size > MAX_DISK {
+            return bad(format!("its disk has {size} bytes"));
         }
         copy_sparse(&mut entry, target, size)?;
         target.set_len(size)?;
@@ -129,8 +127,10 @@ fn copy_sparse(from: &mut impl Read, to: &mut File, size: u64) -> Result<(), Fau
             break;
         };
         from.read_exact(chunk)?;
-        if done == 0 && chunk.starts_with(&QCOW2) {
-            return bad("its disk is a qcow2 image, which is not supported yet: use a raw one");
+        if done == 0 && !chunk.starts_with(&qcow2::MAGIC) && !size.is_multiple_of(512) {
+            return bad(format!(
+                "its disk has {size} bytes, which is not a multiple of 512"
+            ));
         }
         if chunk.iter().all(|b| *b == 0) {
             to.seek(SeekFrom::Current(want as i64))?;

@@ -64,7 +64,7 @@ fn bad<T>(why: impl Into<String>) -> Result<T, Fault> {
     Err(Fault::Bad(why.into()))
 }
 
-/// The path of the raw disk in `image`, unpacked into `cache` if it was not yet. `images` holds
+/// The path of the disk, raw or qcow2, in `image`, unpacked into `cache` if it was not yet. `images` holds
 /// what references lead to, at `containerdisks/<reference with / and : as _>[.tar]`.
 pub fn unpack(
     image: &str,
@@ -117,7 +117,7 @@ fn unpack_from(layout: &Layout, disk: Option<&str>, cache: &Path) -> Result<Path
     // One layer is the rule (FROM scratch, ADD disk); several make a key of all.
     let key =
         layout::Digest::of(format!("{} {}", key.join(" "), disk.unwrap_or("/disk/")).as_bytes());
-    let target = cache.join(format!("{}.raw", key.hex()));
+    let target = cache.join(format!("{}.disk", key.hex()));
     if target.exists() {
         return Ok(target);
     }

@@ -33,11 +33,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Index of the disk to boot from: the lowest `bootOrder`, else the first that is no seed.
+    /// Index of the disk to boot from: the lowest `bootOrder`, else the first that is neither a
+    /// seed nor empty.
     pub fn root_disk(&self) -> Option<usize> {
         let candidates = || {
             let all = self.disks.iter().enumerate();
-            all.filter(|(_, d)| !matches!(d.source, Source::Seed { .. }))
+            let bootable =
+                |source: &Source| !matches!(source, Source::Seed { .. } | Source::EmptyDisk { .. });
+            all.filter(move |(_, d)| bootable(&d.source))
         };
         candidates()
             .filter_map(|(i, d)| d.boot_order.map(|order| (order, i)))
@@ -80,6 +83,20 @@ pub enum Source {
         image: String,
         /// Path of the disk in it; the only file below /disk where absent.
         path: Option<String>,
+    },
+    /// An empty disk, which dies with the machine.
+    EmptyDisk {
+        /// Its size in bytes.
+        capacity: u64,
+    },
+    /// The disk image in a volume that a PersistentVolumeClaim stands for.
+    Claim {
+        /// The volume's name, after which KubeVirt names its place.
+        volume: String,
+        /// `claimName`.
+        claim: String,
+        /// The guest's writes die with the machine.
+        ephemeral: bool,
     },
     /// A cloud-init NoCloud seed, made by us.
     Seed {

@@ -73,6 +73,9 @@ mod lists {
     ];
     pub const HOST_DISK: Fields = &["capacity", "path", "shared", "type"];
     pub const CONTAINER_DISK: Fields = &["image", "imagePullPolicy", "imagePullSecret", "path"];
+    pub const EMPTY_DISK: Fields = &["capacity"];
+    pub const CLAIM: Fields = &["claimName", "hotpluggable", "readOnly"];
+    pub const EPHEMERAL: Fields = &["persistentVolumeClaim"];
     pub const NO_CLOUD: Fields = &[
         "networkData", "networkDataBase64", "networkDataSecretRef", "secretRef", "userData",
         "userDataBase64",

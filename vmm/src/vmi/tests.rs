@@ -292,6 +292,48 @@ fn a_manifest_of_2018_is_the_machine_that_a_new_one_would_be() {
 }
 
 #[test]
+fn empty_disks_and_claims_are_read_and_no_empty_disk_is_booted_from() {
+    let text = SMALL.replace(
+        "- {name: root, hostDisk: {path: /root.img, type: Disk}}",
+        "- {name: scratch, emptyDisk: {capacity: 2Gi}}\n  \
+         - {name: root, ephemeral: {persistentVolumeClaim: {claimName: base, readOnly: true}}}\n  \
+         - {name: data, persistentVolumeClaim: {claimName: mine}}",
+    );
+    let text = text.replace(
+        "- {name: root, disk: {bus: virtio}}",
+        "- {name: scratch, disk: {}}\n      - {name: root, disk: {}}",
+    );
+    let machine = parse("x", text.as_bytes()).unwrap().machine;
+    assert_eq!(machine.root_disk(), Some(1));
+    let sources: Vec<Source> = machine.disks.into_iter().map(|d| d.source).collect();
+    let claim = |volume: &str, claim: &str, ephemeral| Source::Claim {
+        volume: volume.to_owned(),
+        claim: claim.to_owned(),
+        ephemeral,
+    };
+    assert_eq!(
+        sources,
+        [
+            Source::EmptyDisk { capacity: 2 << 30 },
+            claim("root", "base", true),
+            claim("data", "mine", false),
+        ]
+    );
+    for (from, to, want) in [
+        ("2Gi", "0", "emptyDisk.capacity: must not be 0"),
+        (
+            ", readOnly: true",
+            ", readonly: true",
+            "did you mean `readOnly`?",
+        ),
+        ("{claimName: mine}", "{}", "`claimName` is required"),
+    ] {
+        let error = parse("x", text.replace(from, to).as_bytes()).unwrap_err();
+        assert!(error.to_string().contains(want), "{error}");
+    }
+}
+
+#[test]
 fn a_disk_and_a_volume_are_each_of_one_other_only() {
     for (from, to, want) in [
         (

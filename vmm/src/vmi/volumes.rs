@@ -28,7 +28,7 @@ pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volum
             .need(p, "name")
             .and_then(|f| f.string(p).map(str::to_owned));
         let before = p.len();
-        let source = source(&mut volume, p);
+        let source = source(&mut volume, name.as_deref().unwrap_or_default(), p);
         if source.is_none() && p.len() == before && volume.names().next().is_none() {
             field.problem(p, "has no source, such as `hostDisk` or `containerDisk`");
         }
@@ -50,7 +50,7 @@ pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volum
     volumes
 }
 
-fn source(volume: &mut Object, p: &mut Problems) -> Option<Source> {
+fn source(volume: &mut Object, name: &str, p: &mut Problems) -> Option<Source> {
     if volume.names().count() > 1 {
         volume.field().problem(p, "has more than one source");
         volume.ignore(schema::VOLUME);
@@ -75,6 +75,27 @@ fn source(volume: &mut Object, p: &mut Problems) -> Option<Source> {
             path,
         });
     }
+    if let Some(field) = volume.take("emptyDisk") {
+        let mut disk = field.object(p, schema::EMPTY_DISK)?;
+        let capacity = disk.need(p, "capacity").and_then(|f| {
+            let capacity = f.quantity(p)?;
+            if capacity == 0 {
+                f.problem(p, "must not be 0");
+            }
+            Some(capacity)
+        });
+        disk.finish(p);
+        return capacity.map(|capacity| Source::EmptyDisk { capacity });
+    }
+    if let Some(field) = volume.take("persistentVolumeClaim") {
+        return claim(&field, name, false, p);
+    }
+    if let Some(field) = volume.take("ephemeral") {
+        let mut ephemeral = field.object(p, schema::EPHEMERAL)?;
+        let field = ephemeral.need(p, "persistentVolumeClaim");
+        ephemeral.finish(p);
+        return claim(&field?, name, true, p);
+    }
     let field = volume.take("cloudInitNoCloud")?;
     let mut seed = field.object(p, schema::NO_CLOUD)?;
     let user_data = data(&mut seed, "userData", "userDataBase64", p);
@@ -86,6 +107,23 @@ fn source(volume: &mut Object, p: &mut Problems) -> Option<Source> {
     Some(Source::Seed {
         user_data: user_data.unwrap_or_default(),
         network_data,
+    })
+}
+
+fn claim(field: &Field, volume: &str, ephemeral: bool, p: &mut Problems) -> Option<Source> {
+    let mut claim = field.object(p, schema::CLAIM)?;
+    claim.accept_bool("hotpluggable", false);
+    // KubeVirt mounts the claim so; of an ephemeral volume nobody writes it anyway.
+    if ephemeral {
+        claim.ignore(&["readOnly"]);
+    }
+    claim.accept_bool("readOnly", false);
+    let name = filled(&mut claim, "claimName", p);
+    claim.finish(p);
+    Some(Source::Claim {
+        volume: volume.to_owned(),
+        claim: name?,
+        ephemeral,
     })
 }
 

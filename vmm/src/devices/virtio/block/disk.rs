@@ -1,4 +1,4 @@
-//! What a block device reads and writes: a raw image, or a layer over one that is thrown away.
+//! What a block device reads and writes, whatever its format, and the plain one: a raw image.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,7 +12,8 @@ use super::lock;
 
 /// A sector, the unit of every length and place on a disk.
 pub const SECTOR: u64 = 512;
-const CLUSTER: u64 = 64 << 10;
+/// Zeros are written in pieces of this size where nothing better can be had.
+const ZEROS: u64 = 64 << 10;
 
 /// Storage for a block device. Places and lengths are bytes, within [`Disk::size`].
 pub trait Disk: Send {
@@ -42,6 +43,9 @@ pub enum DiskError {
     /// Another process has it.
     #[error("disk {0}: in use by another process")]
     InUse(PathBuf),
+    /// It is an image that cannot be a disk as it is.
+    #[error("disk {0}: {1}")]
+    Image(PathBuf, String),
 }
 
 /// A raw image or a block device.
@@ -52,35 +56,72 @@ pub struct RawDisk {
     read_only: bool,
 }
 
+/// Opens and locks the file or block device at `path`. Also returns its length.
+pub(super) fn open(path: &Path, read_only: bool) -> Result<(File, u64), DiskError> {
+    let failed = |error| DiskError::Open(path.to_owned(), error);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        // A pipe in its place is refused below and not waited for.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(failed(io::Error::other(
+            "neither a file nor a block device",
+        )));
+    }
+    // A block device's metadata has no length, its end has.
+    let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(failed)?;
+    match lock::lock(&file, read_only) {
+        Ok(true) => Ok((file, size)),
+        Ok(false) => Err(DiskError::InUse(path.to_owned())),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// A disk's size, which is whole sectors.
+pub(super) fn whole(path: &Path, size: u64) -> Result<u64, DiskError> {
+    if size == 0 || !size.is_multiple_of(SECTOR) {
+        return Err(DiskError::Size(path.to_owned(), size));
+    }
+    Ok(size)
+}
+
+/// An unnamed file in `directory`, which goes with the process.
+pub(super) fn unnamed(directory: &Path) -> Result<File, DiskError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .mode(0o600)
+        .open(directory)
+        .map_err(|error| DiskError::Open(directory.to_owned(), error))
+}
+
 impl RawDisk {
     /// Opens and locks the image at `path`.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
-        let failed = |error| DiskError::Open(path.to_owned(), error);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(failed)?;
-        let kind = file.metadata().map_err(failed)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(failed(io::Error::other(
-                "neither a file nor a block device",
-            )));
-        }
-        // A block device's metadata has no length, its end has.
-        let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(failed)?;
-        if size == 0 || !size.is_multiple_of(SECTOR) {
-            return Err(DiskError::Size(path.to_owned(), size));
-        }
-        match lock::lock(&file, read_only) {
-            Ok(true) => Ok(Self {
-                file,
-                size,
-                read_only,
-            }),
-            Ok(false) => Err(DiskError::InUse(path.to_owned())),
-            Err(error) => Err(failed(error)),
-        }
+        let (file, size) = open(path, read_only)?;
+        Ok(Self {
+            size: whole(path, size)?,
+            file,
+            read_only,
+        })
+    }
+
+    /// An empty disk of `size` bytes, whose storage is an unnamed file in `directory`.
+    pub fn empty(size: u64, directory: &Path) -> Result<Self, DiskError> {
+        let size = whole(directory, size)?;
+        let file = unnamed(directory)?;
+        file.set_len(size)
+            .map_err(|error| DiskError::Open(directory.to_owned(), error))?;
+        Ok(Self {
+            file,
+            size,
+            read_only: false,
+        })
     }
 
     /// A disk that is only in memory, which the guest may read.
@@ -131,113 +172,6 @@ impl Disk for RawDisk {
     }
 }
 
-/// A layer that takes what is written over a base that stays as it is, and that goes with the
-/// process. A cluster is copied up when a part of it is written.
-#[derive(Debug)]
-pub struct CowDisk {
-    base: RawDisk,
-    layer: File,
-    written: Vec<bool>,
-}
-
-impl CowDisk {
-    /// A fresh layer over `base`, whose storage is an unnamed file in `directory`.
-    pub fn new(base: RawDisk, directory: &Path) -> Result<Self, DiskError> {
-        let layer = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_TMPFILE)
-            .mode(0o600)
-            .open(directory)
-            .map_err(|error| DiskError::Open(directory.to_owned(), error))?;
-        let clusters = usize::try_from(base.size.div_ceil(CLUSTER)).unwrap_or(usize::MAX);
-        Ok(Self {
-            base,
-            layer,
-            written: vec![false; clusters],
-        })
-    }
-
-    /// The pieces of `at..at + len` by cluster: cluster, place, length, and whether it is ours.
-    fn pieces(&self, at: u64, len: u64) -> Vec<(usize, u64, u64, bool)> {
-        let mut pieces = Vec::new();
-        let mut next = at;
-        while next < at + len {
-            let cluster = next / CLUSTER;
-            let end = ((cluster + 1) * CLUSTER).min(at + len);
-            let index = usize::try_from(cluster).unwrap_or(usize::MAX);
-            let ours = self.written.get(index).copied().unwrap_or(false);
-            pieces.push((index, next, end - next, ours));
-            next = end;
-        }
-        pieces
-    }
-
-    /// Makes a cluster ours before `len` bytes of it at `at` are written.
-    fn copy_up(&mut self, cluster: usize, at: u64, len: u64) -> io::Result<()> {
-        let start = at / CLUSTER * CLUSTER;
-        let whole = CLUSTER.min(self.base.size - start);
-        if len < whole {
-            let mut buffer = vec![0; usize::try_from(whole).map_err(io::Error::other)?];
-            self.base.file.read_exact_at(&mut buffer, start)?;
-            self.layer.write_all_at(&buffer, start)?;
-        }
-        if let Some(written) = self.written.get_mut(cluster) {
-            *written = true;
-        }
-        Ok(())
-    }
-}
-
-fn part<'a>(slice: &VolatileSlice<'a>, from: u64, len: u64) -> io::Result<VolatileSlice<'a>> {
-    slice
-        .subslice(from as usize, len as usize)
-        .map_err(io::Error::other)
-}
-
-impl Disk for CowDisk {
-    fn size(&self) -> u64 {
-        self.base.size
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
-
-    fn read(&mut self, to: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
-        for (_, place, len, ours) in self.pieces(at, to.len() as u64) {
-            let file = if ours { &self.layer } else { &self.base.file };
-            read_at(file, &part(to, place - at, len)?, place)?;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, from: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
-        for (cluster, place, len, ours) in self.pieces(at, from.len() as u64) {
-            if !ours {
-                self.copy_up(cluster, place, len)?;
-            }
-            write_at(&self.layer, &part(from, place - at, len)?, place)?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        // The layer does not outlive the process, so there is nothing to make stable.
-        Ok(())
-    }
-
-    fn zero(&mut self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
-        for (cluster, place, len, ours) in self.pieces(at, len) {
-            if !ours {
-                self.copy_up(cluster, place, len)?;
-            }
-            zero_at(&self.layer, place, len, unmap)?;
-        }
-        Ok(())
-    }
-}
-
 /// Repeats a system call that moves bytes until all of `len` have moved.
 fn transfer(len: usize, mut call: impl FnMut(usize) -> libc::ssize_t) -> io::Result<()> {
     let mut done = 0;
@@ -256,7 +190,7 @@ fn transfer(len: usize, mut call: impl FnMut(usize) -> libc::ssize_t) -> io::Res
     Ok(())
 }
 
-fn read_at(file: &File, to: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
+pub(super) fn read_at(file: &File, to: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
     let guard = to.ptr_guard_mut();
     transfer(to.len(), |done| {
         // SAFETY: `done` is below the slice's length, so the pointer and what is left lie in the
@@ -273,7 +207,7 @@ fn read_at(file: &File, to: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
     })
 }
 
-fn write_at(file: &File, from: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
+pub(super) fn write_at(file: &File, from: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
     let guard = from.ptr_guard();
     transfer(from.len(), |done| {
         // SAFETY: as in `read_at`; only the kernel reads through it.
@@ -289,7 +223,7 @@ fn write_at(file: &File, from: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
     })
 }
 
-fn zero_at(file: &File, at: u64, len: u64, unmap: bool) -> io::Result<()> {
+pub(super) fn zero_at(file: &File, at: u64, len: u64, unmap: bool) -> io::Result<()> {
     let mode = if unmap {
         libc::FALLOC_FL_PUNCH_HOLE
     } else {
@@ -305,10 +239,10 @@ fn zero_at(file: &File, at: u64, len: u64, unmap: bool) -> io::Result<()> {
         return Err(error);
     }
     // The file system cannot (tmpfs has no ZERO_RANGE): zeros are written.
-    let zeros = [0; CLUSTER as usize];
+    let zeros = [0; ZEROS as usize];
     let mut next = at;
     while next < at + len {
-        let n = (at + len - next).min(CLUSTER);
+        let n = (at + len - next).min(ZEROS);
         let chunk = zeros.get(..n as usize).unwrap_or_default();
         file.write_all_at(chunk, next)?;
         next += n;

@@ -1,7 +1,9 @@
 //! The block device (virtio 1.2, section 5.2).
 
+pub mod cow;
 pub mod disk;
 mod lock;
+pub mod qcow2;
 mod request;
 
 use std::io;

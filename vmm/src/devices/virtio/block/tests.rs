@@ -9,7 +9,8 @@ use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::disk::{CowDisk, DiskError, RawDisk};
+use super::cow::CowDisk;
+use super::disk::{DiskError, RawDisk};
 use super::*;
 
 const WRITE: u16 = 2;
@@ -161,7 +162,8 @@ fn a_layer_takes_the_writes_and_its_base_stays() {
     let path = image(directory.path(), 300);
     let before = fs::read(&path).unwrap();
     let base = RawDisk::open(&path, true).unwrap();
-    let (memory, mut disk) = (memory(), CowDisk::new(base, directory.path()).unwrap());
+    let disk = CowDisk::new(Box::new(base), directory.path());
+    let (memory, mut disk) = (memory(), disk.unwrap());
     memory
         .write_slice(&[0xbb; 2048], GuestAddress(DATA))
         .unwrap();

@@ -1,0 +1,232 @@
+//! qcow2 images, read and written through imago.
+//!
+//! An image is hostile: it may name any file of the host as its backing file. One is opened only
+//! below the directories that the user named, and never for an image in a container image.
+
+mod header;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use imago::file::File;
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
+use vm_memory::VolatileSlice;
+
+use super::disk::{self, Disk, DiskError};
+pub use header::MAGIC;
+use header::{Backing, Header};
+
+/// Images that hold each other's rest, at most.
+const MAX_CHAIN: usize = 16;
+/// What is read or written at once: the guest's memory is shared, and imago wants slices that
+/// are not.
+const PIECE: usize = 256 << 10;
+
+/// The backing files that an image may have.
+#[derive(Debug, Clone, Copy)]
+pub enum BackingFiles<'a> {
+    /// None: it is whole, or refused.
+    None,
+    /// Those below these directories.
+    Below(&'a [PathBuf]),
+}
+
+/// A qcow2 image with its backing files.
+pub struct Qcow2Disk {
+    image: FormatAccess<File>,
+    size: u64,
+    read_only: bool,
+    piece: Vec<u8>,
+}
+
+impl Qcow2Disk {
+    /// Opens and locks the image at `path` and the backing files that it names and may have.
+    pub fn open(
+        path: &Path,
+        read_only: bool,
+        allowed: BackingFiles<'_>,
+    ) -> Result<Self, DiskError> {
+        let (image, header) = open(path, read_only, allowed, MAX_CHAIN)?;
+        Ok(Self {
+            size: disk::whole(path, header.size)?,
+            image,
+            read_only,
+            piece: Vec::new(),
+        })
+    }
+
+    fn write_zeros(&mut self, at: u64, len: u64) -> io::Result<()> {
+        let zeros = vec![0; PIECE];
+        let mut next = at;
+        while next < at + len {
+            let part = PIECE.min(usize::try_from(at + len - next).unwrap_or(PIECE));
+            self.image
+                .write(zeros.get(..part).unwrap_or_default(), next)?;
+            next += part as u64;
+        }
+        Ok(())
+    }
+
+    /// A piece of `len` bytes at most, to copy through.
+    fn piece(&mut self, len: usize) -> Vec<u8> {
+        let mut piece = std::mem::take(&mut self.piece);
+        piece.resize(len.min(PIECE), 0);
+        piece
+    }
+}
+
+fn open(
+    path: &Path,
+    read_only: bool,
+    allowed: BackingFiles<'_>,
+    depth: usize,
+) -> Result<(FormatAccess<File>, Header), DiskError> {
+    let bad = |why: String| DiskError::Image(path.to_owned(), why);
+    let failed = |error: io::Error| bad(format!("damaged: {error}"));
+    let (file, _) = disk::open(path, read_only)?;
+    let header = header::read(&file, path).map_err(bad)?;
+    let backing = match &header.backing {
+        None => None,
+        Some(_) if depth == 0 => {
+            return Err(bad(format!("has more than {MAX_CHAIN} backing files")));
+        }
+        Some(backing) => {
+            let below = find(path, backing, allowed).map_err(bad)?;
+            Some(open_backing(&below, backing, allowed, depth - 1)?)
+        }
+    };
+    let options = StorageOpenOptions::new().write(!read_only);
+    let file = File::from_open_file(file, options).map_err(failed)?;
+    let image = Qcow2::<File>::builder(file)
+        .write(!read_only)
+        .backing(backing)
+        .data_file(None)
+        .open(DenyImplicitOpenGate::default())
+        .map_err(failed)?;
+    Ok((FormatAccess::new(image), header))
+}
+
+fn open_backing(
+    path: &Path,
+    backing: &Backing,
+    allowed: BackingFiles<'_>,
+    depth: usize,
+) -> Result<FormatAccess<File>, DiskError> {
+    if backing.format.as_deref() == Some("qcow2") {
+        return open(path, true, allowed, depth).map(|(image, _)| image);
+    }
+    let failed = |error| DiskError::Open(path.to_owned(), error);
+    let (file, _) = disk::open(path, true)?;
+    let file = File::from_open_file(file, StorageOpenOptions::new()).map_err(failed)?;
+    let raw = Raw::builder(file)
+        .open(DenyImplicitOpenGate::default())
+        .map_err(failed)?;
+    Ok(FormatAccess::new(raw))
+}
+
+/// The backing file that the image at `path` names, if it may be opened. The error is a sentence
+/// without the path.
+fn find(path: &Path, backing: &Backing, allowed: BackingFiles<'_>) -> Result<PathBuf, String> {
+    let (name, image) = (backing.name.escape_debug().to_string(), path.display());
+    let BackingFiles::Below(allowed) = allowed else {
+        return Err(format!(
+            "has the backing file `{name}`, which is not in the container image: put in one made by `qemu-img convert -O qcow2`"
+        ));
+    };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let folder = match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    };
+    // QEMU takes what is before a colon for a protocol, unless there is a slash before it.
+    if let Some((protocol, _)) = backing.name.split_once(':')
+        && !protocol.contains('/')
+        && protocol != "file"
+    {
+        return Err(format!(
+            "its backing file `{name}` is no file: `qemu-img convert -O qcow2 {image} NEW` makes an image without"
+        ));
+    }
+    let file = backing.name.strip_prefix("file:").unwrap_or(&backing.name);
+    if !matches!(backing.format.as_deref(), Some("raw" | "qcow2")) {
+        return Err(format!(
+            "its backing file `{name}` has {} format: `qemu-img rebase -u -b {name} -F FORMAT {image}` says that it is raw or qcow2",
+            backing.format.as_deref().map_or("no", |_| "another"),
+        ));
+    }
+    let found = folder.join(file);
+    let found = found
+        .canonicalize()
+        .map_err(|error| format!("its backing file {}: {error}", found.display()))?;
+    let below = |folder: &PathBuf| folder.canonicalize().is_ok_and(|f| found.starts_with(f));
+    if allowed.iter().any(below) {
+        return Ok(found);
+    }
+    let place = found.parent().unwrap_or(Path::new("/")).display();
+    Err(format!(
+        "its backing file {} is not opened unless asked for: --backing-dir {place} allows it",
+        found.display()
+    ))
+}
+
+impl Disk for Qcow2Disk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read(&mut self, to: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
+        let mut piece = self.piece(to.len());
+        let result = (0..to.len()).step_by(PIECE).try_for_each(|done| {
+            let len = PIECE.min(to.len() - done);
+            let part = piece.get_mut(..len).unwrap_or_default();
+            self.image.read(&mut *part, at + done as u64)?;
+            to.subslice(done, len)
+                .map_err(io::Error::other)?
+                .copy_from(part);
+            Ok(())
+        });
+        self.piece = piece;
+        result
+    }
+
+    fn write(&mut self, from: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
+        let mut piece = self.piece(from.len());
+        let result = (0..from.len()).step_by(PIECE).try_for_each(|done| {
+            let len = PIECE.min(from.len() - done);
+            let part = piece.get_mut(..len).unwrap_or_default();
+            from.subslice(done, len)
+                .map_err(io::Error::other)?
+                .copy_to(part);
+            self.image.write(&*part, at + done as u64)
+        });
+        self.piece = piece;
+        result
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // First imago's tables to the file, then the file to the disk.
+        self.image.flush()?;
+        self.image.sync()
+    }
+
+    fn zero(&mut self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let done = if unmap {
+            self.image.discard_to_zero(at, len)
+        } else {
+            self.image.write_zeroes(at, len)
+        };
+        match done {
+            // Version 2 has no clusters of zeros.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.write_zeros(at, len),
+            done => done,
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Images as qemu-img makes them, read and written here, and looked at by qemu-img again.
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::*;
+
+const MIB: usize = 1 << 20;
+
+/// Runs a tool of qemu-utils on files of `folder`; what it says.
+fn tool(folder: &Path, words: &str) -> String {
+    let mut words = words.split(' ');
+    let program = words.next().unwrap();
+    let output = Command::new(program)
+        .args(words)
+        .current_dir(folder)
+        .output();
+    let output = output.unwrap_or_else(|e| panic!("{program} (qemu-utils): {e}"));
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+/// 4 MiB of which every other 192 KiB is zeros and no two sectors are alike.
+fn content() -> Vec<u8> {
+    let sector = |n: usize| {
+        let mut sector = [0; 512];
+        if (n / 384).is_multiple_of(2) {
+            sector[..8].copy_from_slice(&(n as u64 + 1).to_be_bytes());
+            sector[511] = n as u8;
+        }
+        sector
+    };
+    (0..4 * MIB / 512).flat_map(sector).collect()
+}
+
+fn read(disk: &mut dyn Disk) -> Vec<u8> {
+    let mut bytes = vec![0; disk.size() as usize];
+    disk.read(&VolatileSlice::from(bytes.as_mut_slice()), 0)
+        .unwrap();
+    bytes
+}
+
+fn open_below(folder: &Path, name: &str, read_only: bool) -> Result<Qcow2Disk, DiskError> {
+    let allowed = [folder.to_owned()];
+    Qcow2Disk::open(&folder.join(name), read_only, BackingFiles::Below(&allowed))
+}
+
+/// A folder with `raw`, the content, and what `commands` make of it.
+fn folder(commands: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("raw"), content()).unwrap();
+    for command in commands {
+        tool(folder.path(), command);
+    }
+    folder
+}
+
+#[test]
+fn what_qemu_img_made_is_read_as_qemu_img_reads_it() {
+    for commands in [
+        &["qemu-img convert -O qcow2 raw disk"][..],
+        &["qemu-img convert -c -O qcow2 raw disk"],
+        &["qemu-img convert -c -O qcow2 -o compat=0.10,cluster_size=4096 raw disk"],
+        &["qemu-img convert -O qcow2 -o cluster_size=2M,refcount_bits=64 raw disk"],
+        // The rest is in a raw image, or in a compressed one, or two images below.
+        &["qemu-img create -q -f qcow2 -b raw -F raw disk"],
+        &[
+            "qemu-img convert -c -O qcow2 raw base",
+            "qemu-img create -q -f qcow2 -b base -F qcow2 middle",
+            "qemu-io -c discard\u{a0}0\u{a0}512k -c write\u{a0}-P\u{a0}9\u{a0}1m\u{a0}100k middle",
+            "qemu-img create -q -f qcow2 -b middle -F qcow2 disk 8M",
+            "qemu-io -c write\u{a0}-z\u{a0}2m\u{a0}64k -c write\u{a0}-P\u{a0}7\u{a0}3000k\u{a0}70k disk",
+        ],
+        // A snapshot keeps what was; the active layer is what is.
+        &[
+            "qemu-img convert -O qcow2 raw disk",
+            "qemu-img snapshot -c before disk",
+            "qemu-io -c write\u{a0}-P\u{a0}5\u{a0}100k\u{a0}1m disk",
+        ],
+    ] {
+        let folder = folder(&[]);
+        for command in commands {
+            // qemu-io takes a command of several words as one argument.
+            let words: Vec<String> = command
+                .split(' ')
+                .map(|w| w.replace('\u{a0}', " "))
+                .collect();
+            let output = Command::new(&words[0])
+                .args(&words[1..])
+                .current_dir(folder.path())
+                .output();
+            assert!(output.unwrap().status.success(), "{command}");
+        }
+        tool(folder.path(), "qemu-img convert -O raw disk flat");
+        let mut disk = open_below(folder.path(), "disk", true).unwrap();
+        assert!(
+            read(&mut disk) == fs::read(folder.path().join("flat")).unwrap(),
+            "{commands:?}"
+        );
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Write(u8),
+    Zero,
+    Discard,
+    Flush,
+}
+
+fn changes() -> impl Strategy<Value = Vec<(Change, usize, usize)>> {
+    let change = prop_oneof![
+        4 => any::<u8>().prop_map(Change::Write),
+        1 => Just(Change::Zero),
+        1 => Just(Change::Discard),
+        1 => Just(Change::Flush),
+    ];
+    prop::collection::vec((change, 0usize..8192, 1usize..700), 1..24)
+}
+
+#[test]
+fn whatever_is_written_is_there_and_qemu_img_finds_the_image_sound() {
+    let made = folder(&[
+        "qemu-img convert -c -O qcow2 raw compressed",
+        "qemu-img create -q -f qcow2 -b compressed -F qcow2 overlay",
+        "qemu-img convert -O qcow2 -o cluster_size=4096 raw snapshot",
+        "qemu-img snapshot -c before snapshot",
+        "qemu-img convert -O qcow2 -o compat=0.10 raw old",
+    ]);
+    let folder = made.path();
+    for (cases, base) in [
+        (6, "compressed"),
+        (6, "overlay"),
+        (6, "snapshot"),
+        (4, "old"),
+    ] {
+        let mut runner = TestRunner::new(Config::with_cases(cases));
+        let run = |changes: Vec<(Change, usize, usize)>| {
+            fs::copy(folder.join(base), folder.join("disk")).unwrap();
+            let mut disk = open_below(folder, "disk", false).unwrap();
+            let mut model = content();
+            for (change, sector, sectors) in changes {
+                let at = (sector * 512).min(model.len() - 512);
+                let len = (sectors * 512).min(model.len() - at);
+                match change {
+                    Change::Write(byte) => {
+                        let mut bytes = vec![byte; len];
+                        model[at..at + len].copy_from_slice(&bytes);
+                        disk.write(&VolatileSlice::from(bytes.as_mut_slice()), at as u64)
+                            .unwrap();
+                    }
+                    Change::Flush => disk.flush().unwrap(),
+                    zero => {
+                        model[at..at + len].fill(0);
+                        let unmap = matches!(zero, Change::Discard);
+                        disk.zero(at as u64, len as u64, unmap).unwrap();
+                    }
+                }
+            }
+            assert!(read(&mut disk) == model);
+            disk.flush().unwrap();
+            drop(disk);
+            tool(folder, "qemu-img check -q disk");
+            tool(folder, "qemu-img convert -O raw disk flat");
+            assert!(fs::read(folder.join("flat")).unwrap() == model);
+            if base == "snapshot" {
+                tool(folder, "qemu-img convert -O raw -l before disk flat");
+                assert!(fs::read(folder.join("flat")).unwrap() == content());
+            }
+            Ok(())
+        };
+        runner.run(&changes(), run).unwrap();
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_named_with_the_command_that_mends_it() {
+    let folder = folder(&[
+        "qemu-img create -q -f qcow2 -o compression_type=zstd zstd 1M",
+        "qemu-img create -q -f qcow2 -o extended_l2=on extended 1M",
+        "qemu-img create -q -f qcow2 -o data_file=data,data_file_raw=on external 1M",
+        "qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 luks 1M",
+        "qemu-img create -q -f qcow2 dirty 1M",
+        "qemu-img create -q -f qcow2 corrupt 1M",
+        "qemu-img create -q -f qcow2 future 1M",
+        "qemu-img create -q -f qcow2 short 1M",
+        "qemu-img create -q -f qcow2 huge 1M",
+    ]);
+    let patch = |name: &str, at: u64, bytes: &[u8]| {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(folder.path().join(name));
+        file.unwrap().write_all_at(bytes, at).unwrap();
+    };
+    patch("dirty", 79, &[1]);
+    patch("corrupt", 79, &[2]);
+    patch("future", 78, &[1]);
+    patch("huge", 24, &[0x7f]);
+    let short = OpenOptions::new()
+        .write(true)
+        .open(folder.path().join("short"));
+    short.unwrap().set_len(80).unwrap();
+    for (name, said, command) in [
+        ("zstd", "zstd", "qemu-img convert -O qcow2 "),
+        ("extended", "extended L2", "qemu-img convert -O qcow2 "),
+        ("external", "another file", "qemu-img convert -O qcow2 "),
+        ("luks", "encrypted", "qemu-img convert"),
+        ("dirty", "not closed properly", "qemu-img check -r all "),
+        ("corrupt", "marked corrupt", "qemu-img check -r all "),
+        (
+            "future",
+            "not known here (0x100)",
+            "qemu-img convert -O qcow2 ",
+        ),
+        ("short", "truncated in its header", ""),
+        ("huge", "larger than 16 TiB", ""),
+        ("raw", "is no qcow2 image", ""),
+    ] {
+        let error = open_below(folder.path(), name, true)
+            .err()
+            .unwrap()
+            .to_string();
+        assert_eq!(error.lines().count(), 1);
+        assert!(error.contains(said) && error.contains(command), "{error}");
+        assert!(error.contains(&format!("/{name}: ")), "{error}");
+    }
+}
+
+#[test]
+fn a_backing_file_is_opened_only_below_a_directory_that_was_named() {
+    let made = folder(&[
+        "qemu-img create -q -f qcow2 -b raw -F raw disk",
+        "qemu-img create -q -f qcow2 -u -b /etc/passwd -F raw thief 1M",
+        "qemu-img create -q -f qcow2 -u -b ../../../../../../etc/passwd -F raw climber 1M",
+        "qemu-img create -q -f qcow2 -u -b nbd://localhost/x -F raw net 1M",
+        "qemu-img create -q -f qcow2 -u -b pool -F qcow2 loop 1M",
+        "qemu-img create -q -f qcow2 -u -b loop -F qcow2 pool 1M",
+        "qemu-img create -q -f qcow2 -u -b raw -F vmdk other 1M",
+        "qemu-img create -q -f qcow2 -u -b gone -F raw lost 1M",
+    ]);
+    let folder = made.path();
+    std::os::unix::fs::symlink("/etc/passwd", folder.join("link")).unwrap();
+    tool(
+        folder,
+        "qemu-img create -q -f qcow2 -u -b link -F raw linked 1M",
+    );
+    let refused = |name: &str, said: &str| {
+        let error = open_below(folder, name, true).err().unwrap().to_string();
+        assert!(error.contains(said), "{name}: {error}");
+    };
+    for thief in ["thief", "climber", "linked"] {
+        refused(thief, "--backing-dir /etc");
+    }
+    refused("net", "is no file");
+    refused("loop", "more than 16 backing files");
+    refused("other", "has another format");
+    refused("lost", "gone: No such file");
+    let disk = folder.join("disk");
+    let alone = |allowed| {
+        Qcow2Disk::open(&disk, true, allowed)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    let (nobody, said) = (Vec::new(), alone(BackingFiles::None));
+    assert!(said.contains("not in the container image"), "{said}");
+    let said = alone(BackingFiles::Below(&nobody));
+    assert!(
+        said.contains(&format!("--backing-dir {}", folder.display())),
+        "{said}"
+    );
+    assert!(open_below(folder, "disk", false).is_ok());
+}
+
+#[test]
+fn neither_we_nor_qemu_write_what_the_other_has_open() {
+    let made = folder(&["qemu-img convert -O qcow2 raw disk"]);
+    let folder = made.path();
+    let qemu = || {
+        let mut command = Command::new("qemu-io");
+        command.args(["-f", "qcow2", "disk"]).current_dir(folder);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    for read_only in [false, true] {
+        let ours = open_below(folder, "disk", read_only).unwrap();
+        let output = qemu().wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("Failed to get"), "{said}");
+        drop(ours);
+    }
+    let mut theirs = qemu();
+    // It has answered, so it has opened.
+    theirs
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"length\n")
+        .unwrap();
+    let mut answer = String::new();
+    let mut output = BufReader::new(theirs.stdout.take().unwrap());
+    while !answer.contains("4 MiB") {
+        assert!(output.read_line(&mut answer).unwrap() > 0, "{answer}");
+    }
+    for read_only in [false, true] {
+        let refused = open_below(folder, "disk", read_only);
+        assert!(matches!(refused, Err(DiskError::InUse(_))));
+    }
+    drop(theirs.stdin.take());
+    theirs.wait().unwrap();
+    assert!(open_below(folder, "disk", false).is_ok());
+}
+
+#[test]
+fn no_bytes_of_an_image_make_its_reader_panic() {
+    let made = folder(&["qemu-img convert -c -O qcow2 -o cluster_size=512 raw disk"]);
+    let folder = made.path();
+    let sound = fs::read(folder.join("disk")).unwrap();
+    let mut runner = TestRunner::new(Config::with_cases(200));
+    // The header, what it points to, and anything.
+    let place = prop_oneof![0usize..112, 0usize..16384, 0usize..sound.len()];
+    let patches = prop::collection::vec((place, any::<u64>()), 1..6);
+    let run = |patches: Vec<(usize, u64)>| {
+        let mut bytes = sound.clone();
+        for (at, value) in patches {
+            let at = at.min(bytes.len() - 8);
+            bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+        }
+        fs::write(folder.join("bad"), bytes).unwrap();
+        if let Ok(mut disk) = open_below(folder, "bad", false) {
+            let mut buffer = vec![1; 4096];
+            let slice = VolatileSlice::from(buffer.as_mut_slice());
+            for at in [0, 8192, disk.size().saturating_sub(4096)] {
+                let _ = disk.read(&slice, at);
+                let _ = disk.write(&slice, at);
+                let _ = disk.zero(at, 4096, true);
+            }
+            let _ = disk.flush();
+        }
+        Ok(())
+    };
+    runner.run(&patches, run).unwrap();
+}

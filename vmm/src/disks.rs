@@ -1,0 +1,325 @@
+//! A manifest's disks: what holds their bytes, found and looked at before anything starts, and
+//! opened when it does.
+//!
+//! A disk is read as what KubeVirt reads it as. A container image's disk is raw or qcow2 by its
+//! content, for no guest has ever written it. Every other disk is raw unless the command line
+//! says otherwise: a guest can write what it likes to the front of its raw disk, and would, if
+//! that were believed, choose files of the host to read at its next start.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::devices::virtio::block::cow::CowDisk;
+use crate::devices::virtio::block::disk::{Disk, DiskError, RawDisk};
+use crate::devices::virtio::block::qcow2::{self, BackingFiles, Qcow2Disk};
+use crate::plan::{Backing, Format, PlannedDisk};
+use crate::vmi::{self, HostDiskType, Machine, Source};
+use crate::{checks, containerdisk, seed};
+
+/// Where a launcher finds what its claims stand for: a file system's image, a block device.
+const CLAIMS: [(&str, &str); 2] = [
+    ("/var/run/kubevirt-private/vmi-disks", "disk.img"),
+    ("/dev", ""),
+];
+
+/// How disks are found and read.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Options {
+    /// Read a hostDisk or claim of the manifest as such an image [default: raw]; may be repeated
+    #[arg(long, value_name = "DISK=raw|qcow2", value_parser = parse_format)]
+    pub format: Vec<(String, Format)>,
+    /// Let qcow2 images have backing files below this directory; may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub backing_dir: Vec<PathBuf>,
+    /// The disk image or block device that a PersistentVolumeClaim stands for [default: where
+    /// KubeVirt mounts it]; may be repeated
+    #[arg(long, value_name = "CLAIM=PATH", value_parser = parse_claim)]
+    pub claim: Vec<(String, PathBuf)>,
+}
+
+fn parse_format(text: &str) -> Result<(String, Format), String> {
+    let format = |name| match name {
+        "raw" => Ok(Format::Raw),
+        "qcow2" => Ok(Format::Qcow2),
+        other => Err(format!("`{other}` is neither raw nor qcow2")),
+    };
+    let (name, kind) = text.split_once('=').ok_or("expected DISK=raw|qcow2")?;
+    Ok((name.to_owned(), format(kind)?))
+}
+
+fn parse_claim(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("expected CLAIM=PATH")?;
+    Ok((name.to_owned(), PathBuf::from(path)))
+}
+
+/// Why a disk will not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file will not do.
+    #[error(transparent)]
+    Check(#[from] checks::Error),
+    /// An image will not do.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A containerDisk cannot be had.
+    #[error("disk `{disk}`: {source}")]
+    ContainerDisk {
+        /// Its name.
+        disk: String,
+        /// Why.
+        source: containerdisk::Error,
+    },
+    /// A claim's image is nowhere.
+    #[error("disk `{disk}`: claim `{claim}`: looked for {looked}; --claim {claim}=PATH names it")]
+    Claim {
+        /// The disk's name.
+        disk: String,
+        /// The claim's.
+        claim: String,
+        /// The paths tried.
+        looked: String,
+    },
+    /// The command line speaks of a disk that is not there.
+    #[error("--{option} {name}: the manifest has no such {what}")]
+    Option {
+        /// Its name.
+        option: &'static str,
+        /// What it names.
+        name: String,
+        /// `disk` or `claim`.
+        what: &'static str,
+    },
+    /// A file cannot be made.
+    #[error("cannot make {path}: {cause}")]
+    Make {
+        /// Its path.
+        path: PathBuf,
+        /// Said by the system.
+        cause: io::Error,
+    },
+}
+
+/// What disks are found with.
+#[derive(Debug)]
+pub struct Finder<'a> {
+    /// The command line's.
+    pub options: &'a Options,
+    /// Where container disks are looked for.
+    pub images: &'a [PathBuf],
+    /// Where they are unpacked.
+    pub cache: &'a Path,
+    /// Make no disk that is not there.
+    pub dry_run: bool,
+}
+
+impl Finder<'_> {
+    /// Looks at the disks that are there already; writes nothing.
+    pub fn check(&self, machine: &Machine) -> Result<(), Error> {
+        let unknown = |option, what, name: &String| Error::Option {
+            option,
+            name: name.clone(),
+            what,
+        };
+        for (name, _) in &self.options.format {
+            if !machine.disks.iter().any(|d| d.name == *name) {
+                return Err(unknown("format", "disk", name));
+            }
+        }
+        for (name, _) in &self.options.claim {
+            let named =
+                |d: &vmi::Disk| matches!(&d.source, Source::Claim { claim, .. } if claim == name);
+            if !machine.disks.iter().any(named) {
+                return Err(unknown("claim", "claim", name));
+            }
+        }
+        for disk in &machine.disks {
+            match &disk.source {
+                Source::HostDisk { path, kind, .. }
+                    if *kind == HostDiskType::Disk || path.exists() =>
+                {
+                    self.check_file(disk, path, !disk.readonly)?;
+                }
+                Source::Claim { ephemeral, .. } => {
+                    let path = self.claim(disk)?;
+                    self.check_file(disk, &path, !disk.readonly && !ephemeral)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn said(&self, disk: &vmi::Disk) -> Option<Format> {
+        let mut said = self.options.format.iter().rev();
+        said.find(|(name, _)| *name == disk.name).map(|(_, f)| *f)
+    }
+
+    fn check_file(&self, disk: &vmi::Disk, path: &Path, write: bool) -> Result<(), Error> {
+        let format = self.said(disk);
+        checks::disk(&disk.name, path, write, format)?;
+        if format == Some(Format::Qcow2) {
+            let backing = BackingFiles::Below(&self.options.backing_dir);
+            Qcow2Disk::open(path, true, backing)?;
+        }
+        Ok(())
+    }
+
+    fn claim(&self, disk: &vmi::Disk) -> Result<PathBuf, Error> {
+        let Source::Claim { volume, claim, .. } = &disk.source else {
+            return Ok(PathBuf::new());
+        };
+        if let Some((_, path)) = self.options.claim.iter().find(|(name, _)| name == claim) {
+            return Ok(path.clone());
+        }
+        let candidates = CLAIMS.map(|(place, file)| {
+            let path = Path::new(place).join(volume);
+            // What is joined with nothing ends in a slash.
+            if file.is_empty() {
+                path
+            } else {
+                path.join(file)
+            }
+        });
+        let found = candidates.iter().find(|path| path.exists()).cloned();
+        found.ok_or_else(|| Error::Claim {
+            disk: disk.name.clone(),
+            claim: claim.clone(),
+            looked: candidates
+                .map(|path| path.display().to_string())
+                .join(" and "),
+        })
+    }
+
+    /// All disks, in the manifest's order. Container disks are unpacked and `DiskOrCreate` disks
+    /// made.
+    pub fn plan(&self, machine: &Machine) -> Result<Vec<PlannedDisk>, Error> {
+        let planned = machine.disks.iter().map(|disk| {
+            Ok(PlannedDisk {
+                name: disk.name.clone(),
+                backing: self.backing(machine, disk)?,
+                readonly: disk.readonly,
+                serial: disk.serial.clone(),
+            })
+        });
+        planned.collect()
+    }
+
+    fn backing(&self, machine: &Machine, disk: &vmi::Disk) -> Result<Backing, Error> {
+        let make = |path: &Path| {
+            let path = path.to_owned();
+            move |cause| Error::Make { path, cause }
+        };
+        let format = self.said(disk).unwrap_or(Format::Raw);
+        match &disk.source {
+            Source::HostDisk { path, capacity, .. } => {
+                if !path.exists() && !self.dry_run {
+                    // Sparse, whole sectors, and never over a file that appears meanwhile.
+                    let size = capacity.unwrap_or(0).next_multiple_of(512);
+                    let file = File::options().write(true).create_new(true).open(path);
+                    file.and_then(|f| f.set_len(size)).map_err(make(path))?;
+                }
+                Ok(Backing::File(path.clone(), format))
+            }
+            Source::Claim { ephemeral, .. } => {
+                let path = self.claim(disk)?;
+                Ok(if *ephemeral {
+                    Backing::Base(path, format)
+                } else {
+                    Backing::File(path, format)
+                })
+            }
+            Source::EmptyDisk { capacity } => Ok(Backing::Empty(capacity.next_multiple_of(512))),
+            Source::ContainerDisk { image, path } => self.container_disk(disk, image, path),
+            Source::Seed {
+                user_data,
+                network_data,
+            } => {
+                let network = network_data.as_deref();
+                let image = seed::image(&machine.uuid, &machine.hostname, user_data, network);
+                image
+                    .map(Backing::Memory)
+                    .map_err(make(Path::new("the seed")))
+            }
+        }
+    }
+
+    fn container_disk(
+        &self,
+        disk: &vmi::Disk,
+        image: &str,
+        path: &Option<String>,
+    ) -> Result<Backing, Error> {
+        let mut images = self.images.iter();
+        let present = images.find(|dir| dir.join("containerdisks").is_dir());
+        let dir = present
+            .or(self.images.first())
+            .map_or(Path::new("."), PathBuf::as_path);
+        let base =
+            containerdisk::unpack(image, path.as_deref(), dir, self.cache).map_err(|source| {
+                Error::ContainerDisk {
+                    disk: disk.name.clone(),
+                    source,
+                }
+            })?;
+        let format = content(&base).map_err(|e| DiskError::Open(base.clone(), e))?;
+        checks::disk(&disk.name, &base, false, Some(format))?;
+        if format == Format::Qcow2 {
+            Qcow2Disk::open(&base, true, BackingFiles::None)?;
+        }
+        Ok(Backing::ContainerDisk(base, format))
+    }
+}
+
+/// What a file that no guest has written is.
+fn content(path: &Path) -> io::Result<Format> {
+    let mut magic = Vec::new();
+    let file = File::open(path)?;
+    file.take(qcow2::MAGIC.len() as u64)
+        .read_to_end(&mut magic)?;
+    Ok(if magic == qcow2::MAGIC {
+        Format::Qcow2
+    } else {
+        Format::Raw
+    })
+}
+
+/// Opens a disk, for the machine to read and write. Backing files may lie below `backing_dirs`;
+/// what does not outlive the machine lies in `scratch`.
+pub fn open(
+    disk: &PlannedDisk,
+    backing_dirs: &[PathBuf],
+    scratch: &Path,
+) -> Result<Box<dyn Disk>, DiskError> {
+    let below = BackingFiles::Below(backing_dirs);
+    let over = |base| -> Result<Box<dyn Disk>, DiskError> {
+        if disk.readonly {
+            return Ok(base);
+        }
+        Ok(Box::new(CowDisk::new(base, scratch)?))
+    };
+    match &disk.backing {
+        Backing::File(path, format) => open_file(path, *format, disk.readonly, below),
+        Backing::Base(path, format) => over(open_file(path, *format, true, below)?),
+        Backing::ContainerDisk(path, format) => {
+            over(open_file(path, *format, true, BackingFiles::None)?)
+        }
+        Backing::Empty(size) => Ok(Box::new(RawDisk::empty(*size, scratch)?)),
+        Backing::Memory(bytes) => Ok(Box::new(RawDisk::from_bytes(&disk.name, bytes)?)),
+    }
+}
+
+fn open_file(
+    path: &Path,
+    format: Format,
+    read_only: bool,
+    backing: BackingFiles<'_>,
+) -> Result<Box<dyn Disk>, DiskError> {
+    Ok(match format {
+        Format::Raw => Box::new(RawDisk::open(path, read_only)?),
+        Format::Qcow2 => Box::new(Qcow2Disk::open(path, read_only, backing)?),
+    })
+}
+
+#[cfg(test)]
+mod tests;
