@@ -6,6 +6,8 @@
 //! says otherwise: a guest can write what it likes to the front of its raw disk, and would, if
 //! that were believed, choose files of the host to read at its next start.
 
+pub mod entries;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -39,13 +41,17 @@ pub struct Options {
 }
 
 fn parse_format(text: &str) -> Result<(String, Format), String> {
-    let format = |name| match name {
+    let (name, kind) = text.split_once('=').ok_or("expected DISK=raw|qcow2")?;
+    Ok((name.to_owned(), parse_kind(kind)?))
+}
+
+/// Reads a format's name.
+pub fn parse_kind(name: &str) -> Result<Format, String> {
+    match name {
         "raw" => Ok(Format::Raw),
         "qcow2" => Ok(Format::Qcow2),
         other => Err(format!("`{other}` is neither raw nor qcow2")),
-    };
-    let (name, kind) = text.split_once('=').ok_or("expected DISK=raw|qcow2")?;
-    Ok((name.to_owned(), format(kind)?))
+    }
 }
 
 fn parse_claim(text: &str) -> Result<(String, PathBuf), String> {

@@ -123,10 +123,13 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         vcpus: plan.machine.vcpus,
         memory: plan.machine.memory,
         kernel: plan.kernel.clone(),
-        initramfs: Some(plan.initramfs.clone()),
+        initramfs: plan.initramfs.clone(),
         cmdline: cmdline(plan),
     };
     let (network, devices) = devices(plan, agent.clone())?;
+    if let Some(own) = &plan.own {
+        tracing::info!("booting the disk's `{}`", own.title.escape_debug());
+    }
     for forward in &plan.forwards {
         tracing::info!(
             "{} is the guest's port {}",
@@ -194,12 +197,15 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
     }
 }
 
-/// The kernel's command line: the serial console, and the root that the manifest's boot order
-/// names.
+/// The kernel's command line: its own, where it is the disk's; else the serial console, and the
+/// root that the manifest's boot order names.
 fn cmdline(plan: &Plan) -> String {
     let root = plan.machine.root_disk().unwrap_or(0);
     let letter = char::from(b'a' + u8::try_from(root).unwrap_or(0).min(25));
-    let mut line = format!("console=ttyS0 quiet panic=-1 root=/dev/vd{letter} rootfstype=ext4 rw");
+    let mut line = match &plan.own {
+        Some(own) => own.cmdline.clone(),
+        None => format!("console=ttyS0 quiet panic=-1 root=/dev/vd{letter} rootfstype=ext4 rw"),
+    };
     if let Some(append) = &plan.append {
         line.push(' ');
         line.push_str(append);

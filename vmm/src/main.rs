@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     cli::start_log(&cli);
     ExitCode::from(match &cli.command {
         Command::Run(args) => run(args),
+        Command::BootEntries(args) => boot_entries(args),
         Command::Doctor(args) => doctor(args),
         Command::Ps { json } => about(vms::ps(*json)),
         Command::Status(vm) => about(vms::status(vm)),
@@ -71,6 +72,29 @@ fn about(result: Result<(), vms::Error>) -> u8 {
     }
 }
 
+fn boot_entries(args: &cli::boot_entries::Args) -> u8 {
+    match cli::boot_entries::find(args) {
+        Ok(disk) => printed(cli::boot_entries::print(&disk)),
+        Err(e) => {
+            complain(&e);
+            status::BAD_INPUT
+        }
+    }
+}
+
+/// The status once something was printed.
+fn printed(result: std::io::Result<()>) -> u8 {
+    match result {
+        Ok(()) => status::OK,
+        // Whoever closed the pipe has read enough.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => status::FAILURE,
+        Err(e) => {
+            complain(&e);
+            status::FAILURE
+        }
+    }
+}
+
 fn doctor(args: &cli::doctor::Args) -> u8 {
     let report = match cli::doctor::report(args) {
         Ok(report) => report,
@@ -79,14 +103,8 @@ fn doctor(args: &cli::doctor::Args) -> u8 {
             return status::BAD_INPUT;
         }
     };
-    match cli::doctor::print(&report, args.json) {
-        Ok(()) if report.ok => status::OK,
-        Ok(()) => status::FAILURE,
-        // Whoever closed the pipe has read enough.
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => status::FAILURE,
-        Err(e) => {
-            complain(&e);
-            status::FAILURE
-        }
+    match printed(cli::doctor::print(&report, args.json)) {
+        status::OK if !report.ok => status::FAILURE,
+        status => status,
     }
 }

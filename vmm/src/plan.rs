@@ -21,8 +21,10 @@ pub struct Plan {
     pub machine: Machine,
     /// The kernel, unpacked.
     pub kernel: Kernel,
-    /// The initramfs with the agent in it.
-    pub initramfs: PathBuf,
+    /// The initramfs: the one with the agent in it, or the disk's own.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel is the root disk's own, started as its boot loader would start it.
+    pub own: Option<OwnKernel>,
     /// Words added to the kernel's command line.
     pub append: Option<String>,
     /// In the order of `machine.disks`.
@@ -43,6 +45,17 @@ pub struct Plan {
     pub own_state_dir: bool,
     /// By which the VM is found while the plan lives.
     pub entry: Option<Entry>,
+}
+
+/// How a disk's own kernel is started.
+#[derive(Debug)]
+pub struct OwnKernel {
+    /// What the disk's boot loader calls it.
+    pub title: String,
+    /// Its command line.
+    pub cmdline: String,
+    /// Keeps the initramfs, which has no name.
+    pub initramfs: Option<File>,
 }
 
 /// A disk and what holds its bytes.

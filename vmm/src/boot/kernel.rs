@@ -77,11 +77,20 @@ impl Kernel {
         file.take(MAX_KERNEL)
             .read_to_end(&mut image)
             .map_err(failed)?;
-        let elf = cache.join(format!("vmlinux-{:.32}", hex(&Sha256::digest(&image))));
+        Self::from_image(path, &image, cache)
+    }
+
+    /// The kernel in `image`, which is no file of the host's; `path` is what it is called. It is
+    /// kept in `cache`, unpacked, under its hash.
+    pub fn from_image(path: &Path, image: &[u8], cache: &Path) -> Result<Self, KernelError> {
+        let elf = cache.join(format!("vmlinux-{:.32}", hex(&Sha256::digest(image))));
         if !elf.exists() {
-            let unpacked = unpack(path, &image)?;
-            keep(&elf, &unpacked)
-                .map_err(|e| KernelError::Cache(path.to_owned(), elf.clone(), e))?;
+            let failed = |e| KernelError::Cache(path.to_owned(), elf.clone(), e);
+            if image.starts_with(ELF_MAGIC) {
+                keep(&elf, image).map_err(failed)?;
+            } else {
+                keep(&elf, &unpack(path, image)?).map_err(failed)?;
+            }
         }
         Ok(Self {
             path: path.to_owned(),

@@ -3,5 +3,6 @@
 
 pub mod acpi;
 pub mod bios;
+pub mod entries;
 pub mod kernel;
 pub mod pvh;

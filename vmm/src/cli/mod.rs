@@ -1,5 +1,6 @@
 //! The command line: a file a subcommand, thin: parse, call, print.
 
+pub mod boot_entries;
 pub mod doctor;
 pub mod run;
 mod terminal;
@@ -24,6 +25,7 @@ Exit status of `run`:
   5  the guest crashed
 
 Exit status of the commands about a running VM: 0 done, 1 the VM could not do it, 2 no such VM
+Exit status of `boot-entries`: 0 something is there to be booted, 2 bad input, or nothing is
 
 Exit status of `doctor`: 0 all that is needed is there, 1 something needed is missing, 2 bad input
 
@@ -52,6 +54,8 @@ pub struct Cli {
 pub enum Command {
     /// Boot the machine that a manifest describes, and stay until it ends
     Run(Box<run::Args>),
+    /// List what a disk's own boot loader would start
+    BootEntries(boot_entries::Args),
     /// List the VMs that run
     Ps {
         /// Print JSON

@@ -1,5 +1,7 @@
 //! `peapod run`: everything is checked here, and a [`Plan`] made; only then does a machine start.
 
+mod boot;
+
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -10,7 +12,7 @@ use netdev::control::MAX_FORWARDS;
 use netdev::options::Options;
 use netdev::publish::{self, Publish};
 
-use crate::boot::kernel::{Kernel, KernelError};
+use crate::boot::kernel::KernelError;
 use crate::disks::{self, Finder};
 use crate::plan::{self, Plan};
 use crate::registry::{self, Entry};
@@ -29,7 +31,8 @@ const MANIFEST_READ: u64 = (1 << 20) + 1;
 pub struct Args {
     /// A VirtualMachineInstance, YAML or JSON
     pub manifest: PathBuf,
-    /// vmlinux or bzImage [default: `vmlinux` or `vmlinuz` of the images]
+    /// vmlinux or bzImage [default: the disk's own, as its boot loader would start it; for a disk
+    /// that is one file system without a kernel, `vmlinux` or `vmlinuz` of the images]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initramfs with Peapod's agent [default: `initramfs.cpio` of the images]
@@ -91,6 +94,9 @@ pub enum Error {
     /// A disk will not do.
     #[error(transparent)]
     Disk(#[from] disks::Error),
+    /// The root disk cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] disks::entries::Error),
     /// Istio's proxy.
     #[error("{0}")]
     Proxy(String),
@@ -159,20 +165,10 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         return Err(Error::NoRoot(file));
     }
     let images = image_dirs();
-    let kernel = find(
-        args.kernel.as_ref(),
-        "kernel",
-        &["vmlinux", "vmlinuz"],
-        &images,
-    )?;
-    checks::kernel(&kernel)?;
-    let initramfs = find(
-        args.initramfs.as_ref(),
-        "initramfs",
-        &["initramfs.cpio"],
-        &images,
-    )?;
-    checks::initramfs(&initramfs)?;
+    let given = match args.kernel {
+        Some(_) => Some(boot::files(args, &images)?),
+        None => None,
+    };
     let finder = Finder {
         options: &args.disks,
         images: &images,
@@ -191,12 +187,13 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
     checks::ports(&forwards)?;
 
     let disks = finder.plan(&machine)?;
-    let kernel = Kernel::open(&kernel, &cache("kernels"))?;
+    let (kernel, initramfs, own) = boot::choose(args, &machine, &disks, given, &images)?;
     let (state_dir, entry) = state_dir(args.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
     Ok(Plan {
         kernel,
         initramfs,
+        own,
         append: args.append.clone(),
         disks,
         backing_dirs: args.disks.backing_dir.clone(),

@@ -90,7 +90,7 @@ pub(super) fn whole(path: &Path, size: u64) -> Result<u64, DiskError> {
 }
 
 /// An unnamed file in `directory`, which goes with the process.
-pub(super) fn unnamed(directory: &Path) -> Result<File, DiskError> {
+pub fn unnamed(directory: &Path) -> Result<File, DiskError> {
     OpenOptions::new()
         .read(true)
         .write(true)
