@@ -14,6 +14,8 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// No kernel is larger than this, packed or not.
 const MAX_KERNEL: u64 = 512 << 20;
+/// scripts/Makefile.lib has at most 128 MiB for xz; the decoder takes a little more.
+const MAX_DICTIONARY_KIB: u32 = 160 << 10;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// "HdrS", at 0x202 of a bzImage.
 const SETUP_MAGIC: &[u8] = b"HdrS";
@@ -152,8 +154,18 @@ fn unpack(path: &Path, image: &[u8]) -> Result<Vec<u8>, KernelError> {
             let frame = payload.get(..whole).unwrap_or_default();
             read(&mut lz4_flex::frame::FrameDecoder::new(Cursor::new(frame)))?
         }
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => return Err(KernelError::Packing(path.to_owned(), "zstd")),
-        [0xfd, b'7', b'z', b'X', ..] => return Err(KernelError::Packing(path.to_owned(), "xz")),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(Cursor::new(payload));
+            read(&mut decoder.map_err(|e| KernelError::Damaged(path.to_owned(), e.to_string()))?)?
+        }
+        [0xfd, b'7', b'z', b'X', ..] => {
+            let payload = Cursor::new(payload);
+            read(&mut lzma_rust2::XzReader::new_mem_limit(
+                payload,
+                false,
+                MAX_DICTIONARY_KIB,
+            ))?
+        }
         [0x5d, 0x00, 0x00, ..] => return Err(KernelError::Packing(path.to_owned(), "lzma")),
         [b'B', b'Z', b'h', ..] => return Err(KernelError::Packing(path.to_owned(), "bzip2")),
         _ => return Err(KernelError::Packing(path.to_owned(), "something unknown")),
@@ -224,6 +236,34 @@ mod tests {
     }
 
     #[test]
+    fn a_payload_is_unpacked_whatever_the_kernel_s_build_packed_it_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name| directory.path().join(name);
+        let elf: Vec<u8> = (0..300_000u32)
+            .flat_map(|n| (n / 7).to_le_bytes())
+            .collect();
+        let elf = [ELF_MAGIC, &elf].concat();
+        std::fs::write(file("elf"), &elf).unwrap();
+        // As scripts/Makefile.lib calls them; the length follows.
+        for command in [
+            "gzip -n -9 -c",
+            "xz --check=crc32 --x86 --lzma2=dict=128MiB -c",
+            "zstd -q --ultra -22 -c",
+            "lz4 -q -l -9 -c",
+        ] {
+            let script = format!("cat elf | {command} >packed");
+            let mut shell = std::process::Command::new("sh");
+            let status = shell.args(["-c", &script]).current_dir(&directory).status();
+            assert!(status.unwrap().success(), "{command}");
+            let mut payload = std::fs::read(file("packed")).unwrap();
+            payload.extend_from_slice(&(elf.len() as u32).to_le_bytes());
+            std::fs::write(file("vmlinuz"), bz_image(&payload)).unwrap();
+            let kernel = Kernel::open(&file("vmlinuz"), &file("cache")).unwrap();
+            assert!(std::fs::read(&kernel.elf).unwrap() == elf, "{command}");
+        }
+    }
+
+    #[test]
     fn each_kind_of_bad_file_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vmlinuz");
@@ -232,7 +272,9 @@ mod tests {
         for (content, expected) in [
             (vec![0; 2048], "neither a bzImage nor an ELF image"),
             (cut, "its payload goes past its end"),
-            (bz_image(b"\x28\xb5\x2f\xfd"), "packed with zstd"),
+            (bz_image(b"\x28\xb5\x2f\xfd"), "truncated or damaged"),
+            (bz_image(b"\xfd7zXZ\0"), "truncated or damaged"),
+            (bz_image(b"BZh9"), "packed with bzip2"),
             (bz_image(&gzip(b"no kernel")), "no ELF image"),
         ] {
             std::fs::write(&path, content).unwrap();
