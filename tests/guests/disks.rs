@@ -1,9 +1,10 @@
 //! What a guest wrote is there, and what it may not keep is not.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use peapod_tests::{Manifest, Vm};
+use peapod_tests::{Manifest, Vm, image};
 
 use super::BOOT;
 
@@ -42,4 +43,100 @@ fn a_container_disk_is_fresh_at_every_start() {
         assert!(console.contains("marked"), "{console}");
         assert!(!console.contains("mark-was-there"), "{console}");
     }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+/// Boots the disk by what its own GRUB would start; the guest says how often it was booted.
+fn boots_its_own_kernel(disk: &Path, options: &[&str], times: u32) {
+    let directory = disk.parent().unwrap();
+    let manifest = Manifest::new("own", "").root(disk).write(directory);
+    let mut vm = Vm::run(&manifest, options);
+    assert_eq!(vm.wait(BOOT), 0, "{}\n{}", vm.console(), vm.log());
+    let console = vm.console();
+    let said = console.lines().find_map(|l| l.split_once("own kernel: "));
+    let (_, said) = said.unwrap_or_else(|| vm.fail("the guest's init said nothing"));
+    let mut words = said.split(' ');
+    assert!(words.next().unwrap().ends_with("-cloud-amd64"), "{said}");
+    assert_eq!(words.next().unwrap(), times.to_string(), "{said}");
+    assert!(said.contains(" root=UUID=5ea90d00-"), "{said}");
+    assert!(
+        vm.log().contains("booting the disk's `GNU/Linux`"),
+        "{}",
+        vm.log()
+    );
+}
+
+/// An image whose rest is in a compressed one; that one's folder.
+fn overlay(directory: &Path) -> (PathBuf, PathBuf) {
+    let base = image("grub.qcow2").canonicalize().unwrap();
+    let disk = directory.join("disk.qcow2");
+    let (name, path) = (base.to_str().unwrap(), disk.to_str().unwrap());
+    run(
+        "qemu-img",
+        &[
+            "create", "-q", "-f", "qcow2", "-b", name, "-F", "qcow2", path,
+        ],
+    );
+    (disk, base.parent().unwrap().to_owned())
+}
+
+#[test]
+fn a_qcow2_disk_with_a_backing_file_boots_its_own_kernel() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, base) = overlay(directory.path());
+    let base = base.to_str().unwrap();
+    let options = ["--format", "root=qcow2", "--backing-dir", base];
+    boots_its_own_kernel(&disk, &options, 1);
+    run("qemu-img", &["check", "-q", disk.to_str().unwrap()]);
+}
+
+#[test]
+#[ignore = "slow: make test-all"]
+fn what_a_guest_wrote_to_a_raw_or_qcow2_disk_is_there_at_its_next_boot() {
+    let directory = tempfile::tempdir().unwrap();
+    let raw = directory.path().join("disk.img");
+    let from = image("grub.img");
+    let copy = ["--sparse=always", "--dereference", from.to_str().unwrap()];
+    run("cp", &[&copy[..], &[raw.to_str().unwrap()]].concat());
+    let (qcow2, base) = overlay(directory.path());
+    let options = [
+        "--format",
+        "root=qcow2",
+        "--backing-dir",
+        base.to_str().unwrap(),
+    ];
+    for times in 1..=2 {
+        boots_its_own_kernel(&raw, &[], times);
+        boots_its_own_kernel(&qcow2, &options, times);
+    }
+    run("qemu-img", &["check", "-q", qcow2.to_str().unwrap()]);
+}
+
+#[test]
+#[ignore = "slow: make test-all"]
+fn a_guest_is_told_of_a_full_host_and_lives_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = directory.path().join("full");
+    std::fs::create_dir(&full).unwrap();
+    let place = full.to_str().unwrap();
+    run("mount", &["-t", "tmpfs", "-o", "size=8M", "none", place]);
+    let disk = full.join("data.img");
+    empty_disk(&disk, 64 << 20);
+    let script = "dd if=/dev/zero of=/dev/vdb bs=1M count=32 conv=fsync 2>&1; \
+                  echo dd-ended-$?; dd if=/dev/vdb of=/dev/null bs=1M count=1 && echo still-read; \
+                  busybox poweroff\n";
+    let manifest = Manifest::new("full", script)
+        .disk("data", &disk)
+        .write(directory.path());
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    let status = vm.wait(BOOT);
+    run("umount", &["--lazy", place]);
+    assert_eq!(status, 0, "{}", vm.log());
+    let console = vm.console();
+    assert!(console.contains("dd-ended-1"), "{console}");
+    assert!(console.contains("still-read"), "{console}");
 }

@@ -133,6 +133,46 @@ fn a_missing_or_truncated_disk_is_named() {
 }
 
 #[test]
+fn a_disk_with_nothing_to_boot_is_named_with_where_was_looked() {
+    let directory = tempfile::tempdir().unwrap();
+    let blank = directory.path().join("blank.img");
+    File::create(&blank).unwrap().set_len(1 << 20).unwrap();
+    ends(
+        &Refusal::new(|m| m.root(&blank)).says(&[]),
+        "disk `root`: has neither a partition table nor a file system that is known; \
+         --kernel starts another one",
+    );
+}
+
+#[test]
+fn a_backing_file_that_was_not_allowed_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let thief = directory.path().join("thief.qcow2");
+    let arguments = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        "/etc/shadow",
+        "-F",
+        "raw",
+    ];
+    let mut command = Command::new("qemu-img");
+    let status = command.args(arguments).arg(&thief).arg("1M").status();
+    assert!(status.unwrap().success());
+    let refusal = Refusal::new(|m| m.root(&thief));
+    let said = refusal.says(&["--format", "root=qcow2"]);
+    assert!(
+        said.contains("its backing file /etc/shadow is not opened"),
+        "{said}"
+    );
+    let said = refusal.says(&[]);
+    assert!(said.contains("begins as a qcow2 image does"), "{said}");
+}
+
+#[test]
 fn a_truncated_container_disk_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let cut = directory.path().join("cut.tar");

@@ -187,9 +187,15 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
     checks::ports(&forwards)?;
 
     let disks = finder.plan(&machine)?;
-    let (kernel, initramfs, own) = boot::choose(args, &machine, &disks, given, &images)?;
+    let chosen = boot::choose(args, &machine, &disks, given, &images)?;
     let (state_dir, entry) = state_dir(args.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
+    let kept = chosen.keep(&state_dir);
+    if kept.is_err() && args.state_dir.is_none() {
+        // What made it fail is the thing to say.
+        let _ = fs::remove_dir(&state_dir);
+    }
+    let (kernel, initramfs, own) = kept?;
     Ok(Plan {
         kernel,
         initramfs,

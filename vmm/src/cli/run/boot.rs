@@ -1,11 +1,11 @@
 //! What is booted: a kernel that was given, the root disk's own, or Peapod's.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Args, Error, cache, find};
+use crate::boot::entries::Entry;
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::disk;
 use crate::plan::{OwnKernel, PlannedDisk};
@@ -31,14 +31,28 @@ pub(super) fn files(args: &Args, images: &[PathBuf]) -> Result<(PathBuf, PathBuf
     Ok((kernel, initramfs))
 }
 
-/// What is booted: the kernel that was given, or the root disk's own, or for a plain root ours.
+/// What is booted.
+pub(super) struct Chosen {
+    kernel: Kernel,
+    own: Option<Entry>,
+    initramfs: Initramfs,
+}
+
+enum Initramfs {
+    None,
+    File(PathBuf),
+    /// The disk's own.
+    Bytes(Vec<u8>),
+}
+
+/// The kernel that was given, or the root disk's own, or for a plain root ours.
 pub(super) fn choose(
     args: &Args,
     machine: &Machine,
     disks: &[PlannedDisk],
     given: Option<(PathBuf, PathBuf)>,
     images: &[PathBuf],
-) -> Result<(Kernel, Option<PathBuf>, Option<OwnKernel>), Error> {
+) -> Result<Chosen, Error> {
     let root = machine.root_disk().and_then(|root| disks.get(root));
     let own = match (&given, root) {
         (None, Some(root)) => disks::entries::own(root, &args.disks.backing_dir)?,
@@ -50,34 +64,51 @@ pub(super) fn choose(
             Some(given) => given,
             None => files(args, images)?,
         };
-        return Ok((Kernel::open(&kernel, &kernels)?, Some(initramfs), None));
+        return Ok(Chosen {
+            kernel: Kernel::open(&kernel, &kernels)?,
+            own: None,
+            initramfs: Initramfs::File(initramfs),
+        });
     };
     let name = PathBuf::from(entry.kernel().unwrap_or_default());
-    let kernel = Kernel::from_image(&name, &loaded.kernel, &kernels)?;
-    let unnamed = match &loaded.initramfs {
-        Some(bytes) if args.initramfs.is_none() => {
-            Some(keep(bytes).map_err(|(path, cause)| Error::Make { path, cause })?)
-        }
-        _ => None,
-    };
-    let initramfs = match &unnamed {
-        Some(file) => Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))),
-        None => args.initramfs.clone(),
-    };
-    let own = OwnKernel {
-        title: entry.title,
-        cmdline: entry.cmdline,
-        initramfs: unnamed,
-    };
-    Ok((kernel, initramfs, Some(own)))
+    Ok(Chosen {
+        kernel: Kernel::from_image(&name, &loaded.kernel, &kernels)?,
+        initramfs: match (&args.initramfs, loaded.initramfs) {
+            (Some(given), _) => Initramfs::File(given.clone()),
+            (None, Some(bytes)) => Initramfs::Bytes(bytes),
+            (None, None) => Initramfs::None,
+        },
+        own: Some(entry),
+    })
 }
 
-/// The bytes in a file without a name, which goes with the process.
-fn keep(bytes: &[u8]) -> Result<File, (PathBuf, io::Error)> {
-    let directory = cache("kernels");
-    let about = |cause| (directory.clone(), cause);
-    fs::create_dir_all(&directory).map_err(about)?;
-    let mut file = disk::unnamed(&directory).map_err(|e| about(io::Error::other(e)))?;
-    file.write_all(bytes).map_err(about)?;
-    Ok(file)
+impl Chosen {
+    /// The initramfs, and how the disk's own kernel is started if it is that. The disk's
+    /// initramfs goes into an unnamed file of the state directory.
+    pub(super) fn keep(
+        self,
+        state_dir: &Path,
+    ) -> Result<(Kernel, Option<PathBuf>, Option<OwnKernel>), Error> {
+        let mut unnamed = None;
+        let initramfs = match &self.initramfs {
+            Initramfs::None => None,
+            Initramfs::File(path) => Some(path.clone()),
+            Initramfs::Bytes(bytes) => {
+                let mut file = disk::unnamed(state_dir).map_err(disks::Error::from)?;
+                file.write_all(bytes).map_err(|cause| Error::Make {
+                    path: state_dir.to_owned(),
+                    cause,
+                })?;
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                unnamed = Some(file);
+                Some(PathBuf::from(path))
+            }
+        };
+        let own = self.own.map(|entry| OwnKernel {
+            title: entry.title,
+            cmdline: entry.cmdline,
+            initramfs: unnamed,
+        });
+        Ok((self.kernel, initramfs, own))
+    }
 }
