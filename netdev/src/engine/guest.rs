@@ -288,6 +288,10 @@ impl Run<'_> {
         let Some(tcp) = self.table.tcp(index) else {
             return;
         };
+        if tcp.is_taken_for_another(&segment, now) {
+            self.table.schedule(index);
+            return self.refuse(&key, &segment);
+        }
         let asked = tcp.is_asking();
         let Taken { verdict, data } = tcp.receive(&segment, now, &mut self.pool);
         if verdict != Verdict::Keep {

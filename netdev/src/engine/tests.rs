@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::*;
 use crate::config::{Forward, GATEWAY_MAC, Policy, Transport};
 use crate::link::fake::{self, Guest};
-use crate::wire::{TYPE_IPV4, Udp, ethernet};
+use crate::wire::{Flags, SegmentHeader, TYPE_IPV4, Udp, ethernet};
 
 /// Has a guest of `policy` do something, and returns the counters. The clock stands still.
 fn under(policy: Policy, test: impl FnOnce(&mut Run<'_>, &Guest)) -> Arc<Counters> {
@@ -108,8 +108,8 @@ fn a_packet_in_fragments_is_too_big_and_its_first_fragment_is_told_so() {
     assert_eq!(counters.dropped_fragment.get(), 3);
 }
 
-#[test]
-fn room_that_is_short_goes_round() {
+/// A network that forwards a port to the guest's 80, and that port.
+fn forwarding() -> (Engine, SocketAddr) {
     let bind = fake::free();
     let config = Config {
         forwards: vec![Forward {
@@ -119,7 +119,50 @@ fn room_that_is_short_goes_round() {
         }],
         ..fake::config()
     };
-    let mut engine = Engine::new(config).unwrap();
+    (Engine::new(config).unwrap(), bind)
+}
+
+#[test]
+fn a_guest_that_remembers_an_older_connection_forgets_it_and_takes_the_new_one() {
+    let (mut engine, bind) = forwarding();
+    let (mut link, guest) = fake::pair();
+    let mut run = engine.attach(&mut link, &Instant::now).unwrap();
+    let mut client = TcpStream::connect(bind).unwrap();
+    run.turn(true).unwrap();
+    let frame = guest.receive();
+    let (far, syn) = fake::segment(&frame).unwrap();
+    let old = SegmentHeader {
+        source: 80,
+        destination: far.port(),
+        sequence: 7,
+        acknowledgement: syn.sequence.wrapping_add(1_000_000),
+        flags: Flags::ACK,
+        window: 1000,
+        options: None,
+    };
+    guest.segment(far, &old, &[]);
+    run.turn(true).unwrap();
+    let frame = guest.receive();
+    let (_, reset) = fake::segment(&frame).unwrap();
+    assert!(reset.flags.has(Flags::RST));
+    assert_eq!(reset.sequence, old.acknowledgement);
+    // It is asked again at once, but only once so: it may never forget.
+    run.turn(false).unwrap();
+    assert_eq!(guest.waiting(), 1);
+    guest.segment(far, &old, &[]);
+    run.turn(true).unwrap();
+    run.turn(false).unwrap();
+    assert_eq!(guest.waiting(), 2);
+    guest.accept();
+    client.write_all(b"hello").unwrap();
+    run.turn(true).unwrap();
+    run.turn(false).unwrap();
+    assert_eq!(guest.data(), b"hello");
+}
+
+#[test]
+fn room_that_is_short_goes_round() {
+    let (mut engine, bind) = forwarding();
     let (mut link, guest) = fake::pair();
     let room = link.room.clone();
     let mut run = engine.attach(&mut link, &Instant::now).unwrap();

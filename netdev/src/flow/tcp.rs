@@ -224,6 +224,18 @@ impl Tcp {
         self.state == State::SynSent
     }
 
+    /// Whether the guest answers our SYN with what is about an older connection of that name, which
+    /// it remembers for a minute after its end. A reset has it forget that (RFC 9293, section
+    /// 3.10.7.3), and it is asked again: the first time at once.
+    pub fn is_taken_for_another(&mut self, segment: &Segment<'_>, now: Instant) -> bool {
+        let answer = segment.flags.has(Flags::ACK) && !segment.flags.has(Flags::RST);
+        let other = self.is_asking() && answer && segment.acknowledgement != self.next;
+        if other && self.timeouts == 0 {
+            self.deadline = Some(now);
+        }
+        other
+    }
+
     /// Whether the host's connection is not up yet.
     pub fn is_connecting(&self) -> bool {
         self.state == State::Connecting
