@@ -1,6 +1,6 @@
 //! Bytes that are known: whoever gets them sees whether each is the one that was sent.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -88,6 +88,8 @@ impl Content {
                     }
                     at += n;
                 }
+                // As by a machine that was suspended.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("after {at} bytes of {len}: {error}"),
             }
         }

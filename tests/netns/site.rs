@@ -223,6 +223,7 @@ impl Site {
     }
 
     /// Expects that the guest's kernel has sent no segment again.
+    #[track_caller]
     pub fn nothing_sent_again(&self) {
         let script = "nstat -asz TcpRetransSegs TcpExtTCPSynRetrans; ip -s link show eth0";
         let said = output(&self.guest, script);
@@ -337,11 +338,13 @@ pub fn space(role: &str) -> Space {
 }
 
 /// Runs a script in `space`, which has to succeed.
+#[track_caller]
 pub fn sh(space: &Space, script: &str) {
     space.shell(script).unwrap();
 }
 
 /// What a script in `space` prints, which has to succeed.
+#[track_caller]
 pub fn output(space: &Space, script: &str) -> String {
     let mut command = space.command("timeout").unwrap();
     command.arg(format!("{}", 2 * PATIENCE.as_secs()));

@@ -14,6 +14,7 @@ use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socke
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tries until there is something, which has to be soon.
+#[track_caller]
 pub fn until<T>(failure: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -60,6 +61,7 @@ pub fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().unwrap().port()
 }
 
+#[track_caller]
 pub fn accept(listener: &TcpListener) -> TcpStream {
     patient(listener.accept().expect("nobody calls").0)
 }
@@ -77,11 +79,13 @@ pub fn try_dial(space: &Space, to: SocketAddr) -> io::Result<TcpStream> {
     space.inside(connect).unwrap().map(patient)
 }
 
+#[track_caller]
 pub fn dial(space: &Space, to: SocketAddr) -> TcpStream {
     try_dial(space, to).unwrap_or_else(|error| panic!("{to}: {error}"))
 }
 
 /// A connection to a forwarded port, as soon as that is open.
+#[track_caller]
 pub fn call(space: &Space, to: SocketAddr) -> TcpStream {
     until(&format!("{to} stays closed"), || try_dial(space, to).ok())
 }
@@ -108,9 +112,15 @@ pub fn datagrams_to(space: &Space, to: SocketAddr) -> UdpSocket {
 }
 
 /// The next datagram, and who sent it.
+#[track_caller]
 pub fn receive<'a>(socket: &UdpSocket, place: &'a mut [u8]) -> (&'a [u8], SocketAddr) {
-    let (n, from) = socket.recv_from(place).expect("no datagram came");
-    (&place[..n], from)
+    loop {
+        match socket.recv_from(place) {
+            Ok((n, from)) => return (&place[..n], from),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("no datagram came: {error}"),
+        }
+    }
 }
 
 /// Has the socket told of everything that becomes of its datagrams.
