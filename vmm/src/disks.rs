@@ -93,7 +93,7 @@ pub enum Error {
         option: &'static str,
         /// What it names.
         name: String,
-        /// `disk` or `claim`.
+        /// `hostDisk or claim`, or `claim`.
         what: &'static str,
     },
     /// A file cannot be made.
@@ -128,8 +128,13 @@ impl Finder<'_> {
             what,
         };
         for (name, _) in &self.options.format {
-            if !machine.disks.iter().any(|d| d.name == *name) {
-                return Err(unknown("format", "disk", name));
+            // A container image's disk says what it is, and others are made here.
+            let has = |d: &vmi::Disk| {
+                d.name == *name
+                    && matches!(d.source, Source::HostDisk { .. } | Source::Claim { .. })
+            };
+            if !machine.disks.iter().any(has) {
+                return Err(unknown("format", "hostDisk or claim", name));
             }
         }
         for (name, _) in &self.options.claim {

@@ -146,7 +146,7 @@ fn an_option_for_a_disk_that_is_not_there_is_refused() {
     for (options, want) in [
         (
             ["--format", "x=raw"],
-            "--format x: the manifest has no such disk",
+            "--format x: the manifest has no such hostDisk or claim",
         ),
         (
             ["--claim", "x=/y"],

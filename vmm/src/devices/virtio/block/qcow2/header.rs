@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::ordered::{Layout, PLACE};
+
 /// The first bytes of an image.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// More than this is no disk; less keeps every table that is made for one small.
@@ -48,9 +50,18 @@ const INCOMPATIBLE: [(u64, &str, &str); 5] = [
     ),
 ];
 
+/// More than this is no table of an image of [`MAX_SIZE`] whose clusters are not tiny.
+const MAX_TABLE: u64 = 64 << 20;
+
 /// What matters of a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
+    cluster: u64,
+    /// First byte and length.
+    l1: (u64, u64),
+    refcounts: (u64, u64),
+    /// Copies of the tables of refcounts are kept beside this one.
+    snapshots: u32,
     /// Bytes of the disk.
     pub size: u64,
     /// The file that holds what this image does not, as the image names it.
@@ -104,6 +115,14 @@ pub fn read(file: &File, path: &Path) -> Result<Header, String> {
             MAX_SIZE >> 40
         ));
     }
+    let cluster = 1 << word(20);
+    let l1 = (long(40), u64::from(word(36)) * 8);
+    let refcounts = (long(48), u64::from(word(56)).saturating_mul(cluster));
+    // An L2 table is a cluster of entries of eight bytes.
+    let needed = size.div_ceil(cluster).div_ceil(cluster / 8) * 8;
+    if l1.1 < needed || l1.1.max(refcounts.1) > MAX_TABLE {
+        return Err("damaged: its tables are not of its disk's size".to_owned());
+    }
     let mut length = 72;
     if version == 3 {
         let more: [u8; 32] = at(file, 72).map_err(cut)?;
@@ -135,7 +154,52 @@ pub fn read(file: &File, path: &Path) -> Result<Header, String> {
             format: backing_format(file, length.into()).map_err(cut)?,
         })
     };
-    Ok(Header { size, backing })
+    Ok(Header {
+        cluster,
+        l1,
+        refcounts,
+        snapshots: word(60),
+        size,
+        backing,
+    })
+}
+
+impl Header {
+    /// Where the image's tables lie, to write them in order.
+    pub(super) fn layout(&self, file: &File, path: &Path) -> Result<Layout, String> {
+        if self.snapshots > 0 {
+            return Err(format!(
+                "has snapshots, and is only read: `qemu-img convert -O qcow2 {} NEW` makes one of \
+                 what is now",
+                path.display()
+            ));
+        }
+        let places = |(start, len): (u64, u64)| {
+            let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
+            let mut left = table.as_mut_slice();
+            let mut at = start;
+            // What is behind the end of the file is zeros.
+            while !left.is_empty() {
+                match file.read_at(left, at).map_err(|e| e.to_string())? {
+                    0 => break,
+                    n => {
+                        at += n as u64;
+                        left = left.get_mut(n..).unwrap_or_default();
+                    }
+                }
+            }
+            let (entries, _) = table.as_chunks::<8>();
+            let place = |entry: &[u8; 8]| u64::from_be_bytes(*entry) & PLACE;
+            Ok::<_, String>(entries.iter().map(place).filter(|at| *at != 0).collect())
+        };
+        Ok(Layout {
+            cluster: self.cluster,
+            l1: self.l1,
+            refcounts: self.refcounts,
+            l2_tables: places(self.l1)?,
+            refcount_blocks: places(self.refcounts)?,
+        })
+    }
 }
 
 /// The header extension that tells a backing file's format.

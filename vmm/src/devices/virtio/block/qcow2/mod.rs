@@ -4,6 +4,7 @@
 //! below the directories that the user named, and never for an image in a container image.
 
 mod header;
+mod ordered;
 #[cfg(test)]
 mod tests;
 
@@ -13,12 +14,13 @@ use std::path::{Path, PathBuf};
 use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 use vm_memory::VolatileSlice;
 
 use super::disk::{self, Disk, DiskError};
 pub use header::MAGIC;
 use header::{Backing, Header};
+use ordered::{Layout, Ordered};
 
 /// Images that hold each other's rest, at most.
 const MAX_CHAIN: usize = 16;
@@ -35,9 +37,9 @@ pub enum BackingFiles<'a> {
     Below(&'a [PathBuf]),
 }
 
-/// A qcow2 image with its backing files.
-pub struct Qcow2Disk {
-    image: FormatAccess<File>,
+/// A qcow2 image with its backing files, in `S`.
+pub struct Qcow2Disk<S: Storage + 'static = File> {
+    image: FormatAccess<Ordered<S>>,
     size: u64,
     read_only: bool,
     piece: Vec<u8>,
@@ -58,7 +60,9 @@ impl Qcow2Disk {
             piece: Vec::new(),
         })
     }
+}
 
+impl<S: Storage> Qcow2Disk<S> {
     fn write_zeros(&mut self, at: u64, len: u64) -> io::Result<()> {
         let zeros = vec![0; PIECE];
         let mut next = at;
@@ -84,7 +88,7 @@ fn open(
     read_only: bool,
     allowed: BackingFiles<'_>,
     depth: usize,
-) -> Result<(FormatAccess<File>, Header), DiskError> {
+) -> Result<(FormatAccess<Ordered<File>>, Header), DiskError> {
     let bad = |why: String| DiskError::Image(path.to_owned(), why);
     let failed = |error: io::Error| bad(format!("damaged: {error}"));
     let (file, _) = disk::open(path, read_only)?;
@@ -99,9 +103,14 @@ fn open(
             Some(open_backing(&below, backing, allowed, depth - 1)?)
         }
     };
+    let layout = match read_only {
+        true => Layout::default(),
+        false => header.layout(&file, path).map_err(bad)?,
+    };
     let options = StorageOpenOptions::new().write(!read_only);
     let file = File::from_open_file(file, options).map_err(failed)?;
-    let image = Qcow2::<File>::builder(file)
+    let file = Ordered::new(file, layout);
+    let image = Qcow2::<Ordered<File>>::builder(file)
         .write(!read_only)
         .backing(backing)
         .data_file(None)
@@ -115,13 +124,14 @@ fn open_backing(
     backing: &Backing,
     allowed: BackingFiles<'_>,
     depth: usize,
-) -> Result<FormatAccess<File>, DiskError> {
+) -> Result<FormatAccess<Ordered<File>>, DiskError> {
     if backing.format.as_deref() == Some("qcow2") {
         return open(path, true, allowed, depth).map(|(image, _)| image);
     }
     let failed = |error| DiskError::Open(path.to_owned(), error);
     let (file, _) = disk::open(path, true)?;
     let file = File::from_open_file(file, StorageOpenOptions::new()).map_err(failed)?;
+    let file = Ordered::new(file, Layout::default());
     let raw = Raw::builder(file)
         .open(DenyImplicitOpenGate::default())
         .map_err(failed)?;
@@ -173,7 +183,18 @@ fn find(path: &Path, backing: &Backing, allowed: BackingFiles<'_>) -> Result<Pat
     ))
 }
 
-impl Disk for Qcow2Disk {
+impl<S: Storage> Drop for Qcow2Disk<S> {
+    fn drop(&mut self) {
+        // imago itself flushes, but does not sync, which is when everything is written.
+        if !self.read_only
+            && let Err(error) = self.flush()
+        {
+            tracing::error!("a qcow2 image could not be closed: {error}");
+        }
+    }
+}
+
+impl<S: Storage> Disk for Qcow2Disk<S> {
     fn size(&self) -> u64 {
         self.size
     }

@@ -4,9 +4,15 @@ use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use imago::Storage;
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::storage::PreallocateMode;
+use imago::storage::drivers::CommonStorageHelper;
 use proptest::prelude::*;
+use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
@@ -139,7 +145,10 @@ enum Change {
     Flush,
 }
 
-fn changes() -> impl Strategy<Value = Vec<(Change, usize, usize)>> {
+/// Each with its first sector, and how many.
+type Changes = Vec<(Change, usize, usize)>;
+
+fn changes() -> impl Strategy<Value = Changes> {
     let change = prop_oneof![
         4 => any::<u8>().prop_map(Change::Write),
         1 => Just(Change::Zero),
@@ -149,44 +158,54 @@ fn changes() -> impl Strategy<Value = Vec<(Change, usize, usize)>> {
     prop::collection::vec((change, 0usize..8192, 1usize..700), 1..24)
 }
 
-#[test]
-fn whatever_is_written_is_there_and_qemu_img_finds_the_image_sound() {
-    let made = folder(&[
+/// Makes a change, on the disk and on its model.
+fn make(disk: &mut dyn Disk, model: &mut [u8], change: &Change, at: usize, len: usize) {
+    match change {
+        Change::Write(byte) => {
+            let mut bytes = vec![*byte; len];
+            model[at..at + len].copy_from_slice(&bytes);
+            let slice = VolatileSlice::from(bytes.as_mut_slice());
+            disk.write(&slice, at as u64).unwrap();
+        }
+        Change::Flush => disk.flush().unwrap(),
+        zero => {
+            model[at..at + len].fill(0);
+            let unmap = matches!(zero, Change::Discard);
+            disk.zero(at as u64, len as u64, unmap).unwrap();
+        }
+    }
+}
+
+/// Images to write to, each the content.
+fn writable() -> (tempfile::TempDir, [(u32, &'static str); 4]) {
+    let folder = folder(&[
         "qemu-img convert -c -O qcow2 raw compressed",
         "qemu-img create -q -f qcow2 -b compressed -F qcow2 overlay",
-        "qemu-img convert -O qcow2 -o cluster_size=4096 raw snapshot",
-        "qemu-img snapshot -c before snapshot",
+        "qemu-img convert -O qcow2 -o cluster_size=4096 raw small",
         "qemu-img convert -O qcow2 -o compat=0.10 raw old",
     ]);
+    let images = [(4, "compressed"), (4, "overlay"), (4, "small"), (2, "old")];
+    (folder, images)
+}
+
+fn within(model: &[u8], sector: usize, sectors: usize) -> (usize, usize) {
+    let at = (sector * 512).min(model.len() - 512);
+    (at, (sectors * 512).min(model.len() - at))
+}
+
+#[test]
+fn whatever_is_written_is_there_and_qemu_img_finds_the_image_sound() {
+    let (made, images) = writable();
     let folder = made.path();
-    for (cases, base) in [
-        (6, "compressed"),
-        (6, "overlay"),
-        (6, "snapshot"),
-        (4, "old"),
-    ] {
+    for (cases, base) in images {
         let mut runner = TestRunner::new(Config::with_cases(cases));
-        let run = |changes: Vec<(Change, usize, usize)>| {
+        let run = |changes: Changes| {
             fs::copy(folder.join(base), folder.join("disk")).unwrap();
             let mut disk = open_below(folder, "disk", false).unwrap();
             let mut model = content();
             for (change, sector, sectors) in changes {
-                let at = (sector * 512).min(model.len() - 512);
-                let len = (sectors * 512).min(model.len() - at);
-                match change {
-                    Change::Write(byte) => {
-                        let mut bytes = vec![byte; len];
-                        model[at..at + len].copy_from_slice(&bytes);
-                        disk.write(&VolatileSlice::from(bytes.as_mut_slice()), at as u64)
-                            .unwrap();
-                    }
-                    Change::Flush => disk.flush().unwrap(),
-                    zero => {
-                        model[at..at + len].fill(0);
-                        let unmap = matches!(zero, Change::Discard);
-                        disk.zero(at as u64, len as u64, unmap).unwrap();
-                    }
-                }
+                let (at, len) = within(&model, sector, sectors);
+                make(&mut disk, &mut model, &change, at, len);
             }
             assert!(read(&mut disk) == model);
             disk.flush().unwrap();
@@ -194,13 +213,232 @@ fn whatever_is_written_is_there_and_qemu_img_finds_the_image_sound() {
             tool(folder, "qemu-img check -q disk");
             tool(folder, "qemu-img convert -O raw disk flat");
             assert!(fs::read(folder.join("flat")).unwrap() == model);
-            if base == "snapshot" {
-                tool(folder, "qemu-img convert -O raw -l before disk flat");
-                assert!(fs::read(folder.join("flat")).unwrap() == content());
-            }
             Ok(())
         };
         runner.run(&changes(), run).unwrap();
+    }
+}
+
+#[test]
+fn what_was_flushed_is_there_when_the_process_is_killed_and_nothing_is_corrupt() {
+    let (made, images) = writable();
+    let folder = made.path();
+    for (cases, base) in images {
+        let mut runner = TestRunner::new(Config::with_cases(cases));
+        let run = |changes: Changes| {
+            fs::copy(folder.join(base), folder.join("disk")).unwrap();
+            let mut disk = open_below(folder, "disk", false).unwrap();
+            let mut model = content();
+            let mut since = vec![false; model.len()];
+            for (change, sector, sectors) in changes {
+                let (at, len) = within(&model, sector, sectors);
+                make(&mut disk, &mut model, &change, at, len);
+                match change {
+                    Change::Flush => since.fill(false),
+                    _ => since[at..at + len].fill(true),
+                }
+                // What the kernel has of the file is what a killed process leaves.
+                fs::copy(folder.join("disk"), folder.join("left")).unwrap();
+                let mut check = Command::new("qemu-img");
+                check.args(["check", "-q", "left"]).current_dir(folder);
+                let status = check.status().unwrap();
+                // 3: clusters that nobody uses, which is allowed.
+                assert!(matches!(status.code(), Some(0 | 3)), "{status}");
+            }
+            let left = read(&mut open_below(folder, "left", true).unwrap());
+            let mut bytes = left.iter().zip(&model).zip(&since);
+            assert!(bytes.all(|((left, model), since)| *since || left == model));
+            Ok(())
+        };
+        runner.run(&changes(), run).unwrap();
+    }
+}
+
+/// What reached a file, in order, and what the guest did meanwhile.
+#[derive(Debug)]
+enum Event {
+    Written(u64, Vec<u8>),
+    Zeroed(u64, u64),
+    Synced,
+    /// The guest changes these bytes.
+    Touched(usize, usize),
+    /// A flush has ended, and this is the disk.
+    Flushed(Vec<u8>),
+}
+
+/// A file whose every change is known.
+#[derive(Debug)]
+struct Recorder {
+    file: File,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+impl Recorder {
+    fn note(&self, event: Event) {
+        self.events.lock().unwrap().push(event);
+    }
+}
+
+impl std::fmt::Display for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("recorder")
+    }
+}
+
+impl Storage for Recorder {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    unsafe fn pure_readv(&self, to: IoVectorMut<'_>, at: u64) -> io::Result<()> {
+        // SAFETY: the caller's promises are passed on, here and below.
+        unsafe { self.file.pure_readv(to, at) }
+    }
+
+    unsafe fn pure_writev(&self, from: IoVector<'_>, at: u64) -> io::Result<()> {
+        let mut bytes = vec![0; from.len() as usize];
+        from.copy_into_slice(&mut bytes);
+        self.note(Event::Written(at, bytes));
+        // SAFETY: as above.
+        unsafe { self.file.pure_writev(from, at) }
+    }
+
+    unsafe fn pure_write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.note(Event::Zeroed(at, len));
+        // SAFETY: as above.
+        unsafe { self.file.pure_write_zeroes(at, len) }
+    }
+
+    unsafe fn pure_write_allocated_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.note(Event::Zeroed(at, len));
+        // SAFETY: as above.
+        unsafe { self.file.pure_write_zeroes(at, len) }
+    }
+
+    unsafe fn pure_discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.note(Event::Zeroed(at, len));
+        // SAFETY: as above.
+        unsafe { self.file.pure_discard(at, len) }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.flush()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync()?;
+        self.note(Event::Synced);
+        Ok(())
+    }
+
+    unsafe fn invalidate_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn get_storage_helper(&self) -> &CommonStorageHelper {
+        self.file.get_storage_helper()
+    }
+
+    fn resize(&self, size: u64, preallocate: PreallocateMode) -> io::Result<()> {
+        self.file.resize(size, preallocate)
+    }
+}
+
+/// What a power cut at this place of the log leaves: all that was synced, and of the rest what
+/// `luck` says.
+fn cut(before: &[u8], events: &[Event], luck: u64) -> Vec<u8> {
+    let synced = events.iter().rposition(|e| matches!(e, Event::Synced));
+    let mut image = before.to_vec();
+    for (i, event) in events.iter().enumerate() {
+        let lucky = luck >> (i % 64) & 1 == 1;
+        if synced.is_none_or(|synced| i > synced) && !lucky {
+            continue;
+        }
+        let (at, bytes) = match event {
+            Event::Written(at, bytes) => (*at as usize, bytes.clone()),
+            Event::Zeroed(at, len) => (*at as usize, vec![0; *len as usize]),
+            _ => continue,
+        };
+        image.resize(image.len().max(at + bytes.len()), 0);
+        image[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+    image
+}
+
+#[test]
+fn a_power_cut_at_any_place_leaves_what_was_flushed_and_nothing_corrupt() {
+    let (made, _) = writable();
+    let folder = made.path();
+    for base in ["compressed", "small"] {
+        let before = fs::read(folder.join(base)).unwrap();
+        let mut runner = TestRunner::new(Config::with_cases(4));
+        let cuts = prop::collection::vec((any::<Index>(), any::<u64>()), 4);
+        let run = |(changes, cuts): (Changes, Vec<(Index, u64)>)| {
+            let path = folder.join("disk");
+            fs::write(&path, &before).unwrap();
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .unwrap();
+            let header = header::read(&file, &path).unwrap();
+            let layout = header.layout(&file, &path).unwrap();
+            let file = File::from_open_file(file, StorageOpenOptions::new().write(true)).unwrap();
+            let events = Arc::new(Mutex::new(Vec::new()));
+            let recorder = Recorder {
+                file,
+                events: Arc::clone(&events),
+            };
+            let note = |event| events.lock().unwrap().push(event);
+            let image = Qcow2::<Ordered<Recorder>>::builder(Ordered::new(recorder, layout));
+            let image = image.write(true).backing(None).data_file(None);
+            let image = image.open(DenyImplicitOpenGate::default()).unwrap();
+            let mut disk = Qcow2Disk {
+                image: FormatAccess::new(image),
+                size: header.size,
+                read_only: false,
+                piece: Vec::new(),
+            };
+            let mut model = content();
+            note(Event::Flushed(model.clone()));
+            for (change, sector, sectors) in changes {
+                let (at, len) = within(&model, sector, sectors);
+                if !matches!(change, Change::Flush) {
+                    note(Event::Touched(at, len));
+                }
+                make(&mut disk, &mut model, &change, at, len);
+                if matches!(change, Change::Flush) {
+                    note(Event::Flushed(model.clone()));
+                }
+            }
+            drop(disk);
+            note(Event::Flushed(model));
+            let events = events.lock().unwrap();
+            for (place, luck) in cuts {
+                let events = &events[..=place.index(events.len())];
+                fs::write(folder.join("left"), cut(&before, events, luck)).unwrap();
+                let mut check = Command::new("qemu-img");
+                check.args(["check", "-q", "left"]).current_dir(folder);
+                let said = check.output().unwrap();
+                assert!(matches!(said.status.code(), Some(0 | 3)), "{said:?}");
+                let left = read(&mut open_below(folder, "left", true).unwrap());
+                let flushed = events.iter().rposition(|e| matches!(e, Event::Flushed(_)));
+                let (flushed, after) = events.split_at(flushed.unwrap() + 1);
+                let Some(Event::Flushed(model)) = flushed.last() else {
+                    unreachable!()
+                };
+                let mut touched = vec![false; model.len()];
+                for event in after {
+                    if let Event::Touched(at, len) = event {
+                        touched[*at..at + len].fill(true);
+                    }
+                }
+                let mut bytes = left.iter().zip(model).zip(&touched);
+                assert!(bytes.all(|((left, model), touched)| *touched || left == model));
+            }
+            Ok(())
+        };
+        runner.run(&(changes(), cuts), run).unwrap();
     }
 }
 
@@ -216,6 +454,9 @@ fn what_cannot_be_read_is_named_with_the_command_that_mends_it() {
         "qemu-img create -q -f qcow2 future 1M",
         "qemu-img create -q -f qcow2 short 1M",
         "qemu-img create -q -f qcow2 huge 1M",
+        "qemu-img create -q -f qcow2 tables 1M",
+        "qemu-img create -q -f qcow2 snapshot 1M",
+        "qemu-img snapshot -c before snapshot",
     ]);
     let patch = |name: &str, at: u64, bytes: &[u8]| {
         let file = OpenOptions::new()
@@ -228,6 +469,7 @@ fn what_cannot_be_read_is_named_with_the_command_that_mends_it() {
     patch("corrupt", 79, &[2]);
     patch("future", 78, &[1]);
     patch("huge", 24, &[0x7f]);
+    patch("tables", 24, &(1u64 << 40).to_be_bytes());
     let short = OpenOptions::new()
         .write(true)
         .open(folder.path().join("short"));
@@ -245,6 +487,7 @@ fn what_cannot_be_read_is_named_with_the_command_that_mends_it() {
             "qemu-img convert -O qcow2 ",
         ),
         ("short", "truncated in its header", ""),
+        ("tables", "its tables are not of its disk's size", ""),
         ("huge", "larger than 16 TiB", ""),
         ("raw", "is no qcow2 image", ""),
     ] {
@@ -256,6 +499,13 @@ fn what_cannot_be_read_is_named_with_the_command_that_mends_it() {
         assert!(error.contains(said) && error.contains(command), "{error}");
         assert!(error.contains(&format!("/{name}: ")), "{error}");
     }
+    assert!(open_below(folder.path(), "snapshot", true).is_ok());
+    let error = open_below(folder.path(), "snapshot", false).err().unwrap();
+    let error = error.to_string();
+    assert!(
+        error.contains("has snapshots, and is only read: `qemu-img convert"),
+        "{error}"
+    );
 }
 
 #[test]
