@@ -1,6 +1,7 @@
 //! What an image's header says before anything of it is read: what cannot be read, by name and
 //! with the command that mends it, and the backing file (QEMU's docs/interop/qcow2.rst).
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -52,6 +53,10 @@ const INCOMPATIBLE: [(u64, &str, &str); 5] = [
 
 /// More than this is no table of an image of [`MAX_SIZE`] whose clusters are not tiny.
 const MAX_TABLE: u64 = 64 << 20;
+/// 64 bits.
+const MAX_REFCOUNT_ORDER: u32 = 6;
+/// Blocks of refcounts that a sound image lacks before its last, at most.
+const MAX_HOLES: usize = 64;
 
 /// What matters of a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +67,7 @@ pub struct Header {
     refcounts: (u64, u64),
     /// Copies of the tables of refcounts are kept beside this one.
     snapshots: u32,
+    refcount_order: u32,
     /// Bytes of the disk.
     pub size: u64,
     /// The file that holds what this image does not, as the image names it.
@@ -123,7 +129,7 @@ pub fn read(file: &File, path: &Path) -> Result<Header, String> {
     if l1.1 < needed || l1.1.max(refcounts.1) > MAX_TABLE {
         return Err("damaged: its tables are not of its disk's size".to_owned());
     }
-    let mut length = 72;
+    let (mut length, mut refcount_order) = (72, 4);
     if version == 3 {
         let more: [u8; 32] = at(file, 72).map_err(cut)?;
         let features = u64::from(be32(&more, 0)) << 32 | u64::from(be32(&more, 4));
@@ -139,7 +145,10 @@ pub fn read(file: &File, path: &Path) -> Result<Header, String> {
                 "`qemu-img convert -O qcow2 IMAGE NEW` may make one without",
             ));
         }
-        length = be32(&more, 28);
+        (refcount_order, length) = (be32(&more, 24), be32(&more, 28));
+        if refcount_order > MAX_REFCOUNT_ORDER {
+            return Err("damaged: no refcount has such a size".to_owned());
+        }
     }
     let (offset, named) = (long(8), word(16));
     let backing = if offset == 0 {
@@ -159,6 +168,7 @@ pub fn read(file: &File, path: &Path) -> Result<Header, String> {
         l1,
         refcounts,
         snapshots: word(60),
+        refcount_order,
         size,
         backing,
     })
@@ -174,32 +184,88 @@ impl Header {
                 path.display()
             ));
         }
-        let places = |(start, len): (u64, u64)| {
-            let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
-            let mut left = table.as_mut_slice();
-            let mut at = start;
-            // What is behind the end of the file is zeros.
-            while !left.is_empty() {
-                match file.read_at(left, at).map_err(|e| e.to_string())? {
-                    0 => break,
-                    n => {
-                        at += n as u64;
-                        left = left.get_mut(n..).unwrap_or_default();
-                    }
-                }
-            }
+        let places = |table| -> Result<Vec<u64>, String> {
+            let table = bytes(file, table).map_err(|e| e.to_string())?;
             let (entries, _) = table.as_chunks::<8>();
             let place = |entry: &[u8; 8]| u64::from_be_bytes(*entry) & PLACE;
-            Ok::<_, String>(entries.iter().map(place).filter(|at| *at != 0).collect())
+            Ok(entries.iter().map(place).collect())
         };
-        Ok(Layout {
+        let (l2_tables, blocks) = (places(self.l1)?, places(self.refcounts)?);
+        let used = |places: &[u64]| places.iter().copied().filter(|at| *at != 0).collect();
+        let layout = Layout {
             cluster: self.cluster,
             l1: self.l1,
             refcounts: self.refcounts,
-            l2_tables: places(self.l1)?,
-            refcount_blocks: places(self.refcounts)?,
-        })
+            l2_tables: used(&l2_tables),
+            refcount_blocks: used(&blocks),
+        };
+        let counted = self.all_counted(file, &layout, &blocks);
+        if !counted.map_err(|e| e.to_string())? {
+            return Err(format!(
+                "damaged: its refcounts are wrong: `qemu-img check -r all {}` repairs it",
+                path.display()
+            ));
+        }
+        Ok(layout)
     }
+
+    /// Whether every table has a refcount, so that its place is not given to something else, and
+    /// the table of refcounts has no large holes, which imago would fill by recursion.
+    fn all_counted(&self, file: &File, layout: &Layout, blocks: &[u64]) -> io::Result<bool> {
+        let last = blocks.iter().rposition(|at| *at != 0).unwrap_or(0);
+        let holes = blocks.iter().take(last).filter(|at| **at == 0).count();
+        let cluster = self.cluster;
+        let span = |(start, len): (u64, u64)| (start / cluster)..(start + len).div_ceil(cluster);
+        let mut tables: BTreeSet<u64> = span(self.l1).chain(span(self.refcounts)).collect();
+        tables.insert(0);
+        let pointed = layout.l2_tables.iter().chain(&layout.refcount_blocks);
+        tables.extend(pointed.map(|at| at / cluster));
+        // Counts of 1 to 64 bits; those of less than a byte begin with its lowest bits.
+        let bits = 1u64 << self.refcount_order;
+        let counts = cluster * 8 / bits;
+        let mut current = (u64::MAX, Vec::new());
+        for index in tables {
+            let at = usize::try_from(index / counts).ok();
+            let block = at.and_then(|at| blocks.get(at)).copied().unwrap_or(0);
+            if block == 0 {
+                return Ok(false);
+            }
+            if current.0 != block {
+                current = (block, bytes(file, (block, cluster))?);
+            }
+            let bit = index % counts * bits;
+            let (first, len) = ((bit / 8) as usize, bits.div_ceil(8) as usize);
+            let mask = if bits < 8 {
+                ((1u16 << bits) - 1) << (bit % 8)
+            } else {
+                0xff
+            };
+            let count = current.1.get(first..first + len).unwrap_or_default();
+            if count.iter().all(|byte| u16::from(*byte) & mask == 0) {
+                return Ok(false);
+            }
+        }
+        Ok(holes <= MAX_HOLES)
+    }
+}
+
+/// What lies there; what is behind the end of the file is zeros.
+fn bytes(file: &File, (start, len): (u64, u64)) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+    let mut left = bytes.as_mut_slice();
+    let mut at = start;
+    while !left.is_empty() {
+        match file.read_at(left, at) {
+            Ok(0) => break,
+            Ok(n) => {
+                at += n as u64;
+                left = left.get_mut(n..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
 }
 
 /// The header extension that tells a backing file's format.

@@ -455,6 +455,7 @@ fn what_cannot_be_read_is_named_with_the_command_that_mends_it() {
         "qemu-img create -q -f qcow2 short 1M",
         "qemu-img create -q -f qcow2 huge 1M",
         "qemu-img create -q -f qcow2 tables 1M",
+        "qemu-img create -q -f qcow2 uncounted 1M",
         "qemu-img create -q -f qcow2 snapshot 1M",
         "qemu-img snapshot -c before snapshot",
     ]);
@@ -499,6 +500,16 @@ fn what_cannot_be_read_is_named_with_the_command_that_mends_it() {
         assert!(error.contains(said) && error.contains(command), "{error}");
         assert!(error.contains(&format!("/{name}: ")), "{error}");
     }
+    // The header's cluster is nobody's, so the next thing written would go there.
+    let table = fs::read(folder.path().join("uncounted")).unwrap();
+    let table = u64::from_be_bytes(table[48..56].try_into().unwrap());
+    patch("uncounted", table, &[0; 8]);
+    let error = open_below(folder.path(), "uncounted", false).err().unwrap();
+    let error = error.to_string();
+    assert!(
+        error.contains("its refcounts are wrong: `qemu-img check -r all"),
+        "{error}"
+    );
     assert!(open_below(folder.path(), "snapshot", true).is_ok());
     let error = open_below(folder.path(), "snapshot", false).err().unwrap();
     let error = error.to_string();
