@@ -255,23 +255,27 @@ impl Finder<'_> {
         }
     }
 
+    /// A file of a container image, unpacked: the one at `path`, or the one in its /disk.
+    pub fn unpack(&self, image: &str, path: Option<&str>) -> Result<PathBuf, containerdisk::Error> {
+        let mut images = self.images.iter();
+        let present = images.find(|dir| dir.join("containerdisks").is_dir());
+        let dir = present
+            .or(self.images.first())
+            .map_or(Path::new("."), PathBuf::as_path);
+        containerdisk::unpack(image, path, dir, self.cache)
+    }
+
     fn container_disk(
         &self,
         disk: &vmi::Disk,
         image: &str,
         path: &Option<String>,
     ) -> Result<Backing, Error> {
-        let mut images = self.images.iter();
-        let present = images.find(|dir| dir.join("containerdisks").is_dir());
-        let dir = present
-            .or(self.images.first())
-            .map_or(Path::new("."), PathBuf::as_path);
-        let base =
-            containerdisk::unpack(image, path.as_deref(), dir, self.cache).map_err(|source| {
-                Error::ContainerDisk {
-                    disk: disk.name.clone(),
-                    source,
-                }
+        let base = self
+            .unpack(image, path.as_deref())
+            .map_err(|source| Error::ContainerDisk {
+                disk: disk.name.clone(),
+                source,
             })?;
         let format = content(&base).map_err(|e| DiskError::Open(base.clone(), e))?;
         checks::disk(&disk.name, &base, false, Some(format))?;

@@ -128,7 +128,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
     };
     let (network, devices) = devices(plan, agent.clone())?;
     if let Some(own) = &plan.own {
-        tracing::info!("booting the disk's `{}`", own.title.escape_debug());
+        tracing::info!("booting {}", own.what);
     }
     for forward in &plan.forwards {
         tracing::info!(

@@ -23,7 +23,8 @@ pub struct Plan {
     pub kernel: Kernel,
     /// The initramfs: the one with the agent in it, or the disk's own.
     pub initramfs: Option<PathBuf>,
-    /// The kernel is the root disk's own, started as its boot loader would start it.
+    /// The kernel is the root disk's own, started as its boot loader would start it, or the
+    /// manifest's.
     pub own: Option<OwnKernel>,
     /// Words added to the kernel's command line.
     pub append: Option<String>,
@@ -47,11 +48,11 @@ pub struct Plan {
     pub entry: Option<Entry>,
 }
 
-/// How a disk's own kernel is started.
+/// How a kernel that is not Peapod's is started.
 #[derive(Debug)]
 pub struct OwnKernel {
-    /// What the disk's boot loader calls it.
-    pub title: String,
+    /// What is booted, for a person.
+    pub what: String,
     /// Its command line.
     pub cmdline: String,
     /// Keeps the initramfs, which has no name.

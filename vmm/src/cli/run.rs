@@ -17,7 +17,7 @@ use crate::disks::{self, Finder};
 use crate::plan::{self, Plan};
 use crate::registry::{self, Entry};
 use crate::vmi::{self, Machine};
-use crate::{checks, host};
+use crate::{checks, containerdisk, host};
 
 /// What we need beside the guest's memory: our code and heap, page tables, queues, buffers.
 const OVERHEAD: u64 = 16 << 20;
@@ -94,6 +94,9 @@ pub enum Error {
     /// A disk will not do.
     #[error(transparent)]
     Disk(#[from] disks::Error),
+    /// The manifest's kernel cannot be had.
+    #[error("firmware.kernelBoot: {0}")]
+    KernelBoot(containerdisk::Error),
     /// The root disk cannot be booted.
     #[error(transparent)]
     Boot(#[from] disks::entries::Error),
@@ -161,7 +164,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
     args.network.refuse_proxy().map_err(Error::Proxy)?;
     let file = args.manifest.display().to_string();
     let machine = read_manifest(&args.manifest)?;
-    if machine.root_disk().is_none() {
+    if machine.root_disk().is_none() && machine.kernel_boot.is_none() {
         return Err(Error::NoRoot(file));
     }
     let images = image_dirs();
@@ -187,15 +190,10 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
     checks::ports(&forwards)?;
 
     let disks = finder.plan(&machine)?;
-    let chosen = boot::choose(args, &machine, &disks, given, &images)?;
+    let chosen = boot::choose(args, &machine, &finder, &disks, given)?;
     let (state_dir, entry) = state_dir(args.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
-    let kept = chosen.keep(&state_dir);
-    if kept.is_err() && args.state_dir.is_none() {
-        // What made it fail is the thing to say.
-        let _ = fs::remove_dir(&state_dir);
-    }
-    let (kernel, initramfs, own) = kept?;
+    let (kernel, initramfs, own) = chosen.keep(&state_dir)?;
     Ok(Plan {
         kernel,
         initramfs,

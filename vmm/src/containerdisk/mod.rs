@@ -64,7 +64,7 @@ fn bad<T>(why: impl Into<String>) -> Result<T, Fault> {
     Err(Fault::Bad(why.into()))
 }
 
-/// The path of the disk, raw or qcow2, in `image`, unpacked into `cache` if it was not yet. `images` holds
+/// The path of the file at `disk` in `image`, or of the one in its /disk, unpacked into `cache` if it was not yet. `images` holds
 /// what references lead to, at `containerdisks/<reference with / and : as _>[.tar]`.
 pub fn unpack(
     image: &str,

@@ -28,6 +28,8 @@ pub struct Machine {
     pub termination_grace: Duration,
     /// What a guest's reboot does.
     pub reboot_policy: RebootPolicy,
+    /// `firmware.kernelBoot`.
+    pub kernel_boot: Option<KernelBoot>,
     /// `devices.rng` was given. (Peapod's machine always has one.)
     pub rng: bool,
 }
@@ -48,6 +50,19 @@ impl Machine {
             .map(|(_, i)| i)
             .or_else(|| candidates().next().map(|(i, _)| i))
     }
+}
+
+/// A kernel in a container image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelBoot {
+    /// Reference of the container image.
+    pub image: String,
+    /// The kernel's path in it.
+    pub kernel: String,
+    /// The initramfs's.
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    pub arguments: String,
 }
 
 /// One virtio-blk disk.

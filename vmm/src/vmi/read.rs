@@ -5,7 +5,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::error::Invalid;
-use super::machine::{Machine, RebootPolicy};
+use super::machine::{KernelBoot, Machine, RebootPolicy};
 use super::object::{Field, Problems};
 use super::{devices, schema, volumes, yaml};
 
@@ -160,7 +160,10 @@ fn spec_of(
                 None
             }
         });
-    let uuid = firmware(domain.take("firmware").as_ref(), p);
+    let (uuid, kernel_boot) = domain
+        .take("firmware")
+        .map(|f| firmware(&f, p))
+        .unwrap_or_default();
     platform(&mut domain, p);
     let devices = domain.need(p, "devices");
     domain.finish(p);
@@ -179,6 +182,7 @@ fn spec_of(
         subdomain,
         termination_grace: Duration::from_secs(grace.into()),
         reboot_policy: reboot_policy.unwrap_or(RebootPolicy::Reboot),
+        kernel_boot,
         rng: devices.rng,
     })
 }
@@ -312,8 +316,10 @@ fn platform(domain: &mut super::object::Object, p: &mut Problems) {
     }
 }
 
-fn firmware(field: Option<&Field>, p: &mut Problems) -> Option<String> {
-    let mut firmware = field?.object(p, schema::FIRMWARE)?;
+fn firmware(field: &Field, p: &mut Problems) -> (Option<String>, Option<KernelBoot>) {
+    let Some(mut firmware) = field.object(p, schema::FIRMWARE) else {
+        return (None, None);
+    };
     let uuid = firmware.take("uuid").and_then(|f| {
         let text = f.string(p)?.to_ascii_lowercase();
         let groups: Vec<usize> = text.split('-').map(str::len).collect();
@@ -324,8 +330,32 @@ fn firmware(field: Option<&Field>, p: &mut Problems) -> Option<String> {
         f.problem(p, "not a UUID");
         None
     });
+    let kernel = firmware.take("kernelBoot").and_then(|f| kernel_boot(&f, p));
     firmware.finish(p);
-    uuid
+    (uuid, kernel)
+}
+
+fn kernel_boot(field: &Field, p: &mut Problems) -> Option<KernelBoot> {
+    let mut boot = field.object(p, schema::KERNEL_BOOT)?;
+    let arguments = boot
+        .take("kernelArgs")
+        .and_then(|f| f.string(p).map(str::to_owned));
+    let container = boot.need(p, "container");
+    boot.finish(p);
+    let mut container = container?.object(p, schema::KERNEL_BOOT_CONTAINER)?;
+    container.ignore(&["imagePullPolicy", "imagePullSecret"]);
+    let image = volumes::filled(&mut container, "image", p);
+    let kernel = volumes::filled(&mut container, "kernelPath", p);
+    let initrd = container
+        .take("initrdPath")
+        .and_then(|f| f.string(p).map(str::to_owned));
+    container.finish(p);
+    Some(KernelBoot {
+        image: image?,
+        kernel: kernel?,
+        initrd: initrd.filter(|path| !path.is_empty()),
+        arguments: arguments.unwrap_or_default(),
+    })
 }
 
 /// A stable UUID for a namespace and name: version 8 (RFC 9562, 5.8), from their SHA-256.

@@ -40,6 +40,10 @@ mod lists {
     pub const RESOURCE_LIST: Fields = &["cpu", "memory"];
     pub const MACHINE: Fields = &["type"];
     pub const FIRMWARE: Fields = &["acpi", "bootloader", "kernelBoot", "serial", "uuid"];
+    pub const KERNEL_BOOT: Fields = &["container", "kernelArgs"];
+    pub const KERNEL_BOOT_CONTAINER: Fields = &[
+        "image", "imagePullPolicy", "imagePullSecret", "initrdPath", "kernelPath",
+    ];
     pub const CLOCK: Fields = &["timer", "timezone", "utc"];
     pub const UTC: Fields = &["offsetSeconds"];
     pub const TIMER: Fields = &["hpet", "hyperv", "kvm", "pit", "rtc"];

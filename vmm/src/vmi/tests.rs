@@ -334,6 +334,34 @@ fn empty_disks_and_claims_are_read_and_no_empty_disk_is_booted_from() {
 }
 
 #[test]
+fn a_kernel_in_a_container_image_is_read() {
+    let boot = |text: &str| replaced("    cpu: {cores: 1}\n", &format!("    firmware: {text}\n"));
+    let container =
+        "container: {image: k, kernelPath: /vmlinuz, initrdPath: /initrd, imagePullPolicy: Always}";
+    let parsed = boot(&format!(
+        "{{kernelBoot: {{kernelArgs: 'console=ttyS0', {container}}}}}"
+    ));
+    let want = KernelBoot {
+        image: "k".to_owned(),
+        kernel: "/vmlinuz".to_owned(),
+        initrd: Some("/initrd".to_owned()),
+        arguments: "console=ttyS0".to_owned(),
+    };
+    assert_eq!(parsed.unwrap().machine.kernel_boot, Some(want));
+    for (text, said) in [
+        ("{kernelBoot: {kernelArgs: x}}", "`container` is required"),
+        (
+            "{kernelBoot: {container: {image: k}}}",
+            "`kernelPath` is required",
+        ),
+        ("{bootloader: {efi: {}}}", "bootloader: not supported yet"),
+    ] {
+        let error = boot(text).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
 fn a_disk_and_a_volume_are_each_of_one_other_only() {
     for (from, to, want) in [
         (

@@ -152,7 +152,8 @@ fn host_disk(field: &Field, p: &mut Problems) -> Option<Source> {
     })
 }
 
-fn filled(object: &mut Object, name: &str, p: &mut Problems) -> Option<String> {
+/// A string that must be there and say something.
+pub(super) fn filled(object: &mut Object, name: &str, p: &mut Problems) -> Option<String> {
     let field = object.need(p, name)?;
     let text = field.string(p)?;
     if text.is_empty() || text.contains('\0') {

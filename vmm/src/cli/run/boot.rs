@@ -1,15 +1,15 @@
-//! What is booted: a kernel that was given, the root disk's own, or Peapod's.
+//! What is booted: a kernel that was given, the manifest's, the root disk's own, or Peapod's.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use super::{Args, Error, cache, find};
-use crate::boot::entries::Entry;
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::disk;
+use crate::disks::Finder;
 use crate::plan::{OwnKernel, PlannedDisk};
-use crate::vmi::Machine;
+use crate::vmi::{KernelBoot, Machine};
 use crate::{checks, disks};
 
 /// Kernel and initramfs that are no disk's own.
@@ -34,7 +34,8 @@ pub(super) fn files(args: &Args, images: &[PathBuf]) -> Result<(PathBuf, PathBuf
 /// What is booted.
 pub(super) struct Chosen {
     kernel: Kernel,
-    own: Option<Entry>,
+    /// What it is, and its command line.
+    own: Option<(String, String)>,
     initramfs: Initramfs,
 }
 
@@ -45,14 +46,17 @@ enum Initramfs {
     Bytes(Vec<u8>),
 }
 
-/// The kernel that was given, or the root disk's own, or for a plain root ours.
+/// The kernel that was given, or the manifest's, or the root disk's own, or for a plain root ours.
 pub(super) fn choose(
     args: &Args,
     machine: &Machine,
+    finder: &Finder<'_>,
     disks: &[PlannedDisk],
     given: Option<(PathBuf, PathBuf)>,
-    images: &[PathBuf],
 ) -> Result<Chosen, Error> {
+    if let (None, Some(boot)) = (&given, &machine.kernel_boot) {
+        return from_image(args, finder, boot);
+    }
     let root = machine.root_disk().and_then(|root| disks.get(root));
     let own = match (&given, root) {
         (None, Some(root)) => disks::entries::own(root, &args.disks.backing_dir)?,
@@ -62,7 +66,7 @@ pub(super) fn choose(
     let Some((entry, loaded)) = own else {
         let (kernel, initramfs) = match given {
             Some(given) => given,
-            None => files(args, images)?,
+            None => files(args, finder.images)?,
         };
         return Ok(Chosen {
             kernel: Kernel::open(&kernel, &kernels)?,
@@ -78,7 +82,36 @@ pub(super) fn choose(
             (None, Some(bytes)) => Initramfs::Bytes(bytes),
             (None, None) => Initramfs::None,
         },
-        own: Some(entry),
+        own: Some((
+            format!("the disk's `{}`", entry.title.escape_debug()),
+            entry.cmdline,
+        )),
+    })
+}
+
+/// `firmware.kernelBoot`.
+fn from_image(args: &Args, finder: &Finder<'_>, boot: &KernelBoot) -> Result<Chosen, Error> {
+    let file = |path: &str| {
+        let unpacked = finder.unpack(&boot.image, Some(path));
+        unpacked.map_err(Error::KernelBoot)
+    };
+    let kernel = file(&boot.kernel)?;
+    checks::kernel(&kernel)?;
+    let initramfs = match (&args.initramfs, &boot.initrd) {
+        (Some(given), _) => Some(given.clone()),
+        (None, Some(path)) => Some(file(path)?),
+        (None, None) => None,
+    };
+    if let Some(initramfs) = &initramfs {
+        checks::initramfs(initramfs)?;
+    }
+    Ok(Chosen {
+        kernel: Kernel::open(&kernel, &cache("kernels"))?,
+        own: Some((
+            format!("{}'s {}", boot.image, boot.kernel),
+            boot.arguments.clone(),
+        )),
+        initramfs: initramfs.map_or(Initramfs::None, Initramfs::File),
     })
 }
 
@@ -104,9 +137,9 @@ impl Chosen {
                 Some(PathBuf::from(path))
             }
         };
-        let own = self.own.map(|entry| OwnKernel {
-            title: entry.title,
-            cmdline: entry.cmdline,
+        let own = self.own.map(|(what, cmdline)| OwnKernel {
+            what,
+            cmdline,
             initramfs: unnamed,
         });
         Ok((self.kernel, initramfs, own))
