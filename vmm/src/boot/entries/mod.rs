@@ -169,9 +169,11 @@ impl Disk {
         let boot = self.boot_volumes();
         self.look(&boot, &["/loader/entries/*.conf", "/EFI/Linux/*.efi"]);
         self.entries = bls::find(&self.volumes, &boot);
-        if !self.entries.is_empty() {
+        // What has variables is written for GRUB, which knows them.
+        if !self.entries.is_empty() && !self.entries.iter().any(|e| e.cmdline.contains('$')) {
             return;
         }
+        self.entries.clear();
         let all: Vec<usize> = (0..self.volumes.len()).collect();
         self.look(&all, &GRUB);
         for &index in &all {

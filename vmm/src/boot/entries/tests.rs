@@ -197,6 +197,23 @@ fn the_newest_entry_of_the_boot_partition_is_the_default_unless_loader_conf_name
 }
 
 #[test]
+fn entries_that_are_written_for_grub_are_left_to_it() {
+    let config = "set kernelopts='root=LABEL=root ro'\nsearch --label --set=root ESP\nblscfg\n";
+    let boot = vfat(&[
+        ("/grub2/grub.cfg", config),
+        (
+            "/loader/entries/m-6.9.conf",
+            "title F\nlinux /k\noptions $kernelopts quiet\n",
+        ),
+        ("/k", "kernel"),
+    ]);
+    let disk = read(partitioned("gpt", &[(XBOOTLDR, &boot)]));
+    let entry = disk.default_entry().unwrap();
+    assert_eq!(entry.cmdline, "root=LABEL=root ro quiet");
+    assert_eq!(disk.load(entry).unwrap().kernel, b"kernel");
+}
+
+#[test]
 fn an_entry_without_its_files_is_named_with_the_place() {
     let esp = vfat(&[("/loader/entries/a.conf", "title A\nlinux /gone\n")]);
     let disk = read(partitioned("gpt", &[(ESP, &esp)]));
