@@ -3,7 +3,9 @@
 //!
 //! [`protocol`] is what the VMM uses too.
 
+pub mod accounts;
 pub mod children;
+pub mod http;
 pub mod init;
 pub mod network;
 pub mod ports;
@@ -14,6 +16,7 @@ pub mod service;
 pub mod signals;
 pub mod userdata;
 pub mod voice;
+pub mod yaml;
 
 /// Says one line on the console, which is standard error everywhere here.
 #[macro_export]

@@ -93,3 +93,13 @@ pub fn ask_systemd() -> io::Result<()> {
         Some(how) => Err(io::Error::other(format!("systemctl poweroff: {how}"))),
     }
 }
+
+/// Asks process 1, which is this agent or understands the same signals.
+pub fn ask_process_one(end: End) {
+    let signal = match end {
+        End::PowerOff => libc::SIGUSR2,
+        End::Reboot => libc::SIGTERM,
+    };
+    // SAFETY: kill() touches no memory.
+    unsafe { libc::kill(1, signal) };
+}

@@ -1,152 +1,245 @@
-//! Where the guest's set-up comes from: a NoCloud seed (cloud-init's DataSourceNoCloud), a disk
-//! labelled `cidata`.
+//! Where the guest's set-up comes from: the sources of cloud-init's DataSourceNoCloud, in its order,
+//! each adding to the one before; where none of them is, a config drive.
 
+mod config_drive;
+mod disk;
+mod folder;
 mod label;
+mod line;
+#[cfg(test)]
+mod tests;
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use serde::Deserialize;
+use crate::http;
+use crate::yaml::{Map, Node, Value};
 
-const LABELS: [&str; 2] = ["cidata", "CIDATA"];
-const MOUNT_POINT: &str = "/run/peapod/seed";
-/// A Kubernetes Secret holds no more.
-const MAX_FILE: u64 = 1 << 20;
+/// What user-data may have: a Kubernetes Secret holds no more.
+pub const MAX_FILE: u64 = 1 << 20;
 /// cloud-init's, where the meta-data have none.
 const DEFAULT_INSTANCE: &str = "nocloud";
+const FOLDERS: [&str; 2] = [
+    "/var/lib/cloud/seed/nocloud",
+    "/var/lib/cloud/seed/nocloud-net",
+];
+const DMI_SERIAL: &str = "/sys/class/dmi/id/product_serial";
+const COMMAND_LINE: &str = "/proc/cmdline";
 
 /// A seed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Seed {
     /// Which instance this is; what is done once is done once for each.
     pub instance_id: String,
     /// The guest's name, where the seed has one.
     pub hostname: Option<String>,
+    /// Everything that the meta-data say.
+    pub meta_data: Node,
     /// What its user wants done.
     pub user_data: Vec<u8>,
+    /// What the cloud's owner wants done, where the user does not say otherwise.
+    pub vendor_data: Vec<u8>,
+    /// The network's configuration, version 1 or 2.
+    pub network_config: Option<Vec<u8>>,
+    /// The cloud's name, as `cloud-id` tells it.
+    pub cloud: &'static str,
+    /// Where it was found, for a person.
+    pub origin: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct MetaData {
-    instance_id: Option<String>,
-    local_hostname: Option<String>,
-}
-
-/// The seed of this guest, if it has one. An error names the disk and the file.
-pub fn find() -> Result<Option<Seed>, String> {
-    let mut names: Vec<_> = fs::read_dir("/sys/class/block")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name())
-        .collect();
-    // cloud-init looks at the last first.
-    names.sort_unstable_by(|a, b| b.cmp(a));
-    for name in names {
-        let device = Path::new("/dev").join(name);
-        // A drive without a disk cannot be read, and has no seed.
-        let found = File::open(&device).and_then(|mut file| label::read(&mut file));
-        if let Ok(Some(found)) = found
-            && LABELS.contains(&&*found.label)
-        {
-            return from_disk(&device, found.kind).map(Some);
+impl Seed {
+    /// The keys that may log in, by the meta-data.
+    pub fn public_keys(&self) -> Vec<String> {
+        let keys = self
+            .meta_data
+            .get("public-keys")
+            .or_else(|| self.meta_data.get("public_keys"));
+        match keys.map(|keys| &keys.value) {
+            Some(Value::Text(text)) => text.lines().map(str::to_owned).collect(),
+            Some(Value::List(list)) => list.iter().filter_map(Node::scalar).collect(),
+            Some(Value::Map(map)) => map
+                .iter()
+                .flat_map(|(_, keys)| match keys.get("openssh-key") {
+                    Some(key) => key.scalars(),
+                    None => keys.scalars(),
+                })
+                .filter(|key| !key.is_empty())
+                .collect(),
+            _ => Vec::new(),
         }
     }
-    Ok(None)
 }
 
-fn from_disk(device: &Path, kind: &str) -> Result<Seed, String> {
-    let failed = |error: io::Error| format!("{}: {error}", device.display());
-    fs::create_dir_all(MOUNT_POINT).map_err(failed)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount(device, MOUNT_POINT, kind, flags, c"").map_err(|error| failed(error.into()))?;
-    let seed = from_folder(Path::new(MOUNT_POINT));
-    // One that is still in use goes when it is not.
-    let _ = unmount(MOUNT_POINT, UnmountFlags::DETACH);
-    seed.map_err(|why| format!("{}: {why}", device.display()))
+/// What the sources have said so far.
+#[derive(Debug, Default)]
+struct Found {
+    meta_data: Map,
+    user_data: Option<Vec<u8>>,
+    vendor_data: Option<Vec<u8>>,
+    network_config: Option<Vec<u8>>,
+    origins: Vec<String>,
 }
 
-fn from_folder(folder: &Path) -> Result<Seed, String> {
-    let meta_data = read(&folder.join("meta-data"))?;
-    let user_data = read(&folder.join("user-data"))?;
-    let text = std::str::from_utf8(&meta_data).map_err(|error| format!("meta-data: {error}"))?;
-    let meta: MetaData = if text.trim().is_empty() {
-        MetaData::default()
-    } else {
-        serde_saphyr::from_str(text).map_err(|error| {
-            let error = error.to_string();
-            format!("meta-data: {}", error.lines().next().unwrap_or_default())
-        })?
-    };
-    Ok(Seed {
-        instance_id: meta
-            .instance_id
-            .filter(|id| !id.is_empty())
+impl Found {
+    /// Adds a later source: of the meta-data the first word counts, of the rest the last.
+    fn add(&mut self, origin: &str, later: Self) {
+        for (key, node) in later.meta_data {
+            if !self.meta_data.iter().any(|(known, _)| *known == key) {
+                self.meta_data.push((key, node));
+            }
+        }
+        for (old, new) in [
+            (&mut self.user_data, later.user_data),
+            (&mut self.vendor_data, later.vendor_data),
+            (&mut self.network_config, later.network_config),
+        ] {
+            if new.is_some() {
+                *old = new;
+            }
+        }
+        self.origins.push(origin.to_owned());
+    }
+
+    fn value(&self, key: &str) -> Option<String> {
+        let found = self.meta_data.iter().find(|(name, _)| name == key);
+        found?.1.scalar().filter(|text| !text.is_empty())
+    }
+}
+
+/// The seed of this guest, if it has one. `config` is the disk's own configuration. An error names
+/// the source and the file.
+pub fn find(config: &Node) -> Result<Option<Seed>, String> {
+    let mut found = Found::default();
+    let serial = fs::read_to_string(DMI_SERIAL).unwrap_or_default();
+    if let Some(words) = line::parse(&serial) {
+        found.add("dmi", words);
+    }
+    let command_line = fs::read_to_string(COMMAND_LINE).unwrap_or_default();
+    if let Some(words) = command_line.split_whitespace().find_map(line::parse) {
+        found.add("cmdline", words);
+    }
+    for folder in FOLDERS {
+        let folder = Path::new(folder);
+        if folder::is_seed(folder) {
+            found.add(&folder.display().to_string(), folder::read(folder)?);
+            break;
+        }
+    }
+    let own = config.at(&["datasource", "NoCloud"]);
+    if let Some(from) = own
+        .and_then(|own| own.get("seedfrom"))
+        .and_then(Node::scalar)
+    {
+        found.add("ds_config_seedfrom", seed_from(&from)?);
+    }
+    if let Some(own) = own
+        && let (Some(meta), Some(user)) = (own.get("meta-data"), own.get("user-data"))
+    {
+        let inline = Found {
+            meta_data: meta.map().cloned().unwrap_or_default(),
+            user_data: user.scalar().map(String::into_bytes),
+            ..Found::default()
+        };
+        found.add("ds_config", inline);
+    }
+    let label = own
+        .and_then(|own| own.get("fs_label"))
+        .and_then(Node::scalar)
+        .unwrap_or_else(|| "cidata".to_owned());
+    let no_disk =
+        own.is_some_and(|own| own.entry("fs_label").is_some() && own.get("fs_label").is_none());
+    if !no_disk {
+        let labels = [label.to_uppercase(), label.to_lowercase(), label];
+        if let Some((device, seed)) = disk::find(&labels, folder::read)? {
+            found.add(&device, seed);
+        }
+    }
+    if found.origins.is_empty() {
+        return config_drive();
+    }
+    if let Some(from) = found.value("seedfrom") {
+        found.add(&from, seed_from(&from)?);
+    }
+    Ok(Some(seed(found, "nocloud")))
+}
+
+fn config_drive() -> Result<Option<Seed>, String> {
+    let labels = ["config-2", "CONFIG-2"].map(str::to_owned);
+    let found = disk::find(&labels, config_drive::read)?;
+    Ok(found.map(|(device, drive)| {
+        let mut found = Found::default();
+        found.add(&device, drive);
+        seed(found, "configdrive")
+    }))
+}
+
+fn seed(found: Found, cloud: &'static str) -> Seed {
+    Seed {
+        instance_id: found
+            .value("instance-id")
             .unwrap_or_else(|| DEFAULT_INSTANCE.to_owned()),
-        hostname: meta.local_hostname.filter(|name| !name.is_empty()),
-        user_data,
+        hostname: found.value("local-hostname"),
+        user_data: found.user_data.unwrap_or_default(),
+        vendor_data: found.vendor_data.unwrap_or_default(),
+        network_config: found.network_config,
+        cloud,
+        origin: found.origins.join(","),
+        meta_data: Value::Map(found.meta_data).into(),
+    }
+}
+
+/// The seed at an address or in a folder; the files' names are put behind it.
+fn seed_from(from: &str) -> Result<Found, String> {
+    let path = from.strip_prefix("file://").unwrap_or(from);
+    if path.starts_with('/') {
+        return folder::read(Path::new(path)).map_err(|why| format!("seedfrom {from}: {why}"));
+    }
+    let address = expand_dmi(from);
+    let get = |name: &str| {
+        http::get(&format!("{address}{name}"), MAX_FILE)
+            .map_err(|why| format!("seedfrom {address}{name}: {why}"))
+    };
+    let optional = |name: &str| match get(name) {
+        Ok(bytes) => Ok(Some(bytes)),
+        // A server that has the two others says by any status that it lacks this one.
+        Err(why) if why.contains(http::STATUS) => Ok(None),
+        Err(why) => Err(why),
+    };
+    Ok(Found {
+        meta_data: folder::meta_data(&get("meta-data")?)?,
+        user_data: Some(get("user-data")?),
+        vendor_data: optional("vendor-data")?,
+        network_config: optional("network-config")?,
+        origins: Vec::new(),
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let failed = |error: io::Error| format!("{name}: {error}");
-    let file = File::open(path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    if size > MAX_FILE {
-        return Err(format!("{name}: {size} bytes; it may have {MAX_FILE}"));
+/// `__dmi.KEY__` in an address is what the machine's tables say of KEY (cloud-init's NoCloud).
+fn expand_dmi(address: &str) -> String {
+    const KEYS: [(&str, &str); 15] = [
+        ("baseboard-asset-tag", "board_asset_tag"),
+        ("baseboard-manufacturer", "board_vendor"),
+        ("baseboard-product-name", "board_name"),
+        ("baseboard-serial-number", "board_serial"),
+        ("baseboard-version", "board_version"),
+        ("bios-release-date", "bios_date"),
+        ("bios-vendor", "bios_vendor"),
+        ("bios-version", "bios_version"),
+        ("chassis-asset-tag", "chassis_asset_tag"),
+        ("chassis-manufacturer", "chassis_vendor"),
+        ("chassis-serial-number", "chassis_serial"),
+        ("chassis-version", "chassis_version"),
+        ("system-manufacturer", "sys_vendor"),
+        ("system-product-name", "product_name"),
+        ("system-serial-number", "product_serial"),
+    ];
+    let mut address = address.to_owned();
+    for (key, file) in KEYS {
+        let mark = format!("__dmi.{key}__");
+        if address.contains(&mark) {
+            let value = fs::read_to_string(format!("/sys/class/dmi/id/{file}"));
+            address = address.replace(&mark, value.unwrap_or_default().trim());
+        }
     }
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seed(meta: &str, user: &[u8]) -> Result<Seed, String> {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("meta-data"), meta).unwrap();
-        fs::write(folder.path().join("user-data"), user).unwrap();
-        from_folder(folder.path())
-    }
-
-    #[test]
-    fn meta_data_may_be_json_yaml_or_empty() {
-        let json = seed(
-            r#"{"instance-id":"i-1","local-hostname":"d","x":[1]}"#,
-            b"u",
-        )
-        .unwrap();
-        assert_eq!(
-            json,
-            Seed {
-                instance_id: "i-1".to_owned(),
-                hostname: Some("d".to_owned()),
-                user_data: b"u".to_vec()
-            }
-        );
-        assert_eq!(seed("instance-id: i-2\n", b"").unwrap().instance_id, "i-2");
-        assert_eq!(seed("\n", b"").unwrap().instance_id, "nocloud");
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        assert!(
-            seed("instance-id: [", b"")
-                .unwrap_err()
-                .starts_with("meta-data: ")
-        );
-        let long = seed("", &vec![b'x'; (1 << 20) + 1]).unwrap_err();
-        assert_eq!(long, "user-data: 1048577 bytes; it may have 1048576");
-        let folder = tempfile::tempdir().unwrap();
-        let missing = from_folder(folder.path()).unwrap_err();
-        assert!(missing.starts_with("meta-data: No such file"), "{missing}");
-    }
+    address
 }

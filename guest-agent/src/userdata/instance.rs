@@ -2,24 +2,61 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::files;
 use crate::seed::Seed;
+
+/// How often something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frequency {
+    /// At every boot.
+    Always,
+    /// Once an instance.
+    Instance,
+    /// Once.
+    Once,
+}
+
+impl Frequency {
+    /// As configurations call it.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "always" => Some(Self::Always),
+            "once-per-instance" | "instance" => Some(Self::Instance),
+            "once" => Some(Self::Once),
+            _ => None,
+        }
+    }
+}
 
 /// An instance's folder, `instances/<id>`, with `instance` leading to it.
 #[derive(Debug)]
 pub struct Instance {
+    state: PathBuf,
     folder: PathBuf,
 }
 
 impl Instance {
-    /// Makes the folder below `state` where it is not there yet, and keeps the user-data in it.
+    /// Makes the folder below `state` where it is not there yet, and keeps the seed's data in it.
     pub fn open(state: &Path, seed: &Seed) -> io::Result<Self> {
         let folder = state.join("instances").join(folder_name(&seed.instance_id));
-        for part in ["scripts", "sem"] {
+        for part in ["handlers", "scripts", "sem"] {
             fs::create_dir_all(folder.join(part))?;
+        }
+        for part in [
+            "data",
+            "handlers",
+            "scripts/per-boot",
+            "scripts/per-instance",
+            "scripts/per-once",
+            "scripts/vendor",
+            "seed",
+            "sem",
+        ] {
+            fs::create_dir_all(state.join(part))?;
         }
         let link = state.join("instance");
         if fs::read_link(&link).ok().as_ref() != Some(&folder) {
@@ -29,8 +66,46 @@ impl Instance {
             symlink(&folder, &new)?;
             fs::rename(&new, &link)?;
         }
-        write_secret(&folder.join("user-data.txt"), &seed.user_data)?;
-        Ok(Self { folder })
+        let instance = Self {
+            state: state.to_owned(),
+            folder,
+        };
+        instance.remember(&seed.instance_id)?;
+        let file = |name: &str| instance.folder.join(name);
+        files::write(&file("user-data.txt"), &seed.user_data, 0o600)?;
+        files::write(&file("vendor-data.txt"), &seed.vendor_data, 0o600)?;
+        files::write(
+            &file("datasource"),
+            format!("{}\n", seed.origin).as_bytes(),
+            0o644,
+        )?;
+        Ok(instance)
+    }
+
+    /// Keeps the id, and which was the one before.
+    fn remember(&self, id: &str) -> io::Result<()> {
+        let file = |name: &str| self.state.join("data").join(name);
+        let before = fs::read_to_string(file("instance-id")).unwrap_or_default();
+        let before = match before.trim() {
+            "" => "NO_PREVIOUS_INSTANCE_ID",
+            before => before,
+        };
+        files::write(
+            &file("previous-instance-id"),
+            format!("{before}\n").as_bytes(),
+            0o644,
+        )?;
+        files::write(&file("instance-id"), format!("{id}\n").as_bytes(), 0o644)
+    }
+
+    /// A file or folder of the instance.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// A file or folder of every instance.
+    pub fn shared(&self, name: &str) -> PathBuf {
+        self.state.join(name)
     }
 
     /// Where the user's scripts lie.
@@ -38,10 +113,17 @@ impl Instance {
         self.folder.join("scripts")
     }
 
-    /// Calls `with` unless it was called for this instance before, under this name. It counts as
-    /// called from its beginning: one that cuts the guest off is not called again.
-    pub fn once(&self, name: &str, with: impl FnOnce()) -> io::Result<()> {
-        let semaphore = self.folder.join("sem").join(name);
+    /// Calls `with` unless it was called before, under this name and so often. It counts as called
+    /// from its beginning: one that cuts the guest off is not called again.
+    pub fn run(&self, name: &str, frequency: Frequency, with: impl FnOnce()) -> io::Result<()> {
+        let semaphore = match frequency {
+            Frequency::Always => {
+                with();
+                return Ok(());
+            }
+            Frequency::Instance => self.folder.join("sem").join(name),
+            Frequency::Once => self.state.join("sem").join(format!("{name}.once")),
+        };
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -69,17 +151,6 @@ fn folder_name(id: &str) -> String {
     }
 }
 
-/// Writes a file that only root may read.
-fn write_secret(path: &Path, data: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(data)
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -90,24 +161,35 @@ mod tests {
     fn seed(id: &str) -> Seed {
         Seed {
             instance_id: id.to_owned(),
-            hostname: None,
             user_data: b"secret".to_vec(),
+            ..Seed::default()
         }
     }
 
     #[test]
-    fn once_is_once_an_instance() {
+    fn once_is_once_an_instance_or_once_for_all() {
         let state = tempfile::tempdir().unwrap();
-        let count = Cell::new(0);
+        let counts = [const { Cell::new(0) }; 3];
         let boot = |id: &str| {
             let instance = Instance::open(state.path(), &seed(id)).unwrap();
-            let called = instance.once("config_x", || count.set(count.get() + 1));
-            called.unwrap();
-            count.get()
+            for (count, frequency) in
+                counts
+                    .iter()
+                    .zip([Frequency::Always, Frequency::Instance, Frequency::Once])
+            {
+                let called = instance.run("config_x", frequency, || count.set(count.get() + 1));
+                called.unwrap();
+            }
+            counts.each_ref().map(Cell::get)
         };
-        assert_eq!((boot("a"), boot("a"), boot("b"), boot("a")), (1, 1, 2, 2));
+        assert_eq!(boot("a"), [1, 1, 1]);
+        assert_eq!(boot("a"), [2, 1, 1]);
+        assert_eq!(boot("b"), [3, 2, 1]);
+        assert_eq!(boot("a"), [4, 2, 1]);
         let link = fs::read_link(state.path().join("instance")).unwrap();
         assert_eq!(link, state.path().join("instances/a"));
+        let previous = fs::read_to_string(state.path().join("data/previous-instance-id")).unwrap();
+        assert_eq!(previous, "b\n");
     }
 
     #[test]

@@ -1,60 +1,74 @@
 //! What cloud-init does with user-data: once an instance, or at every boot, in its order and under
 //! its names below /var/lib/cloud.
 
+mod command;
+mod config;
+mod context;
+mod files;
 mod instance;
-mod scripts;
+mod instance_data;
+mod jinja;
+mod merge;
+mod modules;
+mod parts;
+mod report;
+mod stages;
 
-use std::path::Path;
+use std::process::ExitCode;
+use std::sync::mpsc::channel;
+use std::thread;
 
-use crate::protocol::StageState;
-use crate::seed::{self, Seed};
+use crate::signals::Signals;
 use crate::voice::Voice;
-use instance::Instance;
+use crate::{children, seed};
+use report::Report;
 
 /// cloud-init's state.
 const STATE: &str = "/var/lib/cloud";
-/// The semaphore of user-data's own scripts.
-const SCRIPTS_USER: &str = "config_scripts_user";
+/// What of it is of this boot only.
+const RUN: &str = "/run/cloud-init";
 
 /// Does what the seed asks for, then says that the guest is ready.
 pub fn run(voice: &Voice) {
-    match seed::find() {
-        Ok(Some(seed)) => {
-            voice.stage("user-data", StageState::Started);
-            apply(voice, &seed);
-            voice.stage("user-data", StageState::Done);
-        }
-        Ok(None) => {}
-        Err(why) => voice.failed("seed", &why),
-    }
+    apply(&Report::to(voice.clone()));
     voice.ready();
 }
 
-fn apply(voice: &Voice, seed: &Seed) {
-    let instance = match Instance::open(Path::new(STATE), seed) {
-        Ok(instance) => instance,
-        Err(error) => return voice.failed("user-data", &format!("{STATE}: {error}")),
-    };
-    if let Some(name) = &seed.hostname
-        && let Err(error) = rustix::system::sethostname(name.as_bytes())
-    {
-        voice.failed("hostname", &format!("{name:?}: {error}"));
-    }
-    let report = |failures: Vec<String>| {
-        failures
-            .iter()
-            .for_each(|failure| voice.failed("user-data", failure));
-    };
-    report(scripts::run_folder(
-        &Path::new(STATE).join("scripts/per-boot"),
-    ));
-    let done = instance.once(SCRIPTS_USER, || {
-        if let Err(why) = scripts::place(&seed.user_data, &instance.scripts()) {
-            report(vec![why]);
-        }
-        report(scripts::run_folder(&instance.scripts()));
+/// The same without a VMM, in the root that this process is in: `peapod-agent apply`.
+pub fn run_alone() -> ExitCode {
+    let signals = Signals::block(&[libc::SIGCHLD]);
+    let (done, outcome) = channel();
+    thread::spawn(move || {
+        let report = Report::default();
+        apply(&report);
+        let _ = done.send(report.failed_at_all());
+        // Wakes the thread that waits for children, the last time.
+        let _ = rustix::process::kill_process(
+            rustix::process::getpid(),
+            rustix::process::Signal::CHILD,
+        );
     });
-    if let Err(error) = done {
-        report(vec![format!("{SCRIPTS_USER}: {error}")]);
+    loop {
+        signals.wait();
+        let _ = children::reap();
+        if let Ok(failed) = outcome.try_recv() {
+            return if failed {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    }
+}
+
+fn apply(report: &Report) {
+    let base = config::of_disk(report);
+    match seed::find(&base) {
+        Ok(Some(seed)) => stages::run(&seed, &base, report),
+        Ok(None) => {}
+        Err(why) => {
+            report.failed("seed", &why);
+            report.finish("None");
+        }
     }
 }

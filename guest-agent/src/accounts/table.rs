@@ -1,0 +1,140 @@
+//! A file of lines of fields between colons.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+/// Such a file. A line that is none of a name is kept as it is.
+#[derive(Debug)]
+pub struct Table {
+    path: PathBuf,
+    lines: Vec<String>,
+    /// What was read; `None` where there is no such file, which then is not written either.
+    before: Option<String>,
+    touched: bool,
+}
+
+impl Table {
+    /// Reads it.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let before = match fs::read(path) {
+            // A comment may be in any encoding; it must survive, and does where it is UTF-8.
+            Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let text = before.as_deref().unwrap_or_default();
+        let lines = text.lines().map(str::to_owned).collect();
+        let path = path.to_owned();
+        Ok(Self {
+            path,
+            lines,
+            before,
+            touched: false,
+        })
+    }
+
+    /// The place of the line of a name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        let of_name = |line: &String| line.split(':').next() == Some(name) && line.contains(':');
+        self.lines.iter().position(of_name)
+    }
+
+    /// A field of the line of a name; the name itself is field 0.
+    pub fn field(&self, name: &str, at: usize) -> Option<&str> {
+        self.lines.get(self.find(name)?)?.split(':').nth(at)
+    }
+
+    /// Field `at` of every line, as a number.
+    pub fn numbers(&self, at: usize) -> impl Iterator<Item = u32> + '_ {
+        let number = move |line: &String| line.split(':').nth(at)?.parse().ok();
+        self.lines.iter().filter_map(number)
+    }
+
+    /// The lines, field by field.
+    pub fn rows(&self) -> impl Iterator<Item = Vec<&str>> + '_ {
+        self.lines.iter().map(|line| line.split(':').collect())
+    }
+
+    /// Whether a line has this number where passwd and group have theirs.
+    pub fn has_number(&self, number: u32) -> bool {
+        self.numbers(2).any(|other| other == number)
+    }
+
+    /// Sets a field of the line of a name.
+    pub fn set(&mut self, name: &str, at: usize, value: &str) {
+        let Some(line) = self.find(name).and_then(|at| self.lines.get_mut(at)) else {
+            return;
+        };
+        let mut fields: Vec<&str> = line.split(':').collect();
+        if let Some(field) = fields.get_mut(at) {
+            *field = value;
+        }
+        *line = fields.join(":");
+    }
+
+    /// Adds a member to the list that a field is.
+    pub fn add_member(&mut self, name: &str, at: usize, member: &str) {
+        let Some(list) = self.field(name, at) else {
+            return;
+        };
+        if list.split(',').any(|other| other == member) {
+            return;
+        }
+        let list = match list {
+            "" => member.to_owned(),
+            list => format!("{list},{member}"),
+        };
+        self.set(name, at, &list);
+    }
+
+    /// Has it written even where nothing changes, as `passwd` does: the old file beside it is this one
+    /// then.
+    pub fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    /// Adds a line.
+    pub fn push(&mut self, fields: &[&str]) {
+        self.lines.push(fields.join(":"));
+    }
+
+    /// Writes what has changed, in one step: a guest that is cut off has the old file or the new
+    /// one. The old one stays beside it with a dash after its name.
+    pub fn commit(self) -> io::Result<()> {
+        let Some(before) = self.before else {
+            return Ok(());
+        };
+        let mut text = self.lines.join("\n");
+        text.push('\n');
+        if text == before && !self.touched {
+            return Ok(());
+        }
+        let old = fs::metadata(&self.path)?;
+        let beside = |mark: &str| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(mark);
+            PathBuf::from(name)
+        };
+        for (mark, text) in [("-", &before), ("+", &text)] {
+            let path = beside(mark);
+            let mut file = new_file(&path)?;
+            file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
+            fchown(&file, Some(old.uid()), Some(old.gid()))?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+        }
+        fs::rename(beside("+"), &self.path)
+    }
+}
+
+/// A file that nobody but root can read before it has its rights, and that is no link to another.
+fn new_file(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}

@@ -1,0 +1,356 @@
+//! `apt` and `apt_pipelining`
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+use super::packages;
+use crate::userdata::command::{Program, exists};
+use crate::userdata::context::Context;
+use crate::userdata::{files, jinja};
+use crate::yaml::Node;
+
+const MODULE: &str = "apt_configure";
+const PIPELINE: &str = "/etc/apt/apt.conf.d/90cloud-init-pipelining";
+const PROXY: &str = "/etc/apt/apt.conf.d/90cloud-init-aptproxy";
+const CONF: &str = "/etc/apt/apt.conf.d/94cloud-init-config";
+const SOURCES: &str = "/etc/apt/sources.list";
+const SOURCES_FOLDER: &str = "/etc/apt/sources.list.d";
+const TRUSTED: &str = "/etc/apt/trusted.gpg.d";
+const SIGNED_BY: &str = "/etc/apt/cloud-init.gpg.d";
+const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
+const DEFAULT_SECURITY: &str = "http://deb.debian.org/debian-security";
+
+/// `apt_pipelining`
+pub fn pipelining(context: &Context) -> Result<(), String> {
+    let Some(node) = context.config.entry("apt_pipelining") else {
+        return Ok(());
+    };
+    let word = node
+        .scalar()
+        .unwrap_or_else(|| "none".to_owned())
+        .to_lowercase();
+    let depth = match word.trim() {
+        "none" | "unchanged" | "os" => return Ok(()),
+        "false" => "0",
+        depth @ ("0" | "1" | "2" | "3" | "4" | "5") => depth,
+        _ => return Err(node.wrong("apt_pipelining", "os, none, false or 0 to 5")),
+    };
+    let text = format!(
+        "//Written by cloud-init per 'apt_pipelining'\nAcquire::http::Pipeline-Depth \"{depth}\";\n"
+    );
+    write(PIPELINE, &text)
+}
+
+fn write(path: &str, text: &str) -> Result<(), String> {
+    files::write(Path::new(path), text.as_bytes(), 0o644)
+        .map_err(|error| format!("{path}: {error}"))
+}
+
+/// What stands for a mirror and a release in a source.
+struct Mirrors {
+    primary: String,
+    security: String,
+    release: String,
+}
+
+impl Mirrors {
+    fn of(context: &Context, apt: &Node) -> Self {
+        let given = |key: &str| {
+            let list = apt.get(key)?.list()?;
+            let of = |wanted: &str| {
+                list.iter().find(|item| {
+                    let arches = item.get("arches").map(Node::scalars).unwrap_or_default();
+                    arches.iter().any(|arch| arch == wanted)
+                })
+            };
+            of("amd64").or_else(|| of("default"))?.get("uri")?.scalar()
+        };
+        let system = context.config.at(&["system_info", "package_mirrors"]);
+        let system = system.and_then(Node::list).and_then(<[Node]>::first);
+        let system = |key: &str| system?.at(&["failsafe", key])?.scalar();
+        let (primary, security) = match given("primary") {
+            Some(primary) => (primary.clone(), given("security").unwrap_or(primary)),
+            None => (
+                system("primary").unwrap_or_else(|| DEFAULT_MIRROR.to_owned()),
+                system("security").unwrap_or_else(|| DEFAULT_SECURITY.to_owned()),
+            ),
+        };
+        Self {
+            primary,
+            security,
+            release: context.os.codename.clone(),
+        }
+    }
+
+    fn fill(&self, text: &str, key_file: &str) -> Result<String, String> {
+        if jinja::is_template(text) {
+            let variables = json!({"mirror": self.primary, "primary": self.primary,
+                "security": self.security, "codename": self.release, "release": self.release,
+                "MIRROR": self.primary, "PRIMARY": self.primary, "SECURITY": self.security,
+                "RELEASE": self.release});
+            return Ok(jinja::render("sources.list", text, &variables)?.0);
+        }
+        let mut text = text.to_owned();
+        for (key, value) in [
+            ("KEY_FILE", key_file),
+            ("MIRROR", &self.primary),
+            ("PRIMARY", &self.primary),
+            ("SECURITY", &self.security),
+            ("RELEASE", &self.release),
+            ("mirror", &self.primary),
+            ("primary", &self.primary),
+            ("security", &self.security),
+            ("codename", &self.release),
+        ] {
+            for form in [format!("${{{key}}}"), format!("${key}")] {
+                text = text.replace(&form, value);
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// `apt`
+pub fn run(context: &Context) -> Result<(), String> {
+    if !exists("apt-get") {
+        return Ok(());
+    }
+    let empty = Node::empty();
+    let apt = context.get("apt").unwrap_or(&empty);
+    if apt.map().is_none() {
+        return Err(apt.wrong("apt", format!("a mapping, not {}", apt.kind())));
+    }
+    for key in [
+        "apt_sources",
+        "apt_mirror",
+        "apt_mirror_search",
+        "apt_proxy",
+        "apt_custom_sources_list",
+    ] {
+        if let Some(node) = context.get(key) {
+            context.failed(
+                MODULE,
+                &node.wrong(key, "this old key is not supported; use apt:"),
+            );
+        }
+    }
+    let mirrors = Mirrors::of(context, apt);
+    let report = |outcome: Result<(), String>| {
+        if let Err(why) = outcome {
+            context.failed(MODULE, &why);
+        }
+    };
+    report(select(apt));
+    if !apt.flag("preserve_sources_list", false) {
+        report(sources_list(context, apt, &mirrors));
+    }
+    report(configure(apt));
+    let Some(sources) = apt.get("sources") else {
+        return Ok(());
+    };
+    let entries = sources.map().ok_or_else(|| {
+        sources.wrong("apt.sources", format!("a mapping, not {}", sources.kind()))
+    })?;
+    for (name, entry) in entries {
+        let added = source(name, entry, &mirrors);
+        report(added.map_err(|why| entry.wrong(&format!("apt.sources.{name}"), why)));
+    }
+    packages::update(context)
+}
+
+/// `debconf_selections`
+fn select(apt: &Node) -> Result<(), String> {
+    let Some(sets) = apt.get("debconf_selections") else {
+        return Ok(());
+    };
+    let mut sets: Vec<(&str, String)> = sets
+        .map()
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, set)| Some((&**name, set.scalar()?)))
+        .collect();
+    sets.sort();
+    let lines: Vec<&str> = sets.iter().map(|(_, set)| set.trim_end()).collect();
+    let script = "printf '%s\\n' \"$1\" | debconf-set-selections";
+    Program::new(&["sh", "-c", script, "sh", &lines.join("\n")]).run()
+}
+
+fn sources_list(context: &Context, apt: &Node, mirrors: &Mirrors) -> Result<(), String> {
+    for key in ["primary", "security"] {
+        for mirror in apt.get(key).and_then(Node::list).unwrap_or_default() {
+            if mirror.get("key").is_some() || mirror.get("keyid").is_some() {
+                add_key(mirror, key, TRUSTED)
+                    .map_err(|why| mirror.wrong(&format!("apt.{key}"), why))?;
+            }
+        }
+    }
+    let template = match apt.get("sources_list").and_then(Node::scalar) {
+        Some(text) => text,
+        None => {
+            let path = format!("/etc/cloud/templates/sources.list.{}.tmpl", context.os.id);
+            match fs::read_to_string(&path) {
+                Ok(text) => text,
+                // A disk without cloud-init's templates keeps its own list.
+                Err(_) => return Ok(()),
+            }
+        }
+    };
+    let text = mirrors.fill(&template, "")?;
+    let disabled = apt
+        .get("disable_suites")
+        .map(Node::scalars)
+        .unwrap_or_default();
+    write(SOURCES, &without_suites(&text, &disabled, &mirrors.release))
+}
+
+/// Puts a mark before the lines of some suites.
+fn without_suites(text: &str, disabled: &[String], release: &str) -> String {
+    let mut suites = Vec::new();
+    for suite in disabled {
+        suites.push(match &**suite {
+            "release" => release.to_owned(),
+            "updates" | "backports" | "security" | "proposed" => format!("{release}-{suite}"),
+            suite => suite.replace("$RELEASE", release),
+        });
+    }
+    let mut result = String::new();
+    for line in text.split_inclusive('\n') {
+        let mut words = line.split_whitespace().skip(1).peekable();
+        if words.peek().is_some_and(|word| word.starts_with('[')) {
+            // Options may have blanks in them.
+            for word in words.by_ref() {
+                if word.ends_with(']') {
+                    break;
+                }
+            }
+        }
+        let suite = words.nth(1);
+        let off = suite.is_some_and(|suite| suites.iter().any(|other| other == suite));
+        if off && !line.starts_with('#') {
+            result.push_str("# suite disabled by cloud-init: ");
+        }
+        result.push_str(line);
+    }
+    result
+}
+
+fn configure(apt: &Node) -> Result<(), String> {
+    let mut proxies = String::new();
+    for (key, scheme) in [
+        ("proxy", "http"),
+        ("http_proxy", "http"),
+        ("ftp_proxy", "ftp"),
+        ("https_proxy", "https"),
+    ] {
+        if let Some(proxy) = apt.get(key).and_then(Node::scalar) {
+            proxies.push_str(&format!("Acquire::{scheme}::Proxy \"{proxy}\";\n"));
+        }
+    }
+    let conf = apt.get("conf").and_then(Node::scalar).unwrap_or_default();
+    for (path, text) in [(PROXY, &proxies), (CONF, &conf)] {
+        match text.is_empty() {
+            // One of an instance before this.
+            true => drop(fs::remove_file(path)),
+            false => write(path, text)?,
+        }
+    }
+    Ok(())
+}
+
+fn source(name: &str, entry: &Node, mirrors: &Mirrors) -> Result<(), String> {
+    let word = |key: &str| entry.get(key).and_then(Node::scalar);
+    let name = word("filename").unwrap_or_else(|| name.to_owned());
+    let source = word("source");
+    let signed = source
+        .as_ref()
+        .is_some_and(|source| source.contains("$KEY_FILE"));
+    let has_key = entry.get("key").is_some() || entry.get("keyid").is_some();
+    let folder = if signed { SIGNED_BY } else { TRUSTED };
+    let key_file = match has_key {
+        true => add_key(entry, &name, folder)?,
+        false => PathBuf::new(),
+    };
+    let Some(source) = source else {
+        return Ok(());
+    };
+    let source = mirrors.fill(&source, &key_file.display().to_string())?;
+    if source
+        .split_whitespace()
+        .next()
+        .is_some_and(|word| word.contains(':'))
+    {
+        return Program::new(&["add-apt-repository", "--no-update", &source]).run();
+    }
+    let mut path = Path::new(SOURCES_FOLDER).join(&name).into_os_string();
+    if !name.ends_with(".list") {
+        path.push(".list");
+    }
+    let path = Path::new(&path);
+    let text = format!("{source}\n");
+    match entry
+        .entry("append")
+        .is_some_and(|append| !append.is_something())
+    {
+        true => files::write(path, text.as_bytes(), 0o644),
+        false => files::append(path, text.as_bytes(), 0o644),
+    }
+    .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Puts a key where apt takes it for a keyring.
+fn add_key(entry: &Node, name: &str, folder: &str) -> Result<PathBuf, String> {
+    let stem = Path::new(name)
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let path = Path::new(folder).join(format!("{stem}.gpg"));
+    let Some(armored) = entry.get("key").and_then(Node::scalar) else {
+        return Err(
+            "keyid: keys of a key server are not supported; give the key itself".to_owned(),
+        );
+    };
+    let key = dearmored(&armored)?;
+    files::write(&path, &key, 0o644).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(path)
+}
+
+/// The bytes of a key in ASCII armor (RFC 9580, section 6).
+fn dearmored(text: &str) -> Result<Vec<u8>, String> {
+    let body = text
+        .lines()
+        .map(str::trim)
+        .skip_while(|line| !line.starts_with("-----BEGIN PGP PUBLIC KEY BLOCK"))
+        .skip(1)
+        .skip_while(|line| line.contains(": "))
+        .take_while(|line| !line.starts_with("-----END"));
+    // The line that begins with = is a checksum.
+    let body: String = body.filter(|line| !line.starts_with('=')).collect();
+    if body.is_empty() {
+        return Err("key: it is no armored PGP public key".to_owned());
+    }
+    STANDARD
+        .decode(body)
+        .map_err(|error| format!("key: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suites_are_disabled_and_armor_is_taken_off() {
+        let text = "# x\ndeb http://m d main\ndeb [ arch=amd64 a=b ] http://m d-updates main\n";
+        let disabled = ["updates".to_owned()];
+        assert_eq!(
+            without_suites(text, &disabled, "d"),
+            "# x\ndeb http://m d main\n# suite disabled by cloud-init: deb [ arch=amd64 a=b ] http://m d-updates main\n"
+        );
+        let key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nVersion: 1\n\naGVs\nbG8=\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n";
+        assert_eq!(dearmored(key).unwrap(), b"hello");
+        dearmored("x").unwrap_err();
+    }
+}
