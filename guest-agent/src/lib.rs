@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod children;
+pub mod cli;
 pub mod http;
 pub mod init;
 pub mod network;

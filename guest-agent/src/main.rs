@@ -1,10 +1,16 @@
 //! `peapod-agent`: what it is depends on who started it.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use guest_agent::{init, service, userdata};
+use guest_agent::{cli, init, service, userdata};
 
 fn main() -> ExitCode {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let called = Path::new(&called).file_name().unwrap_or_default();
+    if let Some(status) = cli::run(&called.to_string_lossy()) {
+        return status;
+    }
     let role = std::env::args().nth(1);
     match (std::process::id(), role.as_deref()) {
         (1, _) => init::run(),

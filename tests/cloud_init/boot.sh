@@ -21,4 +21,11 @@ touch "$root/dev/console"
 mount --bind "$agent" "$root/opt/agent"
 ip link set lo up
 hostname localhost
-chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM=linux "$@"
+enter=(chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM=linux)
+server=
+if [ -d "$root/srv/www" ]; then
+    "${enter[@]}" python3 /opt/server.py &
+    server=$!
+    until ss -Hltn sport = 8000 | grep -q .; do sleep 0.05; done
+fi
+"${enter[@]}" OWN="$server" "$@"

@@ -88,7 +88,9 @@ impl Judge {
         fs::create_dir_all(upper.join("etc/cloud/cloud.cfg.d")).unwrap();
         fs::write(upper.join("etc/cloud/cloud.cfg.d/98-judge.cfg"), SITE).unwrap();
         fs::create_dir_all(upper.join("opt")).unwrap();
-        fs::copy(here("stages.py"), upper.join("opt/stages.py")).unwrap();
+        for file in ["server.py", "stages.py"] {
+            fs::copy(here(file), upper.join("opt").join(file)).unwrap();
+        }
         fs::write(upper.join("opt/agent"), "").unwrap();
         let mut said = String::new();
         for boot in 1..=seed.boots {
@@ -112,7 +114,7 @@ impl Judge {
     fn judged(&self, seed: &Seed) -> (PathBuf, String) {
         let mut hasher = DefaultHasher::new();
         (seed.text(), seed.boots, SITE).hash(&mut hasher);
-        for file in ["boot.sh", "stages.py"] {
+        for file in ["boot.sh", "server.py", "stages.py"] {
             fs::read(here(file)).unwrap().hash(&mut hasher);
         }
         let kept = self.root.with_extension("judged");

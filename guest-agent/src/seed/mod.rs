@@ -4,7 +4,7 @@
 mod config_drive;
 mod disk;
 mod folder;
-mod label;
+pub mod label;
 mod line;
 #[cfg(test)]
 mod tests;

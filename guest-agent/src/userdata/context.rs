@@ -23,6 +23,8 @@ pub struct Context<'a> {
     pub os: Os,
     /// The root's users.
     pub accounts: Accounts,
+    /// What the guest was called before it was given a name.
+    pub nodename: String,
 }
 
 impl Context<'_> {

@@ -13,6 +13,7 @@ mod modules;
 mod parts;
 mod report;
 mod stages;
+mod time;
 
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
@@ -20,8 +21,13 @@ use std::thread;
 
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, seed};
+use crate::{children, cli, seed, yaml};
+use parts::Kind;
 use report::Report;
+
+pub use instance_data::variables;
+pub use report::STAGES;
+pub use time::rfc2822;
 
 /// cloud-init's state.
 const STATE: &str = "/var/lib/cloud";
@@ -30,6 +36,9 @@ const RUN: &str = "/run/cloud-init";
 
 /// Does what the seed asks for, then says that the guest is ready.
 pub fn run(voice: &Voice) {
+    if let Err(error) = cli::install() {
+        voice.failed("cloud-init", &error.to_string());
+    }
     apply(&Report::to(voice.clone()));
     voice.ready();
 }
@@ -71,4 +80,27 @@ fn apply(report: &Report) {
             report.finish("None");
         }
     }
+}
+
+/// What is wrong with user-data, as far as that can be told without doing what they say.
+pub fn check(file: &str, data: &[u8]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let nothing = |_: &str, _| Ok(Vec::new());
+    for part in parts::unpack(file, data, &nothing, &mut wrong) {
+        match part.kind {
+            Kind::Config => {
+                let text = String::from_utf8_lossy(&part.content);
+                match yaml::read(&part.place, &text) {
+                    Ok(node) => wrong.append(&mut modules::odd_keys(&node)),
+                    Err(why) => wrong.push(why),
+                }
+            }
+            Kind::PartHandler => {
+                wrong.push(format!("{}: #part-handler is not supported", part.place))
+            }
+            Kind::Other(kind) => wrong.push(format!("{}: {kind} is no user-data", part.place)),
+            _ => {}
+        }
+    }
+    wrong
 }

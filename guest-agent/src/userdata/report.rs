@@ -41,6 +41,7 @@ struct Stage {
     start: f64,
     finished: Option<f64>,
     errors: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Report {
@@ -75,6 +76,17 @@ impl Report {
         }
     }
 
+    /// Something is odd, and was done as far as it goes.
+    pub fn warned(&self, why: &str) {
+        say!("{why}");
+        let mut state = self.state();
+        if let Some(stage) = state.stages.last_mut()
+            && stage.warnings.len() < MAX_ERRORS
+        {
+            stage.warnings.push(why.to_owned());
+        }
+    }
+
     /// Whether anything did.
     pub fn failed_at_all(&self) -> bool {
         self.state()
@@ -85,11 +97,13 @@ impl Report {
 
     /// A stage begins, and the one before it has ended.
     pub fn stage(&self, name: &'static str) {
-        if let Some(voice) = &self.voice {
-            voice.stage(name, StageState::Started);
-        }
         {
             let mut state = self.state();
+            if let Some(voice) = &self.voice
+                && state.stages.is_empty()
+            {
+                voice.stage("user-data", StageState::Started);
+            }
             state.end();
             state.begin(name);
         }
@@ -151,6 +165,7 @@ impl State {
             start: now(),
             finished: None,
             errors: Vec::new(),
+            warnings: Vec::new(),
         });
     }
 
@@ -165,11 +180,19 @@ impl State {
         v1.insert("datasource".to_owned(), json!(self.datasource));
         for name in STAGES {
             let stage = self.stages.iter().find(|stage| stage.name == name);
-            let (start, finished, errors) = match stage {
-                Some(stage) => (Some(stage.start), stage.finished, stage.errors.clone()),
-                None => (None, None, Vec::new()),
+            let entry = match stage {
+                Some(stage) => {
+                    let warnings = match stage.warnings.is_empty() {
+                        true => json!({}),
+                        false => json!({"WARNING": stage.warnings}),
+                    };
+                    json!({"errors": stage.errors, "finished": stage.finished,
+                        "recoverable_errors": warnings, "start": stage.start})
+                }
+                None => {
+                    json!({"errors": [], "finished": null, "recoverable_errors": {}, "start": null})
+                }
             };
-            let entry = json!({"errors": errors, "finished": finished, "start": start});
             v1.insert(name.to_owned(), entry);
         }
         v1.insert("stage".to_owned(), json!(self.stage));

@@ -1,7 +1,6 @@
 //! The order in which everything happens: the parts of user-data and vendor-data, then the modules
 //! of cloud-init's three lists.
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
@@ -56,7 +55,15 @@ pub fn run(seed: &Seed, base: &Node, report: &Report) {
         report,
         os,
         accounts: Accounts::of_this_root(),
+        nodename: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
     };
+    // Before any command of the user's, who may ask for it.
+    if let Err(why) = modules::hostname::early(&context) {
+        report.failed("set_hostname", &why);
+    }
     for (list, stage) in [
         ("cloud_init_modules", "init"),
         ("cloud_config_modules", "modules-config"),
@@ -272,14 +279,13 @@ impl Consumer<'_> {
             ..part.clone()
         };
         self.part(&rendered, whose, config)?;
-        match missing.is_empty() {
-            true => Ok(()),
-            false => Err(format!(
-                "{}: the template asks for what is not known: {}",
-                part.place,
-                missing.join(", ")
-            )),
+        if !missing.is_empty() {
+            let names = missing.join(", ");
+            let place = &part.place;
+            let why = format!("{place}: the template asks for what is not known: {names}");
+            self.report.warned(&why);
         }
+        Ok(())
     }
 
     /// What an address holds; with `once` the instance keeps it.
@@ -304,13 +310,13 @@ impl Consumer<'_> {
 
     /// Names what a configuration asks for that no module here does.
     fn refuse(&self, config: &Node) {
-        let mut said = HashSet::new();
         for (key, node) in config.map().into_iter().flatten() {
-            if let Some(module) = modules::refused(key)
-                && said.insert(module)
-            {
+            if let Some(module) = modules::refused(key) {
                 let why = node.wrong(key, format!("the module {module} is not supported"));
                 self.report.failed(module, &why);
+            } else if !modules::is_known(key) {
+                self.report
+                    .warned(&node.wrong(key, "no module knows this key"));
             }
         }
     }

@@ -70,6 +70,12 @@ impl Names {
     }
 }
 
+/// The short and the full name that the seed gives.
+pub fn by_seed(context: &Context) -> (String, String) {
+    let (short, full, _) = of_seed(context);
+    (short, full)
+}
+
 /// The short and the full name by the meta-data, or else the one that the guest has.
 fn of_seed(context: &Context) -> (String, String, bool) {
     let (name, default) = match &context.seed.hostname {
@@ -79,10 +85,7 @@ fn of_seed(context: &Context) -> (String, String, bool) {
         }
         Some(name) => (name.clone(), false),
         None => {
-            let name = rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned();
+            let name = context.nodename.clone();
             let default = name == "localhost";
             (full_name(&name).unwrap_or(name), default)
         }
@@ -108,6 +111,17 @@ fn full_name(name: &str) -> Option<String> {
 
 fn preserved(context: &Context) -> bool {
     context.config.flag("preserve_hostname", false)
+}
+
+/// Gives the guest its name where somebody has said it.
+pub fn early(context: &Context) -> Result<(), String> {
+    let said = ["hostname", "fqdn"]
+        .iter()
+        .any(|key| context.get(key).is_some());
+    match said || context.seed.hostname.is_some() {
+        true => set(context),
+        false => Ok(()),
+    }
 }
 
 /// Gives the guest its name, once an instance, or again when it is another.

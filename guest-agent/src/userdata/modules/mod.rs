@@ -5,7 +5,7 @@ mod apt;
 mod ca_certs;
 mod filesystems;
 mod final_message;
-mod hostname;
+pub mod hostname;
 mod locale;
 mod mounts;
 mod ntp;
@@ -25,6 +25,7 @@ mod yum;
 
 use super::context::{Context, Family, Os};
 use super::instance::Frequency::{self, Always, Instance, Once};
+use crate::yaml::Node;
 
 /// What a module does; an error is its end, and a line for a person.
 type Run = fn(&Context) -> Result<(), String>;
@@ -203,4 +204,100 @@ pub fn find(name: &str, os: &Os) -> Option<&'static Module> {
 pub fn refused(key: &str) -> Option<&'static str> {
     let found = REFUSED.iter().find(|(name, _)| *name == key);
     found.map(|(_, module)| *module)
+}
+
+/// Keys of no module's own: of a module without one that switches it on, or of all.
+const OTHERS: [&str; 71] = [
+    "allow_public_ssh_keys",
+    "allow_userdata",
+    "apt",
+    "apt_custom_sources_list",
+    "apt_ftp_proxy",
+    "apt_http_proxy",
+    "apt_https_proxy",
+    "apt_mirror",
+    "apt_mirror_search",
+    "apt_mirror_search_dns",
+    "apt_preserve_sources_list",
+    "apt_proxy",
+    "apt_reboot_if_required",
+    "apt_sources",
+    "add_apt_repo_match",
+    "authkey_hash",
+    "chpasswd",
+    "cloud_config_modules",
+    "cloud_final_modules",
+    "cloud_init_modules",
+    "create_hostname_file",
+    "datasource",
+    "datasource_list",
+    "def_log_file",
+    "disable_root",
+    "disable_root_opts",
+    "final_message",
+    "fqdn",
+    "groups",
+    "growpart",
+    "hostname",
+    "instance-id",
+    "launch-index",
+    "locale",
+    "locale_configfile",
+    "log_cfgs",
+    "manual_cache_clean",
+    "merge_how",
+    "merge_type",
+    "migrate",
+    "mount_default_fields",
+    "mounts",
+    "network",
+    "no_ssh_fingerprints",
+    "output",
+    "package_reboot_if_required",
+    "password",
+    "prefer_fqdn_over_hostname",
+    "preserve_hostname",
+    "random_seed",
+    "reporting",
+    "resize_rootfs",
+    "ssh",
+    "ssh_authorized_keys",
+    "ssh_deletekeys",
+    "ssh_fp_console_blacklist",
+    "ssh_genkeytypes",
+    "ssh_key_console_blacklist",
+    "ssh_keys",
+    "ssh_publish_hostkeys",
+    "ssh_pwauth",
+    "ssh_quiet_keygen",
+    "swap",
+    "syslog_fix_perms",
+    "system_info",
+    "timezone",
+    "user",
+    "users",
+    "vendor_data",
+    "vendor_data2",
+    "yum_repo_dir",
+];
+
+/// Whether a key of the configuration means anything.
+pub fn is_known(key: &str) -> bool {
+    OTHERS.contains(&key) || MODULES.iter().any(|module| module.keys.contains(&key))
+}
+
+/// A line for each key that is another module's or nobody's.
+pub fn odd_keys(config: &Node) -> Vec<String> {
+    let Some(map) = config.map() else {
+        return match config.is_something() {
+            true => vec![config.wrong("", format!("a mapping, not {}", config.kind()))],
+            false => Vec::new(),
+        };
+    };
+    let odd = |(key, node): &(String, Node)| match refused(key) {
+        Some(module) => Some(node.wrong(key, format!("the module {module} is not supported"))),
+        None if !is_known(key) => Some(node.wrong(key, "no module knows this key")),
+        None => None,
+    };
+    map.iter().filter_map(odd).collect()
 }
