@@ -143,6 +143,7 @@ impl Judge {
             lower: &self.root,
             upper,
         };
+        let (judge_upper, agent_upper) = (judge.clone(), agent.clone());
         let mut seen = BTreeSet::new();
         let mut wrong = Vec::new();
         for (path, difference) in tree::compare(&tree(judge), &tree(agent), seed) {
@@ -155,6 +156,12 @@ impl Judge {
                 _ => wrong.push(format!("/{path}: {difference}")),
             }
         }
+        let (theirs, ours) = (errors(&judge_upper), errors(&agent_upper));
+        match ((theirs && !seed.better) || seed.refused, ours) {
+            (false, true) => wrong.push("the agent reports an error".to_owned()),
+            (true, false) => wrong.push("the agent reports no error".to_owned()),
+            _ => {}
+        }
         for pattern in &seed.differs {
             if !seen.contains(&format!("{}{pattern}", seed.name)) {
                 wrong.push(format!("{pattern} is said to differ, and does not"));
@@ -166,6 +173,13 @@ impl Judge {
         let _ = fs::remove_dir_all(self.scratch.join(seed.name.replace('/', "-")));
         (wrong, seen)
     }
+}
+
+/// Whether a boot's status has an error.
+fn errors(upper: &Path) -> bool {
+    let text = fs::read_to_string(upper.join("var/lib/cloud/data/result.json")).unwrap();
+    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+    !result["v1"]["errors"].as_array().unwrap().is_empty()
 }
 
 fn told(output: &Output) -> String {

@@ -28,6 +28,8 @@ pub struct Seed {
     pub differs: Vec<String>,
     /// Whether the agent has to report an error where cloud-init does not.
     pub refused: bool,
+    /// Whether cloud-init reports one where the agent must not.
+    pub better: bool,
 }
 
 impl Seed {
@@ -120,6 +122,7 @@ fn parse(group: &str, text: &str) -> Vec<Seed> {
                     ("differs", value) => seed.differs = list(value),
                     ("gzip", value) => gzip = list(value),
                     ("refused", _) => seed.refused = true,
+                    ("better", _) => seed.better = true,
                     _ => panic!("{group}: {word:?} in {header:?}"),
                 }
             }

@@ -234,7 +234,9 @@ impl Accounts {
                 ));
             }
         }
-        let expires = match new.expires.as_deref().filter(|date| !date.is_empty()) {
+        // Nothing of the system's ages.
+        let expires = new.expires.as_deref();
+        let expires = match expires.filter(|date| !date.is_empty() && !new.system) {
             Some(date) => {
                 days_of(date).ok_or_else(|| format!("expiredate: {date:?} is no YYYY-MM-DD"))?
             }
@@ -257,7 +259,7 @@ impl Accounts {
         let inactive = new
             .inactive
             .or(defaults.inactive())
-            .filter(|days| *days >= 0);
+            .filter(|days| *days >= 0 && !new.system);
         change.shadow.push(&[
             &new.name,
             new.hash.as_deref().unwrap_or("!"),
