@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
@@ -121,11 +121,12 @@ fn random_id() -> io::Result<u16> {
 }
 
 fn exchange(server: IpAddr, question: &Message) -> io::Result<Message> {
-    let any = match server {
-        IpAddr::V4(_) => "0.0.0.0:0",
-        IpAddr::V6(_) => "[::]:0",
+    // An address and not its text, which the standard library would look up as a name.
+    let any: IpAddr = match server {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = UdpSocket::bind(any)?;
+    let socket = UdpSocket::bind((any, 0))?;
     // Only this server's answers come in then.
     socket.connect((server, 53))?;
     socket.send(&question.to_vec().map_err(io::Error::other)?)?;
