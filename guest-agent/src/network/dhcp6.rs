@@ -123,8 +123,13 @@ fn exchange(
     while Instant::now() < end {
         match socket.send_to(&bytes, SocketAddrV6::new(SERVERS, SERVER, 0, card)) {
             Ok(_) => {}
-            // The card has no address yet.
-            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+            // The card has no address yet, or no route to its own link.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::AddrNotAvailable | ErrorKind::NetworkUnreachable
+                ) =>
+            {
                 thread::sleep(PAUSE);
                 continue;
             }

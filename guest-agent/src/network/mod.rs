@@ -62,7 +62,7 @@ pub fn configure() -> io::Result<Option<Names>> {
 /// The names of the families, as soon as there is one and the other has had a moment.
 fn collect(given: &Receiver<io::Result<Option<Names>>>) -> io::Result<Names> {
     let mut names: Option<Names> = None;
-    let mut failure = io::Error::other("nobody gives the guest an address");
+    let mut failures = Vec::new();
     loop {
         let next = match &names {
             None => given.recv().ok(),
@@ -81,11 +81,15 @@ fn collect(given: &Receiver<io::Result<Option<Names>>>) -> io::Result<Names> {
                 names.hostname = names.hostname.take().or(more.hostname);
             }
             (Some(Ok(None)), _) => {}
-            (Some(Err(error)), None) => failure = error,
+            (Some(Err(error)), None) => failures.push(error.to_string()),
             (Some(Err(error)), Some(_)) => say!("network: {error}"),
-            (None, _) => return names.ok_or(failure),
+            (None, _) => break,
         }
     }
+    names.ok_or_else(|| match &failures[..] {
+        [] => io::Error::other("nobody gives the guest an address"),
+        failures => io::Error::other(failures.join("; ")),
+    })
 }
 
 fn configure_v4(card: &Link) -> io::Result<Option<Names>> {
