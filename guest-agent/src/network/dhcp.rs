@@ -1,6 +1,6 @@
 //! A DHCP client (RFC 2131) for a machine that keeps its lease as long as it runs.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -8,17 +8,17 @@ use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, Optio
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{Names, is_name, prefix};
+use super::exchange::{self, Patience};
+use super::{Names, is_name, prefix, search_list};
 
 const CLIENT: u16 = 68;
 const SERVER: u16 = 67;
-/// How long an answer may take before the question is repeated, at first.
-const FIRST_PATIENCE: Duration = Duration::from_millis(250);
-const MOST_PATIENCE: Duration = Duration::from_secs(4);
+const PATIENCE: Patience = Patience {
+    first: Duration::from_millis(250),
+    most: Duration::from_secs(4),
+};
 /// How long it is tried at all.
 const LIMIT: Duration = Duration::from_secs(30);
-/// RFC 2131, section 2: what a client must be able to take, and more.
-const LONGEST: usize = 1500;
 
 /// What a server gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,35 +122,20 @@ fn exchange(
     question
         .encode(&mut Encoder::new(&mut bytes))
         .map_err(io::Error::other)?;
-    let mut patience = FIRST_PATIENCE;
-    while Instant::now() < end {
+    let send = || {
         socket.send_to(&bytes, (Ipv4Addr::BROADCAST, SERVER))?;
-        let again = Instant::now() + patience;
-        while let Some(left) = again
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
-        {
-            socket.set_read_timeout(Some(left))?;
-            let mut answer = [0; LONGEST];
-            let len = match socket.recv(&mut answer) {
-                Ok(len) => len,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            if let Some(answer) = answer.get(..len).and_then(|a| read(a, question)) {
-                match answer.opts().msg_type() {
-                    Some(kind) if kind == wanted => return Ok(answer),
-                    Some(MessageType::Nak) => {
-                        return Err(io::Error::other("the DHCP server refuses"));
-                    }
-                    _ => {}
-                }
-            }
+        Ok(true)
+    };
+    let read = |bytes: &[u8]| {
+        let answer = read(bytes, question);
+        match answer.as_ref().and_then(|answer| answer.opts().msg_type()) {
+            Some(kind) if kind == wanted => Ok(answer),
+            Some(MessageType::Nak) => Err(io::Error::other("the DHCP server refuses")),
+            _ => Ok(None),
         }
-        patience = (patience * 2).min(MOST_PATIENCE);
-    }
-    Err(io::Error::other("no DHCP server answers"))
+    };
+    let answer = exchange::exchange(socket, PATIENCE, end, send, read)?;
+    answer.ok_or_else(|| io::Error::other("no DHCP server answers"))
 }
 
 /// Bytes of the hardware address' field (RFC 2131, section 2).
@@ -183,11 +168,7 @@ fn lease(ack: &Message) -> Lease {
                 names.nameservers = servers.iter().copied().map(Into::into).collect();
             }
             DhcpOption::DomainSearch(list) => {
-                names.search = list
-                    .iter()
-                    .map(|name| name.to_string().trim_end_matches('.').to_owned())
-                    .filter(|name| is_name(name))
-                    .collect();
+                names.search = search_list(list);
             }
             DhcpOption::DomainName(name) => domain = Some(name.clone()),
             DhcpOption::Hostname(name) => names.hostname = Some(name.clone()),

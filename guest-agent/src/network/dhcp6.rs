@@ -4,7 +4,6 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use dhcproto::v6::{DhcpOption, DhcpOptions, IANA, Message, MessageType, ORO, OptionCode};
@@ -12,21 +11,19 @@ use dhcproto::{Decodable, Decoder, Encodable, Encoder};
 use netdev::netlink::Link;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{Names, is_name};
+use super::exchange::{self, Patience};
+use super::{Names, search_list};
 
 const CLIENT: u16 = 546;
 const SERVER: u16 = 547;
 /// All servers and relays of the link (section 7.1).
 const SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
-/// How long an answer may take before the question is repeated, at first.
-const FIRST_PATIENCE: Duration = Duration::from_millis(500);
-const MOST_PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Patience = Patience {
+    first: Duration::from_millis(500),
+    most: Duration::from_secs(8),
+};
 /// How long it is tried at all: there may be nobody.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How long the card may take to have its link-local address.
-const PAUSE: Duration = Duration::from_millis(20);
-/// An answer that is longer is none: the library's reading of options goes as deep as they do.
-const LONGEST: usize = 1500;
 
 /// What a server gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,45 +116,27 @@ fn exchange(
     question
         .encode(&mut Encoder::new(&mut bytes))
         .map_err(io::Error::other)?;
-    let mut patience = FIRST_PATIENCE;
-    while Instant::now() < end {
-        match socket.send_to(&bytes, SocketAddrV6::new(SERVERS, SERVER, 0, card)) {
-            Ok(_) => {}
-            // The card has no address yet, or no route to its own link.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::AddrNotAvailable | ErrorKind::NetworkUnreachable
-                ) =>
-            {
-                thread::sleep(PAUSE);
-                continue;
-            }
-            Err(error) => return Err(error),
-        }
-        let again = Instant::now() + patience;
-        while let Some(left) = again
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
+    let to = SocketAddrV6::new(SERVERS, SERVER, 0, card);
+    let send = || match socket.send_to(&bytes, to) {
+        Ok(_) => Ok(true),
+        // The card has no address yet, or no route to its own link.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::AddrNotAvailable | ErrorKind::NetworkUnreachable
+            ) =>
         {
-            socket.set_read_timeout(Some(left))?;
-            let mut answer = [0; LONGEST];
-            let len = match socket.recv(&mut answer) {
-                Ok(len) => len,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            if let Some(answer) = answer.get(..len).and_then(|a| read(a, question)) {
-                return Ok(Some(answer));
-            }
+            Ok(false)
         }
-        patience = (patience * 2).min(MOST_PATIENCE);
-    }
-    Ok(None)
+        Err(error) => Err(error),
+    };
+    exchange::exchange(socket, PATIENCE, end, send, |bytes| {
+        Ok(read(bytes, question))
+    })
 }
 
-/// An answer to this very question.
+/// An answer to this very question. It is short enough for the library's reading of options, which
+/// goes as deep as they do.
 fn read(bytes: &[u8], question: &Message) -> Option<Message> {
     let answer = Message::decode(&mut Decoder::new(bytes)).ok()?;
     let kind = match question.msg_type() {
@@ -191,11 +170,7 @@ fn lease(reply: &Message) -> Option<Lease> {
                 names.nameservers = servers.iter().copied().map(Into::into).collect();
             }
             DhcpOption::DomainSearchList(list) => {
-                let list = list.iter().map(ToString::to_string);
-                names.search = list
-                    .map(|name| name.trim_end_matches('.').to_owned())
-                    .filter(|name| is_name(name))
-                    .collect();
+                names.search = search_list(list);
             }
             _ => {}
         }
@@ -274,7 +249,7 @@ mod tests {
     #[test]
     fn options_within_options_do_not_end_the_process() {
         let mut bytes = Vec::new();
-        while bytes.len() + 40 < LONGEST {
+        while bytes.len() + 40 < exchange::LONGEST {
             let len = (bytes.len() + 12) as u16;
             let mut outer = vec![0, 3];
             outer.extend(len.to_be_bytes());

@@ -3,6 +3,7 @@
 
 mod dhcp;
 mod dhcp6;
+mod exchange;
 
 use std::fs;
 use std::io;
@@ -136,6 +137,13 @@ fn resolv_conf(names: &Names) -> String {
         text += &format!("search {}\n", names.search.join(" "));
     }
     text
+}
+
+/// Search domains as resolv.conf has them.
+fn search_list(names: &[impl ToString]) -> Vec<String> {
+    let names = names.iter().map(ToString::to_string);
+    let bare = names.map(|name| name.trim_end_matches('.').to_owned());
+    bare.filter(|name| is_name(name)).collect()
 }
 
 /// Whether a word is one that may stand in resolv.conf: letters, digits, `-`, `_` and dots.

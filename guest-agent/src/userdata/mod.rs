@@ -91,7 +91,10 @@ pub fn check(file: &str, data: &[u8]) -> Vec<String> {
             Kind::Config => {
                 let text = String::from_utf8_lossy(&part.content);
                 match yaml::read(&part.place, &text) {
-                    Ok(node) => wrong.append(&mut modules::odd_keys(&node)),
+                    Ok(node) if node.map().is_none() && node.is_something() => {
+                        wrong.push(node.wrong("", format!("a mapping, not {}", node.kind())));
+                    }
+                    Ok(node) => wrong.extend(modules::odd_keys(&node).map(|odd| odd.why)),
                     Err(why) => wrong.push(why),
                 }
             }

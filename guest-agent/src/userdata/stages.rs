@@ -310,13 +310,10 @@ impl Consumer<'_> {
 
     /// Names what a configuration asks for that no module here does.
     fn refuse(&self, config: &Node) {
-        for (key, node) in config.map().into_iter().flatten() {
-            if let Some(module) = modules::refused(key) {
-                let why = node.wrong(key, format!("the module {module} is not supported"));
-                self.report.failed(module, &why);
-            } else if !modules::is_known(key) {
-                self.report
-                    .warned(&node.wrong(key, "no module knows this key"));
+        for odd in modules::odd_keys(config) {
+            match odd.module {
+                Some(module) => self.report.failed(module, &odd.why),
+                None => self.report.warned(&odd.why),
             }
         }
     }

@@ -149,26 +149,19 @@ impl Node {
 
     /// Whether it means yes: cloud-init takes words and numbers for truths too.
     pub fn is_true(&self) -> bool {
-        match &self.value {
-            Value::Bool(truth) => *truth,
-            Value::Int(number) => *number == 1,
-            Value::Text(text) => {
-                let text = text.trim().to_lowercase();
-                ["true", "1", "on", "yes"].contains(&&*text)
-            }
-            _ => false,
-        }
+        self.means(true, ["true", "1", "on", "yes"])
     }
 
     /// Whether it means no.
     pub fn is_false(&self) -> bool {
+        self.means(false, ["off", "0", "no", "false"])
+    }
+
+    fn means(&self, answer: bool, words: [&str; 4]) -> bool {
         match &self.value {
-            Value::Bool(truth) => !truth,
-            Value::Int(number) => *number == 0,
-            Value::Text(text) => {
-                let text = text.trim().to_lowercase();
-                ["off", "0", "no", "false"].contains(&&*text)
-            }
+            Value::Bool(truth) => *truth == answer,
+            Value::Int(number) => *number == i64::from(answer),
+            Value::Text(text) => words.contains(&&*text.trim().to_lowercase()),
             _ => false,
         }
     }

@@ -200,12 +200,6 @@ pub fn find(name: &str, os: &Os) -> Option<&'static Module> {
         .then_some(found)
 }
 
-/// The module that a key of the configuration belongs to, where there is none of it here.
-pub fn refused(key: &str) -> Option<&'static str> {
-    let found = REFUSED.iter().find(|(name, _)| *name == key);
-    found.map(|(_, module)| *module)
-}
-
 /// Keys of no module's own: of a module without one that switches it on, or of all.
 const OTHERS: [&str; 71] = [
     "allow_public_ssh_keys",
@@ -281,23 +275,32 @@ const OTHERS: [&str; 71] = [
     "yum_repo_dir",
 ];
 
-/// Whether a key of the configuration means anything.
-pub fn is_known(key: &str) -> bool {
-    OTHERS.contains(&key) || MODULES.iter().any(|module| module.keys.contains(&key))
+/// A key of the configuration that no module here knows.
+pub struct Odd {
+    /// cloud-init's module that does.
+    pub module: Option<&'static str>,
+    /// A line for a person.
+    pub why: String,
 }
 
-/// A line for each key that is another module's or nobody's.
-pub fn odd_keys(config: &Node) -> Vec<String> {
-    let Some(map) = config.map() else {
-        return match config.is_something() {
-            true => vec![config.wrong("", format!("a mapping, not {}", config.kind()))],
-            false => Vec::new(),
-        };
-    };
-    let odd = |(key, node): &(String, Node)| match refused(key) {
-        Some(module) => Some(node.wrong(key, format!("the module {module} is not supported"))),
-        None if !is_known(key) => Some(node.wrong(key, "no module knows this key")),
-        None => None,
-    };
-    map.iter().filter_map(odd).collect()
+/// Those of them that there are.
+pub fn odd_keys(config: &Node) -> impl Iterator<Item = Odd> {
+    config
+        .map()
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, node)| {
+            let refused = REFUSED.iter().find(|(name, _)| name == key);
+            let module = refused.map(|(_, module)| *module);
+            let why = match module {
+                Some(module) => node.wrong(key, format!("the module {module} is not supported")),
+                None if is_known(key) => return None,
+                None => node.wrong(key, "no module knows this key"),
+            };
+            Some(Odd { module, why })
+        })
+}
+
+fn is_known(key: &str) -> bool {
+    OTHERS.contains(&key) || MODULES.iter().any(|module| module.keys.contains(&key))
 }
