@@ -1,12 +1,12 @@
 //! What a user may tell of a network, wherever it is: the same words for a VM's and for
 //! `peapod-net`'s.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::Args;
 use ipnet::IpNet;
 
-use crate::config::Policy;
+use crate::config::{Config, Forward, Network, Policy};
 use crate::link::limited::LEAST_RATE;
 use crate::pod::Pod;
 use crate::resolver::Resolver;
@@ -62,13 +62,31 @@ pub struct Options {
 }
 
 impl Options {
-    /// The MTU of the guest, of which `pod` is the way out.
-    pub fn mtu(&self, pod: &Pod) -> u16 {
-        self.mtu.unwrap_or_else(|| mtu(pod))
+    /// The configuration of a network whose way out is `pod`, for a guest with these addresses, of
+    /// this name.
+    pub fn config(
+        &self,
+        pod: &Pod,
+        (v4, v6): (Option<Network<Ipv4Addr>>, Option<Network<Ipv6Addr>>),
+        hostname: String,
+        forwards: Vec<Forward>,
+    ) -> Config {
+        Config {
+            v4,
+            v6,
+            mtu: self.mtu.unwrap_or_else(|| mtu(pod)),
+            hostname,
+            resolver: self.resolver(),
+            forwards,
+            eager: self.eager,
+            open_loopback: self.open_loopback.clone(),
+            max_flows: self.max_flows,
+            policy: self.policy(),
+        }
     }
 
     /// The nameservers and domains that were given, else those of the pod.
-    pub fn resolver(&self) -> Resolver {
+    fn resolver(&self) -> Resolver {
         let mut resolver = Resolver::of_the_pod();
         if !self.dns.is_empty() {
             resolver.nameservers.clone_from(&self.dns);
@@ -80,7 +98,7 @@ impl Options {
     }
 
     /// Where the guest may go, and how fast.
-    pub fn policy(&self) -> Policy {
+    fn policy(&self) -> Policy {
         Policy {
             allow: self.allow.clone(),
             deny: self.deny.clone(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use netdev::config::{Config as NetConfig, Network};
+use netdev::config::Network;
 use netdev::control::Control;
 use netdev::engine::Engine;
 use netdev::forward::ForwardError;
@@ -106,9 +106,7 @@ type Devices = Vec<(u8, SharedVirtio)>;
 /// Starts the machine and stays with it until it has ended for good.
 pub fn launch(plan: Plan) -> Result<Outcome, Error> {
     let result = start(&plan);
-    if !plan.own_state_dir
-        && let Err(error) = sockets::remove(&plan.state_dir)
-    {
+    if let Err(error) = sockets::remove(&plan.state_dir) {
         tracing::warn!("cannot tidy {}: {error}", plan.state_dir.display());
     }
     result
@@ -218,7 +216,6 @@ fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Erro
     let mut network = None;
     if let Some(interface) = &plan.machine.interface {
         let pod = Pod::open().map_err(Error::Network)?;
-        let mtu = plan.network.mtu(&pod);
         let mac = interface
             .mac
             .unwrap_or_else(|| derived_mac(&plan.machine.uuid));
@@ -226,22 +223,16 @@ fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Erro
         // none at all, its own ports are still to be reached.
         let only_v6 = pod.has_route(true) && !pod.has_route(false);
         let needs_v4 = !only_v6 || plan.forwards.iter().any(|f| f.bind.is_ipv4());
-        let engine = Engine::new(NetConfig {
-            v4: match interface.binding {
-                Binding::Masquerade => needs_v4.then_some(Network::<Ipv4Addr>::MASQUERADE),
-                Binding::Slirp => Some(Network::<Ipv4Addr>::SLIRP),
-            },
-            v6: (interface.binding == Binding::Masquerade && pod.has_route(true))
-                .then_some(Network::<Ipv6Addr>::MASQUERADE),
-            mtu,
-            hostname: plan.machine.hostname.clone(),
-            resolver: plan.network.resolver(),
-            forwards: plan.forwards.clone(),
-            eager: plan.network.eager,
-            open_loopback: plan.network.open_loopback.clone(),
-            max_flows: plan.network.max_flows,
-            policy: plan.network.policy(),
-        })?;
+        let v4 = match interface.binding {
+            Binding::Masquerade => needs_v4.then_some(Network::<Ipv4Addr>::MASQUERADE),
+            Binding::Slirp => Some(Network::<Ipv4Addr>::SLIRP),
+        };
+        let v6 = (interface.binding == Binding::Masquerade && pod.has_route(true))
+            .then_some(Network::<Ipv6Addr>::MASQUERADE);
+        let (hostname, forwards) = (plan.machine.hostname.clone(), plan.forwards.clone());
+        let config = plan.network.config(&pod, (v4, v6), hostname, forwards);
+        let mtu = config.mtu;
+        let engine = Engine::new(config)?;
         network = Some(engine.control());
         devices.push((NET_SLOT, Arc::new(Mutex::new(Net::new(engine, mac, mtu)))));
     }

@@ -42,9 +42,8 @@ pub struct Plan {
     pub state_dir: PathBuf,
     /// Keeps every other VM out of the state directory while it is open.
     pub state_lock: File,
-    /// The state directory is the entry's, and goes with it.
-    pub own_state_dir: bool,
-    /// By which the VM is found while the plan lives.
+    /// By which the VM is found while the plan lives; a state directory that is the entry goes
+    /// with it.
     pub entry: Option<Entry>,
 }
 

@@ -57,6 +57,18 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// About a capture, with nothing said of how it is to be.
+    pub fn capture(action: Action) -> Self {
+        Self::Capture {
+            action,
+            path: None,
+            snaplen: None,
+            max_bytes: None,
+        }
+    }
+}
+
 /// What to do about a capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -73,7 +73,7 @@ pub async fn counters(State(running): Vm) -> Answer {
 }
 
 pub async fn capture(State(running): Vm) -> Answer {
-    ask(&running, about_capture(Action::Status))
+    ask(&running, Request::capture(Action::Status))
 }
 
 #[derive(Deserialize)]
@@ -95,14 +95,5 @@ pub async fn start_capture(State(running): Vm, Json(capture): Json<Capture>) -> 
 }
 
 pub async fn stop_capture(State(running): Vm) -> Answer {
-    ask(&running, about_capture(Action::Stop))
-}
-
-fn about_capture(action: Action) -> Request {
-    Request::Capture {
-        action,
-        path: None,
-        snaplen: None,
-        max_bytes: None,
-    }
+    ask(&running, Request::capture(Action::Stop))
 }

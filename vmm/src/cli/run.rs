@@ -204,7 +204,6 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         forwards,
         network: args.network.clone(),
         probes: args.probes,
-        own_state_dir: args.state_dir.is_none(),
         entry,
         state_dir,
         state_lock,

@@ -286,12 +286,7 @@ pub enum Capture {
 /// Begins, ends and tells of a capture of frames.
 pub fn capture(capture: &Capture) -> Result<(), Error> {
     const CAPTURE: &str = "/v1/network/capture";
-    let about = Request::Capture {
-        action: Action::Status,
-        path: None,
-        snaplen: None,
-        max_bytes: None,
-    };
+    let about = Request::capture(Action::Status);
     match capture {
         Capture::Start {
             asked,

@@ -50,29 +50,19 @@ fn request(question: &Question) -> Result<Request, Failure> {
         Question::Flows { most } => Request::Flows { most: *most },
         Question::Counters => Request::Counters,
         Question::Metrics => Request::Metrics,
-        Question::Capture(capture) => {
-            let (mut path, mut snaplen, mut max_bytes) = (None, None, None);
-            let action = match capture {
-                Capture::Start {
-                    file,
-                    snaplen: frame,
-                    max_bytes: all,
-                } => {
-                    // The network is in another directory.
-                    path = Some(std::path::absolute(file).map_err(Failure::input)?);
-                    (snaplen, max_bytes) = (*frame, *all);
-                    Action::Start
-                }
-                Capture::Stop => Action::Stop,
-                Capture::Status => Action::Status,
-            };
-            Request::Capture {
-                action,
-                path,
-                snaplen,
-                max_bytes,
-            }
-        }
+        Question::Capture(Capture::Start {
+            file,
+            snaplen,
+            max_bytes,
+        }) => Request::Capture {
+            action: Action::Start,
+            // The network is in another directory.
+            path: Some(std::path::absolute(file).map_err(Failure::input)?),
+            snaplen: *snaplen,
+            max_bytes: *max_bytes,
+        },
+        Question::Capture(Capture::Stop) => Request::capture(Action::Stop),
+        Question::Capture(Capture::Status) => Request::capture(Action::Status),
     })
 }
 

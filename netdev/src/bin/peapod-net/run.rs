@@ -86,19 +86,9 @@ fn config(args: &Args) -> Result<Config, Failure> {
         only_v6: args.ipv6_only,
     };
     let networks = addresses::choose(&wishes, &View::of(&pod)).map_err(Failure::Input)?;
-    let (v4, v6) = networks;
-    Ok(Config {
-        v4,
-        v6,
-        mtu: args.options.mtu(&pod),
-        hostname: args.hostname.clone().unwrap_or_default(),
-        resolver: args.options.resolver(),
-        forwards: forwards(&args.publish, networks)?,
-        eager: args.options.eager,
-        open_loopback: args.options.open_loopback.clone(),
-        max_flows: args.options.max_flows,
-        policy: args.options.policy(),
-    })
+    let hostname = args.hostname.clone().unwrap_or_default();
+    let forwards = forwards(&args.publish, networks)?;
+    Ok(args.options.config(&pod, networks, hostname, forwards))
 }
 
 fn wish<A: Copy>(
