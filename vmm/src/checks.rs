@@ -3,11 +3,12 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use netdev::config::{Forward, Transport};
 
+use crate::devices::virtio::block::disk::read_padded;
 use crate::devices::virtio::block::qcow2;
 use crate::plan::Format;
 
@@ -97,19 +98,7 @@ impl Subject<'_> {
     /// Bytes at an offset, zeros beyond the end of the file.
     fn peek<const N: usize>(&self, file: &File, offset: u64) -> Result<[u8; N], Error> {
         let mut bytes = [0; N];
-        let mut rest = bytes.as_mut_slice();
-        let mut at = offset;
-        while !rest.is_empty() {
-            match file.read_at(rest, at) {
-                Ok(0) => break,
-                Ok(n) => {
-                    at += n as u64;
-                    rest = rest.get_mut(n..).unwrap_or_default();
-                }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.io(&e)),
-            }
-        }
+        read_padded(file, &mut bytes, offset).map_err(|e| self.io(&e))?;
         Ok(bytes)
     }
 

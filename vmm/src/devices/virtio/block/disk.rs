@@ -190,6 +190,26 @@ fn transfer(len: usize, mut call: impl FnMut(usize) -> libc::ssize_t) -> io::Res
     Ok(())
 }
 
+/// Reads bytes of a file into memory of our own; what is behind its end is zeros.
+pub fn read_padded(file: &File, to: &mut [u8], at: u64) -> io::Result<()> {
+    let (mut rest, mut at) = (to, at);
+    while !rest.is_empty() {
+        match file.read_at(rest, at) {
+            Ok(0) => {
+                rest.fill(0);
+                break;
+            }
+            Ok(n) => {
+                at += n as u64;
+                rest = rest.get_mut(n..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn read_at(file: &File, to: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
     let guard = to.ptr_guard_mut();
     transfer(to.len(), |done| {

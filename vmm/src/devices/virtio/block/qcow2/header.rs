@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::ordered::{Layout, PLACE};
+use crate::devices::virtio::block::disk::read_padded;
 
 /// The first bytes of an image.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -252,19 +253,7 @@ impl Header {
 /// What lies there; what is behind the end of the file is zeros.
 fn bytes(file: &File, (start, len): (u64, u64)) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-    let mut left = bytes.as_mut_slice();
-    let mut at = start;
-    while !left.is_empty() {
-        match file.read_at(left, at) {
-            Ok(0) => break,
-            Ok(n) => {
-                at += n as u64;
-                left = left.get_mut(n..).unwrap_or_default();
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    read_padded(file, &mut bytes, start)?;
     Ok(bytes)
 }
 

@@ -193,26 +193,15 @@ fn within(model: &[u8], sector: usize, sectors: usize) -> (usize, usize) {
     (at, (sectors * 512).min(model.len() - at))
 }
 
-#[test]
-fn whatever_is_written_is_there_and_qemu_img_finds_the_image_sound() {
+/// Has `test` make changes to fresh disks of each kind, the folder's `disk`.
+fn on_each(test: impl Fn(&Path, Qcow2Disk, Changes)) {
     let (made, images) = writable();
     let folder = made.path();
     for (cases, base) in images {
         let mut runner = TestRunner::new(Config::with_cases(cases));
         let run = |changes: Changes| {
             fs::copy(folder.join(base), folder.join("disk")).unwrap();
-            let mut disk = open_below(folder, "disk", false).unwrap();
-            let mut model = content();
-            for (change, sector, sectors) in changes {
-                let (at, len) = within(&model, sector, sectors);
-                make(&mut disk, &mut model, &change, at, len);
-            }
-            assert!(read(&mut disk) == model);
-            disk.flush().unwrap();
-            drop(disk);
-            tool(folder, "qemu-img check -q disk");
-            tool(folder, "qemu-img convert -O raw disk flat");
-            assert!(fs::read(folder.join("flat")).unwrap() == model);
+            test(folder, open_below(folder, "disk", false).unwrap(), changes);
             Ok(())
         };
         runner.run(&changes(), run).unwrap();
@@ -220,38 +209,46 @@ fn whatever_is_written_is_there_and_qemu_img_finds_the_image_sound() {
 }
 
 #[test]
+fn whatever_is_written_is_there_and_qemu_img_finds_the_image_sound() {
+    on_each(|folder, mut disk, changes| {
+        let mut model = content();
+        for (change, sector, sectors) in changes {
+            let (at, len) = within(&model, sector, sectors);
+            make(&mut disk, &mut model, &change, at, len);
+        }
+        assert!(read(&mut disk) == model);
+        disk.flush().unwrap();
+        drop(disk);
+        tool(folder, "qemu-img check -q disk");
+        tool(folder, "qemu-img convert -O raw disk flat");
+        assert!(fs::read(folder.join("flat")).unwrap() == model);
+    });
+}
+
+#[test]
 fn what_was_flushed_is_there_when_the_process_is_killed_and_nothing_is_corrupt() {
-    let (made, images) = writable();
-    let folder = made.path();
-    for (cases, base) in images {
-        let mut runner = TestRunner::new(Config::with_cases(cases));
-        let run = |changes: Changes| {
-            fs::copy(folder.join(base), folder.join("disk")).unwrap();
-            let mut disk = open_below(folder, "disk", false).unwrap();
-            let mut model = content();
-            let mut since = vec![false; model.len()];
-            for (change, sector, sectors) in changes {
-                let (at, len) = within(&model, sector, sectors);
-                make(&mut disk, &mut model, &change, at, len);
-                match change {
-                    Change::Flush => since.fill(false),
-                    _ => since[at..at + len].fill(true),
-                }
-                // What the kernel has of the file is what a killed process leaves.
-                fs::copy(folder.join("disk"), folder.join("left")).unwrap();
-                let mut check = Command::new("qemu-img");
-                check.args(["check", "-q", "left"]).current_dir(folder);
-                let status = check.status().unwrap();
-                // 3: clusters that nobody uses, which is allowed.
-                assert!(matches!(status.code(), Some(0 | 3)), "{status}");
+    on_each(|folder, mut disk, changes| {
+        let mut model = content();
+        let mut since = vec![false; model.len()];
+        for (change, sector, sectors) in changes {
+            let (at, len) = within(&model, sector, sectors);
+            make(&mut disk, &mut model, &change, at, len);
+            match change {
+                Change::Flush => since.fill(false),
+                _ => since[at..at + len].fill(true),
             }
-            let left = read(&mut open_below(folder, "left", true).unwrap());
-            let mut bytes = left.iter().zip(&model).zip(&since);
-            assert!(bytes.all(|((left, model), since)| *since || left == model));
-            Ok(())
-        };
-        runner.run(&changes(), run).unwrap();
-    }
+            // What the kernel has of the file is what a killed process leaves.
+            fs::copy(folder.join("disk"), folder.join("left")).unwrap();
+            let mut check = Command::new("qemu-img");
+            check.args(["check", "-q", "left"]).current_dir(folder);
+            let status = check.status().unwrap();
+            // 3: clusters that nobody uses, which is allowed.
+            assert!(matches!(status.code(), Some(0 | 3)), "{status}");
+        }
+        let left = read(&mut open_below(folder, "left", true).unwrap());
+        let mut bytes = left.iter().zip(&model).zip(&since);
+        assert!(bytes.all(|((left, model), since)| *since || left == model));
+    });
 }
 
 /// What reached a file, in order, and what the guest did meanwhile.
