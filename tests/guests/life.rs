@@ -65,8 +65,14 @@ fn a_port_is_published_and_withdrawn_while_the_vm_runs() {
 fn frames_are_captured_while_the_vm_runs() {
     shared::run("true");
     let vm = &pid(shared::vm());
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("frames.pcapng");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let refused = elsewhere.path().join("frames.pcapng");
+    let refused = call(&["capture", "start", vm, refused.to_str().unwrap()]);
+    let error = String::from_utf8(refused.stderr).unwrap();
+    if !error.contains("--capture-dir") {
+        shared::vm().fail(&error)
+    }
+    let file = shared::directory().join("frames.pcapng");
     let file = file.to_str().unwrap();
     said(&["capture", "start", vm, file]);
     shared::run("true");

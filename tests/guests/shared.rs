@@ -1,6 +1,7 @@
 //! The one VM that tests share when its boot is not what they test: the details service, two
 //! vCPUs, a shell.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use peapod_tests::{Guest, Manifest, Vm};
@@ -10,7 +11,7 @@ use super::BOOT;
 
 struct Shared {
     vm: Vm,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 static SHARED: OnceLock<Shared> = OnceLock::new();
@@ -24,7 +25,16 @@ extern "C" fn end_shared_vm() {
 
 /// The shared VM, booted by whoever asks first.
 pub fn vm() -> &'static Vm {
-    let shared = SHARED.get_or_init(|| {
+    &shared().vm
+}
+
+/// The one directory, besides its own, that the VM may write to.
+pub fn directory() -> &'static Path {
+    shared().directory.path()
+}
+
+fn shared() -> &'static Shared {
+    SHARED.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
         let script = format!("{}cd /opt/details\nruby details.rb 9080 &\n", Guest::SERVE);
         let manifest = Manifest::new("shared", &script)
@@ -39,16 +49,14 @@ pub fn vm() -> &'static Vm {
                 "127.0.0.1:9080:9080",
                 "--publish",
                 "127.0.0.1:9099:9099",
+                "--capture-dir",
+                directory.path().to_str().unwrap(),
             ],
         );
         // SAFETY: the function touches only a static that lives as long as the process.
         unsafe { libc::atexit(end_shared_vm) };
-        Shared {
-            vm,
-            _directory: directory,
-        }
-    });
-    &shared.vm
+        Shared { vm, directory }
+    })
 }
 
 /// Runs a script in the shared VM.

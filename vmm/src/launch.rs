@@ -31,7 +31,7 @@ use crate::plan::{Outcome, Plan};
 use crate::power::{self, Power};
 use crate::running::Running;
 use crate::vmi::{Binding, RebootPolicy};
-use crate::{disks, host};
+use crate::{disks, host, sandbox};
 
 mod sockets;
 mod stop;
@@ -81,6 +81,9 @@ pub enum Error {
     /// The address of the probes.
     #[error("cannot listen for probes at {0}: {1}")]
     Probes(SocketAddr, io::Error),
+    /// No sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
     /// No threads for the API.
     #[error("cannot serve the API: {0}")]
     Api(io::Error),
@@ -115,8 +118,7 @@ pub fn launch(plan: Plan) -> Result<Outcome, Error> {
 fn start(plan: &Plan) -> Result<Outcome, Error> {
     netdev::process::raise_descriptor_limit();
     stop::block_signals().map_err(Error::Signals)?;
-    let agent = Agent::start().map_err(Error::Agent)?;
-    let stopper = stop::Stopper::start(agent.clone()).map_err(Error::Signals)?;
+    let (agent, streams) = Agent::new();
     let config = Config {
         vcpus: plan.machine.vcpus,
         memory: plan.machine.memory,
@@ -140,6 +142,16 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         let address = Ipv4Addr::LOCALHOST.into();
         agent.publish_by(Follower::new(network.clone(), address));
     }
+    let socket = Listener::bind(&plan.state_dir.join(api::SOCKET), true).map_err(Error::Socket)?;
+    let probes = plan.probes.map(|at| {
+        let listener = TcpListener::bind(at);
+        listener.map_err(|error| Error::Probes(at, error))
+    });
+    let probes = probes.transpose()?;
+    let kvm = Arc::new(host::open_kvm()?);
+    enter_sandbox(plan)?;
+    agent.listen_to(streams).map_err(Error::Agent)?;
+    let stopper = stop::Stopper::start(agent.clone()).map_err(Error::Signals)?;
     let running = Arc::new(Running {
         name: plan.machine.name.clone(),
         namespace: plan.machine.namespace.clone(),
@@ -154,20 +166,14 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         exits: Arc::default(),
         power: Mutex::default(),
     });
-    let socket = Listener::bind(&plan.state_dir.join(api::SOCKET), true).map_err(Error::Socket)?;
-    let probes = plan.probes.map(|at| {
-        let listener = TcpListener::bind(at);
-        listener.map_err(|error| Error::Probes(at, error))
-    });
-    let _api =
-        Api::start(running.clone(), socket.get(), probes.transpose()?).map_err(Error::Api)?;
+    let _api = Api::start(running.clone(), socket.get(), probes).map_err(Error::Api)?;
     loop {
         let power = Power::default();
         agent.watch(power.clone());
         stopper.watch(power.clone(), plan.machine.termination_grace);
         running.watch(power.clone());
         let mut machine = Machine::new(
-            host::open_kvm()?,
+            kvm.clone(),
             config.memory,
             power,
             running.console.screen(io::stdout()),
@@ -193,6 +199,23 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
             power::Outcome::Stopped => Outcome::Forced,
         });
     }
+}
+
+/// Confines the process, unless told not to. All is open but what a machine that starts anew
+/// reads again.
+fn enter_sandbox(plan: &Plan) -> Result<(), Error> {
+    if !plan.sandbox {
+        tracing::warn!("no sandbox: a guest that breaks out of KVM or a device has what you have");
+        return Ok(());
+    }
+    let write = [&plan.state_dir].into_iter().chain(&plan.writable);
+    let files = sandbox::Files {
+        write: write.cloned().collect(),
+        tidied: plan.entry.as_ref().map(|entry| entry.home().to_owned()),
+    };
+    let strength = sandbox::enter(&files)?;
+    tracing::debug!("sandbox: {strength}");
+    Ok(())
 }
 
 /// The kernel's command line: its own, where it is the disk's; else the serial console, and the

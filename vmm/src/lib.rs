@@ -18,5 +18,6 @@ pub mod plan;
 pub mod power;
 pub mod registry;
 pub mod running;
+pub mod sandbox;
 pub mod seed;
 pub mod vmi;

@@ -10,6 +10,7 @@ use netdev::config::{Forward, Transport};
 use netdev::options::Options;
 use netdev::publish::Publish;
 
+use crate::boot::initramfs::Initramfs;
 use crate::boot::kernel::Kernel;
 use crate::registry::Entry;
 use crate::vmi::{Machine, Protocol};
@@ -22,7 +23,7 @@ pub struct Plan {
     /// The kernel, unpacked.
     pub kernel: Kernel,
     /// The initramfs: the one with the agent in it, or the disk's own.
-    pub initramfs: Option<PathBuf>,
+    pub initramfs: Option<Initramfs>,
     /// The kernel is the root disk's own, started as its boot loader would start it, or the
     /// manifest's.
     pub own: Option<OwnKernel>,
@@ -40,6 +41,10 @@ pub struct Plan {
     pub probes: Option<SocketAddr>,
     /// Where sockets and the guest's scratch space go; exists.
     pub state_dir: PathBuf,
+    /// Whether the process is confined.
+    pub sandbox: bool,
+    /// Directories that it may write to besides.
+    pub writable: Vec<PathBuf>,
     /// Keeps every other VM out of the state directory while it is open.
     pub state_lock: File,
     /// By which the VM is found while the plan lives; a state directory that is the entry goes
@@ -54,8 +59,6 @@ pub struct OwnKernel {
     pub what: String,
     /// Its command line.
     pub cmdline: String,
-    /// Keeps the initramfs, which has no name.
-    pub initramfs: Option<File>,
 }
 
 /// A disk and what holds its bytes.

@@ -89,6 +89,11 @@ impl Entry {
         })
     }
 
+    /// The directory that it is in.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use follow::Follower;
 
 use crate::power::{self, Power};
+use crate::sandbox;
 
 /// How long a request may wait for room in the stream.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -84,9 +85,12 @@ struct State {
     last_number: u32,
 }
 
+/// The streams of an agent that nobody listens to yet.
+pub struct Streams(Receiver<UnixStream>);
+
 impl Agent {
-    /// Starts the thread that listens to the agent.
-    pub fn start() -> io::Result<Self> {
+    /// One that nobody listens to before [`Agent::listen_to`].
+    pub fn new() -> (Self, Streams) {
         // One stream may wait while the thread is not yet done with the last.
         let (streams, incoming) = sync_channel(1);
         let agent = Self(Arc::new(Shared {
@@ -94,11 +98,15 @@ impl Agent {
             follower: Mutex::default(),
             streams,
         }));
-        let listener = agent.clone();
-        std::thread::Builder::new()
-            .name("agent".to_owned())
-            .spawn(move || listener.listen(&incoming))?;
-        Ok(agent)
+        (agent, Streams(incoming))
+    }
+
+    /// Starts the thread that listens to the agent.
+    pub fn listen_to(&self, streams: Streams) -> io::Result<()> {
+        let agent = self.clone();
+        let name = sandbox::Kind::Agent.name();
+        sandbox::spawn(sandbox::Kind::Agent, name, move || agent.listen(&streams.0))?;
+        Ok(())
     }
 
     /// A stream for the guest's vsock port `from`, which wants to be the agent. Refused where the

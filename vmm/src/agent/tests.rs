@@ -6,6 +6,12 @@ use guest_agent::protocol::{Frame, read, write};
 
 use super::*;
 
+fn start() -> Agent {
+    let (agent, streams) = Agent::new();
+    agent.listen_to(streams).unwrap();
+    agent
+}
+
 fn hello() -> Frame {
     Event::Hello {
         version: 1,
@@ -40,7 +46,7 @@ fn connect(agent: &Agent) -> UnixStream {
 
 #[test]
 fn an_agent_says_that_the_guest_is_ready_and_is_forgotten_when_it_goes() {
-    let agent = Agent::start().unwrap();
+    let agent = start();
     let mut stream = connect(&agent);
     write(&mut stream, &hello()).unwrap();
     write(&mut stream, &ready()).unwrap();
@@ -52,7 +58,7 @@ fn an_agent_says_that_the_guest_is_ready_and_is_forgotten_when_it_goes() {
 
 #[test]
 fn power_off_is_asked_once_the_agent_has_spoken() {
-    let agent = Agent::start().unwrap();
+    let agent = start();
     agent.power_off();
     let mut stream = connect(&agent);
     write(&mut stream, &hello()).unwrap();
@@ -62,7 +68,7 @@ fn power_off_is_asked_once_the_agent_has_spoken() {
 
 #[test]
 fn only_root_s_ports_and_only_one_agent() {
-    let agent = Agent::start().unwrap();
+    let agent = start();
     assert!(agent.connect(1024).is_err());
     let _stream = connect(&agent);
     assert!(agent.connect(1022).is_err());
@@ -70,7 +76,7 @@ fn only_root_s_ports_and_only_one_agent() {
 
 #[test]
 fn nonsense_ends_the_connection_or_is_passed_over() {
-    let agent = Agent::start().unwrap();
+    let agent = start();
     let mut stream = connect(&agent);
     for payload in [&b"{"[..], b"\xff", br#"{"event":"ready"}"#] {
         for kind in [Kind::Event, Kind::Reply, Kind::Data, Kind::Unknown(77)] {
@@ -94,7 +100,7 @@ fn nonsense_ends_the_connection_or_is_passed_over() {
 
 #[test]
 fn a_guest_that_cannot_go_on_ends_its_machine() {
-    let agent = Agent::start().unwrap();
+    let agent = start();
     let machine = Power::default();
     agent.watch(machine.clone());
     let mut stream = connect(&agent);

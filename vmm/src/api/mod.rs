@@ -34,6 +34,7 @@ use tokio::sync::Semaphore;
 pub use client::{Client, Error};
 
 use crate::running::Running;
+use crate::sandbox::{self, Kind};
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "api.sock";
@@ -56,7 +57,8 @@ impl Api {
     ) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
-            .thread_name("api")
+            .thread_name(Kind::Api.name())
+            .on_thread_start(|| sandbox::confine(Kind::Api))
             .enable_io()
             .enable_time()
             .build()?;

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::Refusal;
 use crate::plan::on_loopback;
 use crate::running::Running;
+use crate::sandbox;
 
 type Vm = State<Arc<Running>>;
 type Answer = Result<Json<Value>, Refusal>;
@@ -91,7 +92,12 @@ pub async fn start_capture(State(running): Vm, Json(capture): Json<Capture>) -> 
         snaplen: capture.snaplen,
         max_bytes: capture.max_bytes,
     };
-    ask(&running, request)
+    ask(&running, request).map_err(|Refusal(status, mut why)| {
+        if why.contains("ermission denied") && sandbox::entered().is_some() {
+            why += "; the sandbox lets a VM write below its state directory and --capture-dir only";
+        }
+        Refusal(status, why)
+    })
 }
 
 pub async fn stop_capture(State(running): Vm) -> Answer {

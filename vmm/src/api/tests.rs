@@ -42,7 +42,8 @@ fn vm() -> Vm {
         policy: Default::default(),
     })
     .unwrap();
-    let agent = Agent::start().unwrap();
+    let (agent, streams) = Agent::new();
+    agent.listen_to(streams).unwrap();
     let running = Arc::new(Running {
         name: "details".to_owned(),
         namespace: "default".to_owned(),

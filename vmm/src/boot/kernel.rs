@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
 use sha2::{Digest, Sha256};
@@ -45,11 +46,12 @@ pub enum KernelError {
     Cache(PathBuf, PathBuf, std::io::Error),
 }
 
-/// An ELF kernel on the host, ready to be loaded.
+/// An ELF kernel on the host, ready to be loaded; its file stays open, so that a machine which
+/// starts anew is given the same.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     path: PathBuf,
-    elf: PathBuf,
+    elf: Arc<File>,
 }
 
 /// A kernel in guest memory.
@@ -72,7 +74,7 @@ impl Kernel {
         if magic == ELF_MAGIC {
             return Ok(Self {
                 path: path.to_owned(),
-                elf: path.to_owned(),
+                elf: Arc::new(file),
             });
         }
         let mut image = magic.to_vec();
@@ -94,15 +96,18 @@ impl Kernel {
                 keep(&elf, &unpack(path, image)?).map_err(failed)?;
             }
         }
+        let file = File::open(&elf).map_err(|e| KernelError::Read(elf, e))?;
         Ok(Self {
             path: path.to_owned(),
-            elf,
+            elf: Arc::new(file),
         })
     }
 
     /// Loads the kernel's segments into `memory`.
     pub fn load(&self, memory: &GuestMemoryMmap) -> Result<Loaded, KernelError> {
-        let mut file = File::open(&self.elf).map_err(|e| KernelError::Read(self.elf.clone(), e))?;
+        // The loader seeks; nobody else reads.
+        let file = self.elf.try_clone();
+        let mut file = file.map_err(|error| KernelError::Read(self.path.clone(), error))?;
         let loaded = Elf::load(memory, None, &mut file, None)
             .map_err(|error| KernelError::Damaged(self.path.clone(), error.to_string()))?;
         let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
@@ -203,6 +208,8 @@ fn payload(image: &[u8]) -> Result<&[u8], Option<&'static str>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -215,6 +222,12 @@ mod tests {
         image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
         image.extend_from_slice(payload);
         image
+    }
+
+    fn content(kernel: &Kernel) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        (&*kernel.elf).read_to_end(&mut bytes).unwrap();
+        bytes
     }
 
     fn gzip(data: &[u8]) -> Vec<u8> {
@@ -230,8 +243,10 @@ mod tests {
         std::fs::write(&path, bz_image(&gzip(b"\x7fELF and so on"))).unwrap();
         let cache = directory.path().join("cache");
         let kernel = Kernel::open(&path, &cache).unwrap();
-        assert_eq!(std::fs::read(&kernel.elf).unwrap(), b"\x7fELF and so on");
-        assert_eq!(Kernel::open(&path, &cache).unwrap().elf, kernel.elf);
+        assert_eq!(content(&kernel), b"\x7fELF and so on");
+        let inode = |kernel: &Kernel| kernel.elf.metadata().unwrap().ino();
+        let again = Kernel::open(&path, &cache).unwrap();
+        assert_eq!(inode(&again), inode(&kernel));
         assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
     }
 
@@ -259,7 +274,7 @@ mod tests {
             payload.extend_from_slice(&(elf.len() as u32).to_le_bytes());
             std::fs::write(file("vmlinuz"), bz_image(&payload)).unwrap();
             let kernel = Kernel::open(&file("vmlinuz"), &file("cache")).unwrap();
-            assert!(std::fs::read(&kernel.elf).unwrap() == elf, "{command}");
+            assert!(content(&kernel) == elf, "{command}");
         }
     }
 

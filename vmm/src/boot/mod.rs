@@ -4,5 +4,6 @@
 pub mod acpi;
 pub mod bios;
 pub mod entries;
+pub mod initramfs;
 pub mod kernel;
 pub mod pvh;

@@ -23,6 +23,7 @@ Exit status of `run`:
   3  the guest rebooted, and the manifest's rebootPolicy is Terminate
   4  ended by force: the guest was not off within its grace period
   5  the guest crashed
+  6  the sandbox stopped a system call that was not a thread's to make
 
 Exit status of the commands about a running VM: 0 done, 1 the VM could not do it, 2 no such VM
 Exit status of `boot-entries`: 0 something is there to be booted, 2 bad input, or nothing is

@@ -12,6 +12,7 @@ use netdev::control::MAX_FORWARDS;
 use netdev::options::Options;
 use netdev::publish::{self, Publish};
 
+use crate::boot::initramfs::InitramfsError;
 use crate::boot::kernel::KernelError;
 use crate::disks::{self, Finder};
 use crate::plan::{self, Plan};
@@ -58,6 +59,12 @@ pub struct Args {
     /// What the guest's network may do, and how.
     #[command(flatten)]
     pub network: Options,
+    /// Directory that `peapod capture` may write to, besides the state directory; may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub capture_dir: Vec<PathBuf>,
+    /// Leave system calls and files unlimited
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Check everything but KVM, unpack kernel and container disks into the cache, start nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -88,6 +95,9 @@ pub enum Error {
     /// The kernel cannot be unpacked.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The initramfs cannot be read.
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
     /// A file or port will not do.
     #[error(transparent)]
     Check(#[from] checks::Error),
@@ -204,6 +214,8 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         forwards,
         network: args.network.clone(),
         probes: args.probes,
+        sandbox: !args.no_sandbox,
+        writable: args.capture_dir.clone(),
         entry,
         state_dir,
         state_lock,

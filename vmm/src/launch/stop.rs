@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::agent::Agent;
 use crate::power::{Outcome, Power};
+use crate::sandbox::{self, Kind};
 
 /// Listens to signals on a thread of its own.
 #[derive(Clone)]
@@ -30,9 +31,7 @@ impl Stopper {
             target: Mutex::default(),
         }));
         let shared = stopper.clone();
-        std::thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(move || shared.listen())?;
+        sandbox::spawn(Kind::Signals, Kind::Signals.name(), move || shared.listen())?;
         Ok(stopper)
     }
 

@@ -6,21 +6,18 @@ pub mod memory;
 mod threads;
 pub mod vcpu;
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
-};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::acpi::{self, Platform};
 use crate::boot::bios;
+use crate::boot::initramfs::{Initramfs, InitramfsError};
 use crate::boot::kernel::{Kernel, KernelError};
 use crate::boot::pvh::{self, StartWith};
 use crate::devices::bus::{Bus, SharedDevice, WindowError};
@@ -46,7 +43,7 @@ pub struct Config {
     /// The kernel.
     pub kernel: Kernel,
     /// The initramfs.
-    pub initramfs: Option<PathBuf>,
+    pub initramfs: Option<Initramfs>,
     /// The kernel's command line.
     pub cmdline: String,
 }
@@ -70,11 +67,8 @@ pub enum MachineError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The initramfs.
-    #[error("initramfs {0}: {1}")]
-    Initramfs(PathBuf, io::Error),
-    /// The initramfs and the kernel do not both fit.
-    #[error("initramfs {0}: its {1} bytes and the kernel do not fit in the guest's memory")]
-    InitramfsRoom(PathBuf, u64),
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
     /// What the kernel starts from.
     #[error(transparent)]
     Pvh(#[from] pvh::PvhError),
@@ -89,7 +83,7 @@ pub enum MachineError {
 /// A machine that has not started: devices are added, then it runs once. A guest's reset ends
 /// that run; the caller makes the machine anew, with the same disks, sockets and listeners.
 pub struct Machine {
-    kvm: Kvm,
+    kvm: Arc<Kvm>,
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     host: Arc<KvmHost>,
@@ -102,7 +96,7 @@ impl Machine {
     /// A machine with memory, interrupt controllers and the board's own ports. The serial port
     /// writes to `screen`, and what `keyboard` has is read there.
     pub fn new(
-        kvm: Kvm,
+        kvm: Arc<Kvm>,
         memory_size: u64,
         power: Power,
         screen: impl Write + Send + 'static,
@@ -229,7 +223,7 @@ impl Machine {
             .collect();
         let low_end = ram.first().map_or(0, |(base, len)| base + len);
         let initramfs = match &config.initramfs {
-            Some(path) => Some(self.load_initramfs(path, loaded.end, low_end)?),
+            Some(initramfs) => Some(initramfs.load(&self.memory, loaded.end, low_end)?),
             None => None,
         };
         let ecam = (memory::ECAM_START, memory::ECAM_LEN);
@@ -253,31 +247,6 @@ impl Machine {
             },
         )?;
         Ok(loaded.entry)
-    }
-
-    /// Puts the initramfs at the top of low memory, away from where the kernel unpacks itself.
-    fn load_initramfs(
-        &self,
-        path: &PathBuf,
-        kernel_end: GuestAddress,
-        low_end: u64,
-    ) -> Result<(GuestAddress, u64), MachineError> {
-        let failed = |error| MachineError::Initramfs(path.clone(), error);
-        let mut file = File::open(path).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
-        let no_room = || MachineError::InitramfsRoom(path.clone(), size);
-        let start = low_end.checked_sub(size).ok_or_else(no_room)? & !0xfff;
-        if start < kernel_end.0 {
-            return Err(no_room());
-        }
-        let len = usize::try_from(size).map_err(|_| no_room())?;
-        let slice = self
-            .memory
-            .get_slice(GuestAddress(start), len)
-            .map_err(|_| no_room())?;
-        file.read_exact_volatile(&mut slice.clone())
-            .map_err(|error| failed(io::Error::other(error)))?;
-        Ok((GuestAddress(start), size))
     }
 }
 

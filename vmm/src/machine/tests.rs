@@ -80,7 +80,7 @@ fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
         cmdline: String::new(),
     };
     let (sender, receiver) = mpsc::channel();
-    let kvm = Kvm::new().expect("these tests need /dev/kvm");
+    let kvm = Arc::new(Kvm::new().expect("these tests need /dev/kvm"));
     let machine = Machine::new(
         kvm,
         config.memory,

@@ -10,6 +10,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::vcpu::{Buses, Vcpu};
 use crate::power::{Duty, Outcome, Power};
+use crate::sandbox::{self, Kind};
 
 /// How long between two kicks of a thread that has not heard. One kick may come just before
 /// KVM_RUN and be lost, so they are repeated.
@@ -29,8 +30,8 @@ pub fn run(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, power: &Power) -> io::Result<Ou
     let mut result = Ok(());
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         let (buses, power) = (buses.clone(), power.clone());
-        let thread = std::thread::Builder::new().name(format!("vcpu{id}"));
-        match thread.spawn(move || vcpu.run(&buses, &power)) {
+        let name = format!("vcpu{id}");
+        match sandbox::spawn(Kind::Vcpu, &name, move || vcpu.run(&buses, &power)) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
                 result = Err(error);

@@ -1,10 +1,10 @@
 //! What is booted: a kernel that was given, the manifest's, the root disk's own, or Peapod's.
 
 use std::io::Write;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use super::{Args, Error, cache, find};
+use crate::boot::initramfs::Initramfs;
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::disk;
 use crate::disks::Finder;
@@ -36,10 +36,10 @@ pub(super) struct Chosen {
     kernel: Kernel,
     /// What it is, and its command line.
     own: Option<(String, String)>,
-    initramfs: Initramfs,
+    initramfs: Source,
 }
 
-enum Initramfs {
+enum Source {
     None,
     File(PathBuf),
     /// The disk's own.
@@ -71,16 +71,16 @@ pub(super) fn choose(
         return Ok(Chosen {
             kernel: Kernel::open(&kernel, &kernels)?,
             own: None,
-            initramfs: Initramfs::File(initramfs),
+            initramfs: Source::File(initramfs),
         });
     };
     let name = PathBuf::from(entry.kernel().unwrap_or_default());
     Ok(Chosen {
         kernel: Kernel::from_image(&name, &loaded.kernel, &kernels)?,
         initramfs: match (&args.initramfs, loaded.initramfs) {
-            (Some(given), _) => Initramfs::File(given.clone()),
-            (None, Some(bytes)) => Initramfs::Bytes(bytes),
-            (None, None) => Initramfs::None,
+            (Some(given), _) => Source::File(given.clone()),
+            (None, Some(bytes)) => Source::Bytes(bytes),
+            (None, None) => Source::None,
         },
         own: Some((
             format!("the disk's `{}`", entry.title.escape_debug()),
@@ -111,7 +111,7 @@ fn from_image(args: &Args, finder: &Finder<'_>, boot: &KernelBoot) -> Result<Cho
             format!("{}'s {}", boot.image, boot.kernel),
             boot.arguments.clone(),
         )),
-        initramfs: initramfs.map_or(Initramfs::None, Initramfs::File),
+        initramfs: initramfs.map_or(Source::None, Source::File),
     })
 }
 
@@ -121,27 +121,20 @@ impl Chosen {
     pub(super) fn keep(
         self,
         state_dir: &Path,
-    ) -> Result<(Kernel, Option<PathBuf>, Option<OwnKernel>), Error> {
-        let mut unnamed = None;
+    ) -> Result<(Kernel, Option<Initramfs>, Option<OwnKernel>), Error> {
         let initramfs = match &self.initramfs {
-            Initramfs::None => None,
-            Initramfs::File(path) => Some(path.clone()),
-            Initramfs::Bytes(bytes) => {
+            Source::None => None,
+            Source::File(path) => Some(Initramfs::open(path)?),
+            Source::Bytes(bytes) => {
                 let mut file = disk::unnamed(state_dir).map_err(disks::Error::from)?;
                 file.write_all(bytes).map_err(|cause| Error::Make {
                     path: state_dir.to_owned(),
                     cause,
                 })?;
-                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-                unnamed = Some(file);
-                Some(PathBuf::from(path))
+                Some(Initramfs::new(Path::new("of the disk"), file))
             }
         };
-        let own = self.own.map(|(what, cmdline)| OwnKernel {
-            what,
-            cmdline,
-            initramfs: unnamed,
-        });
+        let own = self.own.map(|(what, cmdline)| OwnKernel { what, cmdline });
         Ok((self.kernel, initramfs, own))
     }
 }

@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::sandbox::{self, Kind};
+
 /// What a worker does.
 pub trait Job: Send + 'static {
     /// The descriptor that was watched under `token` is ready.
@@ -24,16 +26,16 @@ pub struct Worker<J: Job> {
 }
 
 impl<J: Job> Worker<J> {
-    /// Starts a thread called `name` that calls `job` when one of `watched`, each with its token,
+    /// Starts a thread of its `kind` that calls `job` when one of `watched`, each with its token,
     /// can be read.
-    pub fn spawn(name: &str, watched: &[(RawFd, u64)], job: J) -> io::Result<Self> {
-        Self::spawn_on(Arc::new(Epoll::new()?), name, watched, job)
+    pub fn spawn(kind: Kind, watched: &[(RawFd, u64)], job: J) -> io::Result<Self> {
+        Self::spawn_on(Arc::new(Epoll::new()?), kind, watched, job)
     }
 
     /// The same for a job that adds to `epoll` what else it waits for. [`u64::MAX`] is no token.
     pub fn spawn_on(
         epoll: Arc<Epoll>,
-        name: &str,
+        kind: Kind,
         watched: &[(RawFd, u64)],
         mut job: J,
     ) -> io::Result<Self> {
@@ -47,12 +49,10 @@ impl<J: Job> Worker<J> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let event = EpollEvent::new(EventSet::IN, STOP);
         epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), event)?;
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                work(&epoll, &mut job);
-                job
-            })?;
+        let thread = sandbox::spawn(kind, kind.name(), move || {
+            work(&epoll, &mut job);
+            job
+        })?;
         Ok(Self {
             thread: Some(thread),
             stop,

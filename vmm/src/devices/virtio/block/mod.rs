@@ -19,6 +19,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
+use crate::sandbox::Kind;
 use disk::{Disk, SECTOR};
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, SERIAL};
 
@@ -124,7 +125,7 @@ impl VirtioDevice for Block {
             serial: self.serial,
             broken: false,
         };
-        self.worker = Some(Worker::spawn("block", &watched, job)?);
+        self.worker = Some(Worker::spawn(Kind::Block, &watched, job)?);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use virtio_bindings::virtio_net::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, VirtioDevice};
+use crate::sandbox::{self, Kind};
 
 const ID: u16 = 1;
 /// Receive, transmit, control.
@@ -93,14 +94,12 @@ impl VirtioDevice for Net {
         );
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let thread = std::thread::Builder::new()
-            .name("net".to_owned())
-            .spawn(move || {
-                if let Err(error) = engine.run(&mut link, stopped.as_raw_fd()) {
-                    tracing::error!("the network has stopped: {error}");
-                }
-                engine
-            })?;
+        let thread = sandbox::spawn(Kind::Net, Kind::Net.name(), move || {
+            if let Err(error) = engine.run(&mut link, stopped.as_raw_fd()) {
+                tracing::error!("the network has stopped: {error}");
+            }
+            engine
+        })?;
         self.worker = Some((thread, stop));
         Ok(())
     }

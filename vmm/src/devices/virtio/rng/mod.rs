@@ -11,6 +11,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::queue::Chain;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
+use crate::sandbox::Kind;
 
 const ID: u16 = 4;
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -50,7 +51,7 @@ impl VirtioDevice for Rng {
             memory: activation.memory,
             broken: false,
         };
-        self.worker = Some(Worker::spawn("rng", &watched, job)?);
+        self.worker = Some(Worker::spawn(Kind::Rng, &watched, job)?);
         Ok(())
     }
 

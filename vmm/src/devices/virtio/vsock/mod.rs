@@ -22,6 +22,7 @@ use vmm_sys_util::epoll::{Epoll, EventSet};
 use super::queue::{QueueError, next};
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice, buffers};
+use crate::sandbox::Kind;
 pub use mux::Ports;
 use mux::{LISTENER, Mux};
 use packet::{HEADER, Header};
@@ -96,7 +97,7 @@ impl VirtioDevice for Vsock {
             mux: Mux::new(GUEST_CID, ports, listener, epoll.clone()),
             broken: false,
         };
-        self.worker = Some(Worker::spawn_on(epoll, "vsock", &watched, job)?);
+        self.worker = Some(Worker::spawn_on(epoll, Kind::Vsock, &watched, job)?);
         Ok(())
     }
 

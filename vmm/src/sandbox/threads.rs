@@ -1,0 +1,52 @@
+//! Threads that start when a thread asks that may not start any itself, as a vCPU does when the
+//! guest's driver sets its device up. Seccomp's filters are inherited and only ever narrow, so a
+//! thread that has none of its own starts them all.
+
+use std::io;
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{Builder, JoinHandle};
+
+use super::{Kind, confine};
+
+type Start = Box<dyn FnOnce() + Send>;
+
+static STARTER: OnceLock<Sender<Start>> = OnceLock::new();
+
+/// Starts the thread that starts the others.
+pub fn start() -> io::Result<()> {
+    let (give, orders) = channel::<Start>();
+    Builder::new()
+        .name("threads".to_owned())
+        .spawn(move || orders.into_iter().for_each(|start| start()))?;
+    // A second one, of a caller that enters twice, has nobody to serve and ends.
+    let _ = STARTER.set(give);
+    Ok(())
+}
+
+/// Starts a thread called `name` that does `job`, confined to what its `kind` needs where the
+/// process is in a sandbox.
+pub fn spawn<T: Send + 'static>(
+    kind: Kind,
+    name: &str,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let builder = Builder::new().name(name.to_owned());
+    let start = move || {
+        builder.spawn(move || {
+            confine(kind);
+            job()
+        })
+    };
+    let Some(starter) = STARTER.get() else {
+        return start();
+    };
+    let gone = || io::Error::other("the thread that starts threads is gone");
+    let (give, started) = channel();
+    let order: Start = Box::new(move || {
+        // Whoever asked waits for the answer.
+        let _ = give.send(start());
+    });
+    starter.send(order).map_err(|_| gone())?;
+    started.recv().map_err(|_| gone())?
+}
