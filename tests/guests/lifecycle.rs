@@ -1,6 +1,8 @@
 //! How a VM ends, and how it starts again.
 
-use peapod_tests::{Manifest, Vm};
+use std::process::Command;
+
+use peapod_tests::{Manifest, Vm, peapod};
 
 use super::{BOOT, SOON, shared};
 
@@ -60,9 +62,10 @@ fn sigterm_powers_the_guest_off_cleanly() {
 #[test]
 fn a_guest_that_will_not_stop_is_ended_by_force_after_its_grace_period() {
     let directory = tempfile::tempdir().unwrap();
-    // SIGSTOP does not reach PID 1, so the kernel itself is stopped.
-    let script =
-        "echo stuck-now; sleep 1; echo 0 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger\n";
+    // SIGSTOP does not reach PID 1, so the kernel itself is stopped, and cannot say so.
+    let script = "echo 0 > /proc/sys/kernel/panic\n\
+        echo 0000:00:1f.0 > /sys/bus/pci/drivers/pvpanic-pci/unbind\n\
+        echo c > /proc/sysrq-trigger\n";
     let manifest = Manifest::new("stuck", script)
         .grace(3)
         .write(directory.path());
@@ -82,6 +85,35 @@ fn both_vcpus_are_online_and_the_devices_are_there() {
     assert!(
         !shared::run("ls -d /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio*").is_empty()
     );
+}
+
+#[test]
+fn the_machine_tells_who_it_is_and_its_card_is_where_kubevirt_s_is() {
+    let told = shared::run(
+        "cat /sys/class/dmi/id/sys_vendor /sys/class/dmi/id/chassis_asset_tag; \
+         readlink -f /sys/class/net/eth0/device/..",
+    );
+    let lines: Vec<_> = told.lines().collect();
+    assert_eq!(lines[..2], ["KubeVirt", "rack 7"], "{told}");
+    assert!(lines[2].ends_with("0000:00:01.0/0000:01:00.0"), "{told}");
+    let uuid = shared::run("cat /sys/class/dmi/id/product_uuid");
+    let status = Command::new(peapod())
+        .args(["status", &shared::vm().pid().to_string()])
+        .output()
+        .unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains(uuid.trim()), "{uuid} {status}");
+}
+
+#[test]
+fn a_kernel_that_panics_ends_the_process_with_status_7_and_its_last_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger\n";
+    let manifest = Manifest::new("panic", script).write(directory.path());
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    assert_eq!(vm.wait(BOOT), 7, "{}", vm.log());
+    let log = vm.log();
+    assert!(log.contains("Kernel panic - not syncing"), "{log}");
 }
 
 #[test]

@@ -19,7 +19,11 @@ fn a_systemd_root_runs_its_user_data_and_stops_cleanly() {
         .status()
         .unwrap();
     assert!(copied.success());
-    let script = "cat /proc/1/comm; echo user-data-ran\n";
+    // Once the set-up is over the agent goes, and only the power button is left to ask by.
+    let script = "cat /proc/1/comm; udevadm info --query property /sys/class/net/eth0\n\
+        (until [ -e /run/cloud-init/result.json ]; do sleep 1; done; sleep 5\n\
+        systemctl stop peapod-agent; echo agent-gone >/dev/console) &\n\
+        echo user-data-ran\n";
     let manifest = Manifest::new("systemd", script)
         .cores(2)
         .root(&root)
@@ -29,6 +33,8 @@ fn a_systemd_root_runs_its_user_data_and_stops_cleanly() {
     vm.wait_log("ready", Duration::from_secs(60));
     let console = vm.console();
     assert!(console.contains("systemd"), "{console}");
+    assert!(console.contains("ID_NET_NAME_PATH=enp1s0"), "{console}");
+    vm.wait_console("agent-gone", 1, BOOT);
     vm.signal(libc::SIGTERM);
     assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
 }

@@ -91,7 +91,7 @@ impl Manifest {
         let mut yaml = format!(
             "apiVersion: kubevirt.io/v1\nkind: VirtualMachineInstance\nmetadata:\n  name: {}\n\
              spec:\n  terminationGracePeriodSeconds: {}\n  domain:\n    cpu:\n      cores: {}\n    \
-             memory:\n      guest: {}\n",
+             memory:\n      guest: {}\n    chassis:\n      asset: rack 7\n",
             self.name, self.grace, self.cores, self.memory
         );
         if let Some(policy) = self.reboot_policy {

@@ -10,6 +10,8 @@ use crate::devices::serial::{Keyboard, SharedSerial};
 
 /// What is kept of the guest's output.
 const KEPT: usize = 1 << 20;
+/// What is shown of a line.
+const LINE_SHOWN: usize = 300;
 /// What may be typed ahead of the guest.
 const TYPED_AHEAD: usize = 4096;
 
@@ -69,6 +71,27 @@ impl Console {
     /// What is kept now.
     pub fn kept(&self) -> Vec<u8> {
         lock(&self.0.output).kept.iter().copied().collect()
+    }
+
+    /// The last `count` lines that have something in them, without what a terminal would obey.
+    pub fn last_lines(&self, count: usize) -> String {
+        let kept = self.kept();
+        let text = String::from_utf8_lossy(&kept);
+        let lines: Vec<_> = text
+            .lines()
+            .rev()
+            .filter(|l| !l.trim().is_empty())
+            .take(count)
+            .collect();
+        let shown = lines.iter().rev().map(|line| {
+            let shown = line
+                .trim_end()
+                .chars()
+                .take(LINE_SHOWN)
+                .filter(|c| !c.is_control());
+            shown.collect::<String>()
+        });
+        shown.collect::<Vec<_>>().join("\n")
     }
 
     /// Everything that is kept, then everything that comes; or, `late`, only that.

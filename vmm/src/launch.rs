@@ -16,11 +16,14 @@ use netdev::wire::Mac;
 
 use crate::agent::{Agent, Follower};
 use crate::api::{self, Api};
+use crate::boot::smbios::{Chassis, Identity};
 use crate::console::Console;
 use crate::devices::bus::WindowError;
 use crate::devices::pci::Address;
+use crate::devices::pci::branch::{self, Bridge};
 use crate::devices::pci::bridge::HostBridge;
 use crate::devices::pci::root::Root;
+use crate::devices::pvpanic::PvPanic;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::net::Net;
@@ -43,6 +46,9 @@ const NET_SLOT: u8 = 1;
 const VSOCK_SLOT: u8 = 2;
 const RNG_SLOT: u8 = 3;
 const FIRST_DISK_SLOT: u8 = 4;
+const PANIC_SLOT: u8 = 31;
+/// Lines of the console that are shown when the guest's kernel has panicked.
+const LAST_LINES: usize = 60;
 const CONFIG_PORTS: (u64, u64) = (0xcf8, 8);
 
 /// Why a machine could not be started or kept running.
@@ -125,6 +131,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         kernel: plan.kernel.clone(),
         initramfs: plan.initramfs.clone(),
         cmdline: cmdline(plan),
+        identity: identity(plan),
     };
     let (network, devices) = devices(plan, agent.clone())?;
     if let Some(own) = &plan.own {
@@ -195,6 +202,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
             power::Outcome::Reset if stopper.is_stopping() => Outcome::PoweredOff,
             power::Outcome::Reset => Outcome::Rebooted,
             power::Outcome::Crash(crash) => Outcome::Crashed(crash.to_string()),
+            power::Outcome::Panic => Outcome::Panicked(running.console.last_lines(LAST_LINES)),
             power::Outcome::GaveUp(reason) => Outcome::Crashed(reason),
             power::Outcome::Stopped => Outcome::Forced,
         });
@@ -276,6 +284,25 @@ fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Erro
     Ok((network, devices))
 }
 
+/// Who the guest is told that its machine is.
+fn identity(plan: &Plan) -> Identity {
+    let chassis = plan.machine.chassis.clone();
+    let digits: String = plan.machine.uuid.split('-').collect();
+    let uuid = u128::from_str_radix(&digits, 16).unwrap_or_default();
+    Identity {
+        uuid: uuid.to_be_bytes(),
+        serial: plan.machine.serial.clone().unwrap_or_default(),
+        chassis: Chassis {
+            manufacturer: chassis.manufacturer,
+            version: chassis.version,
+            serial: chassis.serial,
+            asset: chassis.asset,
+            sku: chassis.sku,
+        },
+        oem_strings: plan.oem_strings.clone(),
+    }
+}
+
 /// A MAC address that a VM keeps: locally administered, from its identifier.
 fn derived_mac(uuid: &str) -> Mac {
     use sha2::{Digest, Sha256};
@@ -296,13 +323,28 @@ fn plug(machine: &mut Machine, devices: &Devices) -> Result<Root, Error> {
         function: 0,
     };
     root.insert(at(0), Arc::new(Mutex::new(HostBridge::default())));
+    // Behind all that is on bus 0.
+    let branch = memory::BAR_START + branch::WINDOW;
     for (slot, device) in devices {
-        let bar = memory::BAR_START + u64::from(*slot) * BAR_LEN;
+        let (address, bar) = match *slot {
+            NET_SLOT => {
+                root.insert(at(NET_SLOT), Arc::new(Mutex::new(Bridge::new(branch))));
+                let card = Address {
+                    bus: branch::BUS,
+                    ..at(0)
+                };
+                (card, branch)
+            }
+            slot => (at(slot), memory::BAR_START + u64::from(slot) * BAR_LEN),
+        };
         let memory = machine.memory().clone();
-        let transport = PciTransport::new(device.clone(), machine.host(), memory, at(*slot), bar)
+        let transport = PciTransport::new(device.clone(), machine.host(), memory, address, bar)
             .map_err(Error::Device)?;
-        root.insert(at(*slot), Arc::new(Mutex::new(transport)));
+        root.insert(address, Arc::new(Mutex::new(transport)));
     }
+    let bar = memory::BAR_START + u64::from(PANIC_SLOT) * BAR_LEN;
+    let panic = PvPanic::new(machine.power(), bar);
+    root.insert(at(PANIC_SLOT), Arc::new(Mutex::new(panic)));
     let bars = memory::ECAM_START - memory::BAR_START;
     machine.ports().insert(
         CONFIG_PORTS.0,
@@ -321,4 +363,5 @@ fn plug(machine: &mut Machine, devices: &Devices) -> Result<Root, Error> {
 /// The most disks that have a slot and a letter.
 pub const MAX_DISKS: usize = 26;
 
-const _: () = assert!(MAX_DISKS + FIRST_DISK_SLOT as usize <= 32);
+const _: () = assert!(32 * BAR_LEN <= branch::WINDOW);
+const _: () = assert!(MAX_DISKS + FIRST_DISK_SLOT as usize <= PANIC_SLOT as usize);

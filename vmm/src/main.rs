@@ -42,8 +42,14 @@ fn run(args: &cli::run::Args) -> u8 {
     }
     match peapod::launch::launch(plan) {
         Ok(outcome) => {
-            if let Outcome::Crashed(why) = &outcome {
-                complain(&format!("the guest crashed: {why}"));
+            match &outcome {
+                Outcome::Crashed(why) => complain(&format!("the guest crashed: {why}")),
+                Outcome::Panicked(last) => {
+                    complain(&format!(
+                        "the guest's kernel panicked; last on its console:\n{last}"
+                    ));
+                }
+                Outcome::PoweredOff | Outcome::Rebooted | Outcome::Forced => {}
             }
             cli::exit_status(&outcome)
         }

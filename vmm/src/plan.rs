@@ -29,6 +29,8 @@ pub struct Plan {
     pub own: Option<OwnKernel>,
     /// Words added to the kernel's command line.
     pub append: Option<String>,
+    /// What SMBIOS tells the guest besides.
+    pub oem_strings: Vec<String>,
     /// In the order of `machine.disks`.
     pub disks: Vec<PlannedDisk>,
     /// Where the backing files of qcow2 images may lie.
@@ -119,6 +121,8 @@ pub enum Outcome {
     Rebooted,
     /// The grace period was over before the guest was off.
     Forced,
+    /// The guest's kernel panicked; the last lines of its console.
+    Panicked(String),
     /// The guest crashed: a triple fault, an instruction KVM cannot run.
     Crashed(String),
 }

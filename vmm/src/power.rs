@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 /// Why a machine stopped running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -15,6 +17,8 @@ pub enum Outcome {
     Crash(Crash),
     /// The guest's agent says that the guest can't go on, and why.
     GaveUp(String),
+    /// The guest's kernel says that it panicked.
+    Panic,
     /// Somebody outside ended it.
     Stopped,
 }
@@ -64,6 +68,7 @@ struct State {
     /// How many there are; none before the machine runs.
     vcpus: usize,
     parked: usize,
+    button: Option<EventFd>,
 }
 
 impl Power {
@@ -87,6 +92,19 @@ impl Power {
     /// Whether the machine is paused.
     pub fn is_paused(&self) -> bool {
         self.state().paused
+    }
+
+    /// The machine's power button: a write presses it.
+    pub fn attach_button(&self, button: EventFd) {
+        self.state().button = Some(button);
+    }
+
+    /// Presses it. What comes of that is the guest's to decide.
+    pub fn press(&self) {
+        if let Some(button) = &self.state().button {
+            // The counter is full only while it is pressed already.
+            let _ = button.write(1);
+        }
     }
 
     /// Stops the vCPUs where they are; returns when all have stopped, or the machine has ended.

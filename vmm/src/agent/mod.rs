@@ -145,6 +145,11 @@ impl Agent {
         self.state().status.outcome.is_some()
     }
 
+    /// Whether there is one.
+    pub fn is_connected(&self) -> bool {
+        self.state().status.connected
+    }
+
     /// What it has said so far.
     pub fn status(&self) -> Status {
         self.state().status.clone()

@@ -3,8 +3,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, ONE, Package, Path,
-    ResourceTemplate, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Method, Name, Notify,
+    ONE, Package, Path, ResourceTemplate, ZERO,
 };
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
@@ -29,6 +29,11 @@ pub const PM_TIMER_PORT: u16 = 0x608;
 pub const RESET_PORT: u16 = 0x3c0;
 /// What the guest writes to [`RESET_PORT`].
 pub const RESET_VALUE: u8 = 1;
+/// The interrupt that tells of an event of the machine's, of which there is one: somebody pressed
+/// the power button.
+pub const EVENT_IRQ: u32 = 9;
+/// What the power button's driver is notified of: it was pressed (section 4.8.3.1.1.2).
+const PRESSED: u8 = 0x80;
 /// The sleep type of S5, soft off.
 pub const S5_TYPE: u8 = 5;
 /// The I/O APIC's registers.
@@ -62,8 +67,10 @@ pub struct Platform {
     pub vcpus: u8,
     /// Start and end of the addresses where PCI functions' memory lies, below 4 GiB.
     pub bars: (u32, u32),
-    /// PCI configuration space of bus 0.
+    /// PCI configuration space.
     pub ecam: u64,
+    /// The last of its buses.
+    pub last_bus: u8,
 }
 
 /// Why the tables could not be written.
@@ -92,7 +99,7 @@ pub fn write(memory: &GuestMemoryMmap, platform: &Platform) -> Result<(), AcpiEr
     xsdt.add_entry(put(&fadt(dsdt))?);
     xsdt.add_entry(put(&madt(platform))?);
     let mut mcfg = MCFG::new(OEM, TABLE, 1);
-    mcfg.add_ecam(platform.ecam, 0, 0, 0);
+    mcfg.add_ecam(platform.ecam, 0, 0, platform.last_bus);
     xsdt.add_entry(put(&mcfg)?);
     let xsdt = put(&xsdt)?;
     let mut rsdp = Vec::new();
@@ -150,7 +157,7 @@ fn dsdt(platform: &Platform) -> Sdt {
             &Name::new(
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
-                    &AddressSpace::new_bus_number(0u16, 0u16),
+                    &AddressSpace::new_bus_number(0u16, u16::from(platform.last_bus)),
                     &IO::new(0xcf8, 0xcf8, 1, 8),
                     &AddressSpace::new_memory(
                         AddressSpaceCacheable::NotCacheable,
@@ -179,6 +186,35 @@ fn dsdt(platform: &Platform) -> Sdt {
         ],
     )
     .to_aml_bytes(&mut aml);
+    let button = Path::new("\\_SB_.PWRB");
+    Device::new(
+        Path::new("_SB_.PWRB"),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
+            &Name::new("_UID".into(), &ZERO),
+        ],
+    )
+    .to_aml_bytes(&mut aml);
+    // The generic event device (section 5.6.9), which hardware-reduced machines have in place of an
+    // interrupt of the chipset's.
+    Device::new(
+        Path::new("_SB_.GED_"),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, EVENT_IRQ)]),
+            ),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&Notify::new(&button, &PRESSED)],
+            ),
+        ],
+    )
+    .to_aml_bytes(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, 1);
     dsdt.append_slice(&aml);
     dsdt
@@ -195,6 +231,7 @@ mod tests {
             vcpus: 64,
             bars: (0xc000_0000, 0xe800_0000),
             ecam: 0xe800_0000,
+            last_bus: 1,
         };
         write(&memory, &platform).unwrap();
         let read = |at: u64, len: usize| {

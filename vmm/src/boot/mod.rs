@@ -7,3 +7,4 @@ pub mod entries;
 pub mod initramfs;
 pub mod kernel;
 pub mod pvh;
+pub mod smbios;

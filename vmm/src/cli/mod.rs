@@ -24,6 +24,7 @@ Exit status of `run`:
   4  ended by force: the guest was not off within its grace period
   5  the guest crashed
   6  the sandbox stopped a system call that was not a thread's to make
+  7  the guest's kernel panicked
 
 Exit status of the commands about a running VM: 0 done, 1 the VM could not do it, 2 no such VM
 Exit status of `boot-entries`: 0 something is there to be booted, 2 bad input, or nothing is
@@ -105,6 +106,8 @@ pub mod status {
     pub const FORCED: u8 = 4;
     /// The guest crashed.
     pub const CRASHED: u8 = 5;
+    /// The guest's kernel panicked. (6 is the sandbox's.)
+    pub const PANICKED: u8 = 7;
 }
 
 /// The exit status that tells how a machine ended.
@@ -114,6 +117,7 @@ pub fn exit_status(outcome: &Outcome) -> u8 {
         Outcome::Rebooted => status::REBOOTED,
         Outcome::Forced => status::FORCED,
         Outcome::Crashed(_) => status::CRASHED,
+        Outcome::Panicked(_) => status::PANICKED,
     }
 }
 
@@ -158,8 +162,9 @@ mod tests {
             Outcome::Rebooted,
             Outcome::Forced,
             crashed,
+            Outcome::Panicked(String::new()),
         ];
-        assert_eq!(all.map(|o| exit_status(&o)), [0, 3, 4, 5]);
+        assert_eq!(all.map(|o| exit_status(&o)), [0, 3, 4, 5, 7]);
     }
 
     #[test]

@@ -42,6 +42,10 @@ pub struct Args {
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "CMDLINE")]
     pub append: Option<String>,
+    /// A text that the guest finds among SMBIOS's OEM strings, as
+    /// `io.systemd.credential:NAME=VALUE`; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub oem_string: Vec<String>,
     /// Publish a port of the guest or a range, instead of all of the manifest's on 127.0.0.1; may
     /// be repeated
     #[arg(short, long, value_name = publish::SPEC)]
@@ -209,6 +213,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         initramfs,
         own,
         append: args.append.clone(),
+        oem_strings: args.oem_string.clone(),
         disks,
         backing_dirs: args.disks.backing_dir.clone(),
         forwards,

@@ -5,5 +5,6 @@ pub mod bus;
 pub mod host;
 pub mod pci;
 pub mod platform;
+pub mod pvpanic;
 pub mod serial;
 pub mod virtio;

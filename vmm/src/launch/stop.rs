@@ -81,6 +81,9 @@ impl Stopper {
             // A guest that does not run cannot power off.
             power.resume();
             self.0.agent.power_off();
+            if !self.0.agent.is_connected() {
+                power.press();
+            }
             if wait(Some(grace)) {
                 tracing::warn!("stopping the guest by force: asked again");
             } else {

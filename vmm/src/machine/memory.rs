@@ -10,10 +10,12 @@ pub const HOLE_START: u64 = 0xc000_0000;
 pub const HOLE_END: u64 = 0x1_0000_0000;
 /// Where PCI functions' BARs go: from the hole's start up to [`ECAM_START`].
 pub const BAR_START: u64 = HOLE_START;
-/// PCI configuration space of bus 0, a MiB (PCI Firmware Specification 3.3, MCFG).
+/// PCI configuration space of two buses, a MiB each (PCI Firmware Specification 3.3, MCFG).
 pub const ECAM_START: u64 = 0xe800_0000;
-/// Length of [`ECAM_START`]'s window: one bus.
-pub const ECAM_LEN: u64 = 0x10_0000;
+/// The last bus: the network card's, behind its bridge.
+pub const LAST_BUS: u8 = 1;
+/// Length of [`ECAM_START`]'s window.
+pub const ECAM_LEN: u64 = 0x10_0000 * (LAST_BUS as u64 + 1);
 /// The least memory that a guest may have.
 pub const MIN_MEMORY: u64 = 64 << 20;
 /// The most.

@@ -20,6 +20,7 @@ use crate::boot::bios;
 use crate::boot::initramfs::{Initramfs, InitramfsError};
 use crate::boot::kernel::{Kernel, KernelError};
 use crate::boot::pvh::{self, StartWith};
+use crate::boot::smbios::{self, Identity, SmbiosError};
 use crate::devices::bus::{Bus, SharedDevice, WindowError};
 use crate::devices::platform::{KeyboardController, PmTimer, Reset, SleepControl};
 use crate::devices::serial::{self, Keyboard, Line, SerialPort, SharedSerial};
@@ -46,6 +47,8 @@ pub struct Config {
     pub initramfs: Option<Initramfs>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// Who it is.
+    pub identity: Identity,
 }
 
 /// Why a machine cannot be made or run.
@@ -75,6 +78,9 @@ pub enum MachineError {
     /// The tables.
     #[error(transparent)]
     Acpi(#[from] acpi::AcpiError),
+    /// Who the machine is.
+    #[error(transparent)]
+    Smbios(#[from] SmbiosError),
     /// Two devices at one address.
     #[error(transparent)]
     Window(#[from] WindowError),
@@ -126,6 +132,11 @@ impl Machine {
             EventFd::new(EFD_NONBLOCK).map_err(|e| MachineError::Io("make an eventfd", e))?;
         vm.register_irqfd(&line, serial::IRQ)
             .map_err(failed("attach the serial port's interrupt"))?;
+        let button =
+            EventFd::new(EFD_NONBLOCK).map_err(|e| MachineError::Io("make an eventfd", e))?;
+        vm.register_irqfd(&button, acpi::EVENT_IRQ)
+            .map_err(failed("attach the power button"))?;
+        power.attach_button(button);
         let serial = shared(SerialPort::new(Line(line), screen, keyboard));
         let mut machine = Self {
             kvm,
@@ -170,6 +181,11 @@ impl Machine {
     /// The guest's memory.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+
+    /// The machine's power switch.
+    pub fn power(&self) -> Power {
+        self.power.clone()
     }
 
     /// The port that somebody may type at.
@@ -236,6 +252,7 @@ impl Machine {
                 ecam,
             },
         )?;
+        smbios::write(&self.memory, &config.identity)?;
         bios::write(&self.memory).map_err(pvh::PvhError::from)?;
         let bars = (memory::BAR_START as u32, memory::ECAM_START as u32);
         acpi::write(
@@ -244,6 +261,7 @@ impl Machine {
                 vcpus: config.vcpus,
                 bars,
                 ecam: ecam.0,
+                last_bus: memory::LAST_BUS,
             },
         )?;
         Ok(loaded.entry)

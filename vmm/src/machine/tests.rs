@@ -78,6 +78,7 @@ fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
         kernel,
         initramfs: None,
         cmdline: String::new(),
+        identity: Identity::default(),
     };
     let (sender, receiver) = mpsc::channel();
     let kvm = Arc::new(Kvm::new().expect("these tests need /dev/kvm"));

@@ -28,6 +28,10 @@ pub struct Machine {
     pub termination_grace: Duration,
     /// What a guest's reboot does.
     pub reboot_policy: RebootPolicy,
+    /// `firmware.serial`, the machine's serial number.
+    pub serial: Option<String>,
+    /// `domain.chassis`.
+    pub chassis: Chassis,
     /// `firmware.kernelBoot`.
     pub kernel_boot: Option<KernelBoot>,
     /// `devices.rng` was given. (Peapod's machine always has one.)
@@ -50,6 +54,21 @@ impl Machine {
             .map(|(_, i)| i)
             .or_else(|| candidates().next().map(|(i, _)| i))
     }
+}
+
+/// The case that the guest is told its machine is in; empty texts are not told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chassis {
+    /// `manufacturer`.
+    pub manufacturer: String,
+    /// `version`.
+    pub version: String,
+    /// `serial`.
+    pub serial: String,
+    /// `asset`.
+    pub asset: String,
+    /// `sku`.
+    pub sku: String,
 }
 
 /// A kernel in a container image.

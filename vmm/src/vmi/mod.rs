@@ -20,8 +20,8 @@ mod yaml;
 
 pub use error::{Invalid, Problem};
 pub use machine::{
-    Binding, Disk, HostDiskType, Interface, KernelBoot, Machine, Port, Protocol, RebootPolicy,
-    Source,
+    Binding, Chassis, Disk, HostDiskType, Interface, KernelBoot, Machine, Port, Protocol,
+    RebootPolicy, Source,
 };
 pub use quantity::parse as parse_quantity;
 pub use read::{Parsed, parse};

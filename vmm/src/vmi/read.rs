@@ -5,7 +5,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::error::Invalid;
-use super::machine::{KernelBoot, Machine, RebootPolicy};
+use super::machine::{Chassis, KernelBoot, Machine, RebootPolicy};
 use super::object::{Field, Problems};
 use super::{devices, schema, volumes, yaml};
 
@@ -13,6 +13,8 @@ use super::{devices, schema, volumes, yaml};
 const GRACE_SECONDS: u32 = 30;
 const MAX_VCPUS: u32 = 254;
 const PAGE: u64 = 4096;
+/// What one text of SMBIOS may be long.
+const MAX_TOLD: usize = 255;
 
 /// A manifest that was understood.
 #[derive(Debug, PartialEq, Eq)]
@@ -160,17 +162,20 @@ fn spec_of(
                 None
             }
         });
-    let (uuid, kernel_boot) = domain
-        .take("firmware")
-        .map(|f| firmware(&f, p))
-        .unwrap_or_default();
+    let firmware = domain.take("firmware").map(|f| firmware(&f, p));
+    let firmware = firmware.unwrap_or_default();
+    let chassis = domain.take("chassis").and_then(|f| chassis(&f, p));
     platform(&mut domain, p);
     let devices = domain.need(p, "devices");
     domain.finish(p);
     let devices = devices::read(&devices?, volumes, networks, p, warnings)?;
 
     Some(Machine {
-        uuid: uuid.unwrap_or_else(|| derived_uuid(&namespace, &name)),
+        serial: firmware.serial,
+        chassis: chassis.unwrap_or_default(),
+        uuid: firmware
+            .uuid
+            .unwrap_or_else(|| derived_uuid(&namespace, &name)),
         // A name may have dots, a host name may not: KubeVirt takes what is before the first.
         hostname: hostname.unwrap_or_else(|| name.split('.').next().unwrap_or_default().to_owned()),
         name,
@@ -182,7 +187,7 @@ fn spec_of(
         subdomain,
         termination_grace: Duration::from_secs(grace.into()),
         reboot_policy: reboot_policy.unwrap_or(RebootPolicy::Reboot),
-        kernel_boot,
+        kernel_boot: firmware.kernel_boot,
         rng: devices.rng,
     })
 }
@@ -316,10 +321,18 @@ fn platform(domain: &mut super::object::Object, p: &mut Problems) {
     }
 }
 
-fn firmware(field: &Field, p: &mut Problems) -> (Option<String>, Option<KernelBoot>) {
+#[derive(Default)]
+struct Firmware {
+    uuid: Option<String>,
+    serial: Option<String>,
+    kernel_boot: Option<KernelBoot>,
+}
+
+fn firmware(field: &Field, p: &mut Problems) -> Firmware {
     let Some(mut firmware) = field.object(p, schema::FIRMWARE) else {
-        return (None, None);
+        return Firmware::default();
     };
+    let serial = firmware.take("serial").and_then(|f| told(&f, p));
     let uuid = firmware.take("uuid").and_then(|f| {
         let text = f.string(p)?.to_ascii_lowercase();
         let groups: Vec<usize> = text.split('-').map(str::len).collect();
@@ -330,9 +343,41 @@ fn firmware(field: &Field, p: &mut Problems) -> (Option<String>, Option<KernelBo
         f.problem(p, "not a UUID");
         None
     });
-    let kernel = firmware.take("kernelBoot").and_then(|f| kernel_boot(&f, p));
+    let kernel_boot = firmware.take("kernelBoot").and_then(|f| kernel_boot(&f, p));
     firmware.finish(p);
-    (uuid, kernel)
+    Firmware {
+        uuid,
+        serial,
+        kernel_boot,
+    }
+}
+
+fn chassis(field: &Field, p: &mut Problems) -> Option<Chassis> {
+    let mut chassis = field.object(p, schema::CHASSIS)?;
+    let mut text = |name: &str| {
+        let text = chassis.take(name).and_then(|f| told(&f, p));
+        text.unwrap_or_default()
+    };
+    let read = Chassis {
+        manufacturer: text("manufacturer"),
+        version: text("version"),
+        serial: text("serial"),
+        asset: text("asset"),
+        sku: text("sku"),
+    };
+    chassis.finish(p);
+    Some(read)
+}
+
+/// A text that SMBIOS tells the guest.
+fn told(field: &Field, p: &mut Problems) -> Option<String> {
+    let text = field.string(p)?;
+    if text.len() <= MAX_TOLD && text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return Some(text.to_owned());
+    }
+    let wanted = format!("must be at most {MAX_TOLD} printable ASCII characters");
+    field.problem(p, wanted);
+    None
 }
 
 fn kernel_boot(field: &Field, p: &mut Problems) -> Option<KernelBoot> {

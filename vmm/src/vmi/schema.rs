@@ -31,6 +31,7 @@ mod lists {
         "chassis", "clock", "cpu", "devices", "features", "firmware", "ioThreads",
         "ioThreadsPolicy", "launchSecurity", "machine", "memory", "rebootPolicy", "resources",
     ];
+    pub const CHASSIS: Fields = &["asset", "manufacturer", "serial", "sku", "version"];
     pub const CPU: Fields = &[
         "cores", "dedicatedCpuPlacement", "features", "isolateEmulatorThread", "maxSockets",
         "model", "numa", "realtime", "sockets", "threads",

@@ -334,6 +334,26 @@ fn empty_disks_and_claims_are_read_and_no_empty_disk_is_booted_from() {
 }
 
 #[test]
+fn what_smbios_tells_is_read_and_kept_to_what_it_can_hold() {
+    let told = |text: &str| replaced("    cpu: {cores: 1}\n", &format!("    {text}\n"));
+    let machine = told("firmware: {serial: s-1}\n    chassis: {asset: rack 7, sku: k}")
+        .unwrap()
+        .machine;
+    assert_eq!(machine.serial.as_deref(), Some("s-1"));
+    assert_eq!(
+        (&machine.chassis.asset[..], &machine.chassis.sku[..]),
+        ("rack 7", "k")
+    );
+    let error = told("chassis: {serial: \"a\\nb\"}")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("domain.chassis.serial: must be at most 255 printable"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_kernel_in_a_container_image_is_read() {
     let boot = |text: &str| replaced("    cpu: {cores: 1}\n", &format!("    firmware: {text}\n"));
     let container =

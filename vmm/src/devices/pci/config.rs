@@ -144,13 +144,13 @@ impl ConfigSpace {
         (0..8).fold(0, |value, i| value | u64::from(self.get(at + i)) << (8 * i))
     }
 
-    fn set(&mut self, at: usize, data: &[u8]) {
+    pub(super) fn set(&mut self, at: usize, data: &[u8]) {
         for (byte, new) in self.bytes.iter_mut().skip(at).zip(data) {
             *byte = *new;
         }
     }
 
-    fn allow(&mut self, at: usize, mask: &[u8]) {
+    pub(super) fn allow(&mut self, at: usize, mask: &[u8]) {
         for (byte, new) in self.writable.iter_mut().skip(at).zip(mask) {
             *byte = *new;
         }

@@ -1,7 +1,8 @@
-//! The PCI bus: configuration space, BARs, MSI-X and the host bridge.
+//! The PCI bus: configuration space, BARs, MSI-X, the host bridge and the one to the card's bus.
 //!
 //! One segment; functions sit in fixed slots so that a guest's names for them never change.
 
+pub mod branch;
 pub mod bridge;
 pub mod config;
 pub mod msix;

@@ -9,7 +9,7 @@ use crate::devices::bus::BusDevice;
 /// A function, shared by the vCPU threads that reach it.
 pub type SharedFunction = Arc<Mutex<dyn PciFunction>>;
 
-/// The functions of bus 0. A clone is another handle of the same bus.
+/// The functions of all buses. A clone is another handle of the same bus.
 #[derive(Clone, Default)]
 pub struct Root(Arc<RwLock<Vec<(Address, SharedFunction)>>>);
 
@@ -40,7 +40,7 @@ impl Root {
         }
     }
 
-    /// The front at the ECAM window of bus 0.
+    /// The front at the ECAM window.
     pub fn ecam(&self) -> Ecam {
         Ecam(self.clone())
     }
