@@ -20,26 +20,10 @@ mod sockets;
 mod streams;
 mod trouble;
 
-use std::io;
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
-use peapod_tests::peapod_net;
-use peapod_tests::space::{ENCLOSED, about, enclose};
-
-/// A trial for each test of a module, under its name.
-macro_rules! trials {
-    ($($module:ident: $($test:ident)*),* $(,)?) => {
-        [$($(trial(concat!(stringify!($module), "::", stringify!($test)), $module::$test),)*)*]
-    };
-}
-
-fn trial(name: &str, test: fn()) -> Trial {
-    Trial::test(name, move || {
-        test();
-        Ok(())
-    })
-}
+use libtest_mimic::Trial;
+use peapod_tests::{harness, trials};
 
 fn trials() -> Vec<Trial> {
     trials! {
@@ -105,24 +89,8 @@ fn trials() -> Vec<Trial> {
             peers_that_vanish_are_forgotten
             a_guest_that_vanishes_is_forgotten,
     }
-    .into()
-}
-
-/// What every test needs.
-fn start() -> io::Result<()> {
-    enclose()?;
-    let network = peapod_net();
-    let what = format!("{}: cargo build -p netdev", network.display());
-    std::fs::metadata(network)
-        .map(drop)
-        .map_err(|error| about(&what, error))
 }
 
 fn main() -> ExitCode {
-    if let Err(error) = start() {
-        eprintln!("netns: {error}");
-        return ExitCode::from(2);
-    }
-    let words = std::env::args().filter(|word| word != ENCLOSED);
-    libtest_mimic::run(&Arguments::from_iter(words), trials()).exit_code()
+    harness::run("netns", trials())
 }

@@ -3,28 +3,12 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use peapod_tests::sides::Family;
 use peapod_tests::space::Space;
+pub use peapod_tests::{PATIENCE, until};
 use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout};
-
-/// Longer than anything takes that is not stuck.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Tries until there is something, which has to be soon.
-#[track_caller]
-pub fn until<T>(failure: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(success) = attempt() {
-            return success;
-        }
-        assert!(start.elapsed() < PATIENCE, "{failure}");
-        sleep(Duration::from_millis(10));
-    }
-}
 
 /// Waits until `space` has a way to `address`, for which a link or an address may be late: then a
 /// SYN would be sent twice.

@@ -15,15 +15,36 @@
 pub mod bench;
 mod boot;
 mod guest;
+pub mod harness;
 mod manifest;
+pub mod mesh;
 pub mod sides;
 pub mod space;
 mod vm;
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 pub use boot::Boot;
 pub use guest::Guest;
 pub use manifest::Manifest;
 pub use vm::{Vm, image, peapod, peapod_net};
+
+/// Longer than anything takes that is not stuck.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Tries until there is something, which has to be soon.
+#[track_caller]
+pub fn until<T>(failure: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(success) = attempt() {
+            return success;
+        }
+        assert!(start.elapsed() < PATIENCE, "{failure}");
+        sleep(Duration::from_millis(10));
+    }
+}
 
 /// How often something is repeated: `usual`, or `long` under `make soak`.
 pub fn soak(usual: u32, long: u32) -> u32 {

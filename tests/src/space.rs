@@ -161,6 +161,11 @@ impl Process {
         self.child.wait()
     }
 
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// What it says next.
     pub fn line(&self, limit: Duration) -> io::Result<String> {
         let lines = self.lines.lock().map_err(|_| io::Error::other("lock"))?;

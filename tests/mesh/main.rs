@@ -1,0 +1,41 @@
+//! Tests of a guest's network in a service mesh: pods and guests are network namespaces, the
+//! proxies are Envoy, the rules are the meshes' own. They run on this host, as root, and leave
+//! nothing behind.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod sidecar;
+mod site;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Trial;
+use peapod_tests::{harness, trials};
+
+fn trials() -> Vec<Trial> {
+    trials! {
+        sidecar:
+            a_port_of_a_service_comes_in_through_the_sidecar
+            a_port_of_no_service_comes_in_through_the_sidecar_too
+            an_excluded_port_comes_in_directly
+            what_is_the_pod_s_own_comes_from_the_gateway
+            kubelet_s_probes_are_answered_by_the_guest
+            the_guest_calls_a_service_by_each_of_its_names_through_the_sidecar
+            what_is_outside_the_ranges_goes_directly
+            what_is_in_no_service_goes_through_the_sidecar_where_all_does
+            an_excluded_port_goes_directly
+            the_guest_reaches_itself_by_its_service
+            what_the_registry_lacks_is_refused_at_once
+            names_are_looked_up_at_the_sidecar
+            by_tproxy_the_guest_sees_its_client_s_own_address,
+    }
+}
+
+fn main() -> ExitCode {
+    harness::run("mesh", trials())
+}
