@@ -9,12 +9,14 @@
     clippy::unwrap_used
 )]
 
+mod bookinfo;
 mod sidecar;
 mod site;
 
 use std::process::ExitCode;
 
 use libtest_mimic::Trial;
+use peapod_tests::mesh::bookinfo::{SERVICE, serve};
 use peapod_tests::{harness, trials};
 
 fn trials() -> Vec<Trial> {
@@ -33,9 +35,15 @@ fn trials() -> Vec<Trial> {
             what_the_registry_lacks_is_refused_at_once
             names_are_looked_up_at_the_sidecar
             by_tproxy_the_guest_sees_its_client_s_own_address,
+        bookinfo:
+            what_the_guest_says_comes_out_at_the_gateway_and_in_one_trace,
     }
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some(SERVICE) {
+        serve(&words.next().unwrap_or_default());
+    }
     harness::run("mesh", trials())
 }

@@ -1,4 +1,4 @@
-//! Envoy's bootstrap in the shape that Istio gives it, for a sidecar.
+//! Envoy's bootstrap in the shape that Istio gives it, for a sidecar and for a gateway.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -40,6 +40,21 @@ pub struct Sidecar<'a> {
     /// Whether it refuses what is in no service (outboundTrafficPolicy REGISTRY_ONLY).
     pub registry_only: bool,
     /// Whether it speaks TLS with others, and with no one else (STRICT).
+    pub identity: Option<&'a Identity>,
+    /// The collector.
+    pub tracing: Option<Tracing>,
+}
+
+/// An ingress gateway: plain HTTP on 8080.
+#[derive(Debug, Clone)]
+pub struct Gateway<'a> {
+    /// The paths that it serves: exact ones, and beginnings.
+    pub exact: &'a [&'a str],
+    /// See `exact`.
+    pub prefixes: &'a [&'a str],
+    /// Who answers them.
+    pub service: &'a Service,
+    /// As a sidecar's.
     pub identity: Option<&'a Identity>,
     /// The collector.
     pub tracing: Option<Tracing>,
@@ -128,6 +143,7 @@ impl Sidecar<'_> {
         let name = format!("0.0.0.0_{port}");
         let mut listener = listener(&name, "0.0.0.0", port);
         listener["bind_to_port"] = json!(false);
+        listener["traffic_direction"] = json!("OUTBOUND");
         let manager = http(&format!("outbound_{name}"), hosts, self.tracing.is_some());
         listener["filter_chains"] = json!([{"filters": [manager]}]);
         listener
@@ -136,6 +152,7 @@ impl Sidecar<'_> {
     /// What comes in: to a port of a service as requests, to another as it is.
     fn virtual_inbound(&self) -> Value {
         let mut listener = listener("virtualInbound", "0.0.0.0", 15006);
+        listener["traffic_direction"] = json!("INBOUND");
         let mut filters = vec![
             json!({"name": "original_dst", "typed_config": {
                 "@type": format!("{TYPES}.extensions.filters.listener.original_dst.v3.OriginalDst")}}),
@@ -181,6 +198,31 @@ impl Sidecar<'_> {
             {"match": {"path": "/healthz/ready"}, "route": {"cluster": "agent"}}]});
         listener["filter_chains"] = json!([{"filters": [http("agent", vec![host], false)]}]);
         listener
+    }
+}
+
+impl Gateway<'_> {
+    /// Its bootstrap.
+    pub fn bootstrap(&self) -> Value {
+        let cluster = self.service.outbound();
+        let exact = self.exact.iter().map(|path| json!({"path": path}));
+        let prefixes = self.prefixes.iter().map(|prefix| json!({"prefix": prefix}));
+        let routes: Vec<Value> = exact
+            .chain(prefixes)
+            .map(|paths| json!({"match": paths, "route": route(&cluster)}))
+            .collect();
+        let host = json!({"name": "bookinfo", "domains": ["*"], "routes": routes});
+        let mut listener = listener("0.0.0.0_8080", "0.0.0.0", 8080);
+        listener["traffic_direction"] = json!("OUTBOUND");
+        let manager = http("outbound_0.0.0.0_8080", vec![host], self.tracing.is_some());
+        listener["filter_chains"] = json!([{"filters": [manager]}]);
+        let clusters = vec![outbound(self.service, self.identity)];
+        bootstrap(
+            "istio-ingressgateway",
+            vec![listener],
+            clusters,
+            self.tracing,
+        )
     }
 }
 

@@ -1,6 +1,9 @@
 //! A cluster in network namespaces: a node with kube-proxy's rules and a DNS server, pods as a CNI
 //! connects them, the redirections of meshes, the real Envoy, and guests behind pods.
 
+mod authority;
+pub mod bookinfo;
+mod collector;
 mod config;
 mod envoy;
 mod guest;
@@ -10,7 +13,9 @@ mod pod;
 mod redirect;
 mod services;
 
-pub use config::{Identity, Sidecar, Tracing};
+pub use authority::Authority;
+pub use collector::Collector;
+pub use config::{Gateway, Identity, Sidecar, Tracing, spiffe};
 pub use envoy::{ADMIN, Envoy};
 pub use guest::Guest;
 pub use http::{SEEN, Server, agent, seen};
