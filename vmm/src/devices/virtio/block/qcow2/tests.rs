@@ -413,12 +413,15 @@ fn a_power_cut_at_any_place_leaves_what_was_flushed_and_nothing_corrupt() {
             let events = events.lock().unwrap();
             for (place, luck) in cuts {
                 let events = &events[..=place.index(events.len())];
-                fs::write(folder.join("left"), cut(&before, events, luck)).unwrap();
+                // A file of its own: what another test starts this moment may hold the last one's
+                // lock until it is another program.
+                let left = format!("left-{luck}");
+                fs::write(folder.join(&left), cut(&before, events, luck)).unwrap();
                 let mut check = Command::new("qemu-img");
-                check.args(["check", "-q", "left"]).current_dir(folder);
+                check.args(["check", "-q", &left]).current_dir(folder);
                 let said = check.output().unwrap();
                 assert!(matches!(said.status.code(), Some(0 | 3)), "{said:?}");
-                let left = read(&mut open_below(folder, "left", true).unwrap());
+                let left = read(&mut open_below(folder, &left, true).unwrap());
                 let flushed = events.iter().rposition(|e| matches!(e, Event::Flushed(_)));
                 let (flushed, after) = events.split_at(flushed.unwrap() + 1);
                 let Some(Event::Flushed(model)) = flushed.last() else {
