@@ -1,5 +1,5 @@
 # What a newcomer types; each is a script in ci/.
-.PHONY: help run test test-all soak bench bench-net bench-net-vm images lint
+.PHONY: help run test test-all soak bench bench-net bench-net-vm images image lint
 
 help:           ## what there is
 	@awk -F ': +## ' 'NF == 2 { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,10 @@ bench-net-vm:   ## a VM's network beside QEMU's: slirp, passt, tap + vhost-net
 images:         ## kernel, initramfs and guest roots, in target/images
 	@ci/setup images
 	@ci/build
+
+image:          ## the compute container's image, in target/images/compute.tar
+	@ci/setup image
+	@ci/image
 
 lint:           ## formatting, clippy with warnings denied, licences, doubled versions, shellcheck
 	@ci/lint

@@ -10,6 +10,7 @@
 )]
 
 mod binaries;
+mod compute;
 mod details;
 mod disks;
 mod life;

@@ -14,6 +14,7 @@
 
 pub mod bench;
 mod boot;
+mod container;
 mod guest;
 pub mod harness;
 mod manifest;
@@ -26,6 +27,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 pub use boot::Boot;
+pub use container::Container;
 pub use guest::Guest;
 pub use manifest::Manifest;
 pub use vm::{Vm, image, peapod, peapod_net};

@@ -2,11 +2,11 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
-use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use netdev::config::{Forward, Transport};
+use socket2::{Domain, Socket, Type};
 
 use crate::devices::virtio::block::disk::read_padded;
 use crate::devices::virtio::block::qcow2;
@@ -258,14 +258,9 @@ fn said_length(subject: &Subject, file: &File) -> Result<Option<u64>, Error> {
 /// network says so, as early.
 pub fn ports(forwards: &[Forward]) -> Result<(), Error> {
     // Held until all are bound, so that the same port given twice is found as well.
-    let mut tcp = Vec::new();
-    let mut udp = Vec::new();
+    let mut held = Vec::new();
     for forward in forwards {
-        let bound = match forward.transport {
-            Transport::Udp => UdpSocket::bind(forward.bind).map(|s| udp.push(s)),
-            _ => TcpListener::bind(forward.bind).map(|s| tcp.push(s)),
-        };
-        bound.map_err(|e| {
+        held.push(bind(forward).map_err(|e| {
             let why = match e.kind() {
                 ErrorKind::AddrInUse => {
                     "already taken (--publish HOSTPORT:GUESTPORT chooses another)".to_owned()
@@ -281,14 +276,36 @@ pub fn ports(forwards: &[Forward]) -> Result<(), Error> {
                 forward: *forward,
                 why,
             }
-        })?;
+        })?);
     }
     Ok(())
+}
+
+/// As the network will: a family's port is not the other's too.
+fn bind(forward: &Forward) -> io::Result<Socket> {
+    let kind = match forward.transport {
+        Transport::Udp => Type::DGRAM,
+        _ => Type::STREAM,
+    };
+    let socket = Socket::new(Domain::for_address(forward.bind), kind, None)?;
+    if forward.bind.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if kind == Type::STREAM {
+        // A port whose last owner's connections are not all forgotten can be had.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&forward.bind.into())?;
+    if kind == Type::STREAM {
+        socket.listen(1)?;
+    }
+    Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::net::TcpListener;
 
     use super::*;
 

@@ -7,6 +7,7 @@
 //! that were believed, choose files of the host to read at its next start.
 
 pub mod entries;
+pub mod mounted;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -76,6 +77,14 @@ pub enum Error {
         /// Why.
         source: containerdisk::Error,
     },
+    /// A containerDisk is not where a pod has it.
+    #[error("disk `{disk}`: its containerDisk: {source}")]
+    Mounted {
+        /// Its name.
+        disk: String,
+        /// Why.
+        source: mounted::Error,
+    },
     /// A claim's image is nowhere.
     #[error("disk `{disk}`: claim `{claim}`: looked for {looked}; --claim {claim}=PATH names it")]
     Claim {
@@ -115,6 +124,8 @@ pub struct Finder<'a> {
     pub images: &'a [PathBuf],
     /// Where they are unpacked.
     pub cache: &'a Path,
+    /// Where a pod has its container images mounted, which are then not looked for elsewhere.
+    pub mounted: Option<&'a Path>,
     /// Make no disk that is not there.
     pub dry_run: bool,
 }
@@ -241,7 +252,28 @@ impl Finder<'_> {
                 })
             }
             Source::EmptyDisk { capacity } => Ok(Backing::Empty(capacity.next_multiple_of(512))),
-            Source::ContainerDisk { image, path } => self.container_disk(disk, image, path),
+            Source::ContainerDisk {
+                volume,
+                image,
+                path,
+            } => {
+                let base = match self.mounted {
+                    Some(mounted) => {
+                        let found = mounted::disk(mounted, (&volume.0, volume.1), path.as_deref());
+                        found.map_err(|source| Error::Mounted {
+                            disk: disk.name.clone(),
+                            source,
+                        })?
+                    }
+                    None => self.unpack(image, path.as_deref()).map_err(|source| {
+                        Error::ContainerDisk {
+                            disk: disk.name.clone(),
+                            source,
+                        }
+                    })?,
+                };
+                container_disk(disk, base)
+            }
             Source::Seed {
                 user_data,
                 network_data,
@@ -264,26 +296,15 @@ impl Finder<'_> {
             .map_or(Path::new("."), PathBuf::as_path);
         containerdisk::unpack(image, path, dir, self.cache)
     }
+}
 
-    fn container_disk(
-        &self,
-        disk: &vmi::Disk,
-        image: &str,
-        path: &Option<String>,
-    ) -> Result<Backing, Error> {
-        let base = self
-            .unpack(image, path.as_deref())
-            .map_err(|source| Error::ContainerDisk {
-                disk: disk.name.clone(),
-                source,
-            })?;
-        let format = content(&base).map_err(|e| DiskError::Open(base.clone(), e))?;
-        checks::disk(&disk.name, &base, false, Some(format))?;
-        if format == Format::Qcow2 {
-            Qcow2Disk::open(&base, true, BackingFiles::None)?;
-        }
-        Ok(Backing::ContainerDisk(base, format))
+fn container_disk(disk: &vmi::Disk, base: PathBuf) -> Result<Backing, Error> {
+    let format = content(&base).map_err(|e| DiskError::Open(base.clone(), e))?;
+    checks::disk(&disk.name, &base, false, Some(format))?;
+    if format == Format::Qcow2 {
+        Qcow2Disk::open(&base, true, BackingFiles::None)?;
     }
+    Ok(Backing::ContainerDisk(base, format))
 }
 
 /// What a file that no guest has written is.

@@ -1,8 +1,9 @@
 //! A plan into a running machine, and its end into an outcome.
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -87,6 +88,9 @@ pub enum Error {
     /// The address of the probes.
     #[error("cannot listen for probes at {0}: {1}")]
     Probes(SocketAddr, io::Error),
+    /// A file for others.
+    #[error("cannot make {0}: {1}")]
+    Offer(PathBuf, io::Error),
     /// No sandbox.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
@@ -146,8 +150,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
     }
     if let (Some(network), []) = (&network, &plan.forwards[..]) {
         tracing::info!("no port is declared: those that the guest's agent reports are published");
-        let address = Ipv4Addr::LOCALHOST.into();
-        agent.publish_by(Follower::new(network.clone(), address));
+        agent.publish_by(Follower::new(network.clone(), plan.addresses.clone()));
     }
     let socket = Listener::bind(&plan.state_dir.join(api::SOCKET), true).map_err(Error::Socket)?;
     let probes = plan.probes.map(|at| {
@@ -155,6 +158,16 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         listener.map_err(|error| Error::Probes(at, error))
     });
     let probes = probes.transpose()?;
+    let offer = |path: &Path| {
+        let path = path.to_owned();
+        move |error| Error::Offer(path, error)
+    };
+    let console = &plan.offered.console;
+    let console = console.as_deref().map(|path| Listener::bind(path, true));
+    let console = console.transpose().map_err(Error::Socket)?;
+    if let Some(path) = &plan.offered.readiness {
+        File::create(path).map_err(offer(path))?;
+    }
     let kvm = Arc::new(host::open_kvm()?);
     enter_sandbox(plan)?;
     agent.listen_to(streams).map_err(Error::Agent)?;
@@ -173,7 +186,8 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         exits: Arc::default(),
         power: Mutex::default(),
     });
-    let _api = Api::start(running.clone(), socket.get(), probes).map_err(Error::Api)?;
+    let console = console.as_ref().map(Listener::get);
+    let _api = Api::start(running.clone(), socket.get(), probes, console).map_err(Error::Api)?;
     loop {
         let power = Power::default();
         agent.watch(power.clone());

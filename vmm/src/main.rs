@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use peapod::cli::{self, Cli, Command, complain, status, vms};
-use peapod::plan::Outcome;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(cli::called_as(std::env::args_os()));
     cli::start_log(&cli);
     ExitCode::from(match &cli.command {
         Command::Run(args) => run(args),
+        Command::Launch(args) => launch(args),
         Command::BootEntries(args) => boot_entries(args),
         Command::Doctor(args) => doctor(args),
         Command::Ps { json } => about(vms::ps(*json)),
@@ -30,36 +30,49 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &cli::run::Args) -> u8 {
-    let plan = match cli::run::prepare(args) {
-        Ok(plan) => plan,
+    match cli::run::prepare(args) {
+        Ok(_) if args.dry_run => status::OK,
+        Ok(plan) => carry_out(plan).0,
         Err(e) => {
             complain(&e);
-            return status::BAD_INPUT;
+            status::BAD_INPUT
+        }
+    }
+}
+
+fn launch(args: &cli::launch::Args) -> u8 {
+    cli::launch::reap_orphans();
+    let last = cli::launch::LastWord::at(&args.termination_log);
+    let (status, why) = match cli::launch::prepare(args) {
+        Ok(plan) => carry_out(plan),
+        Err(e) => {
+            complain(&e);
+            (status::BAD_INPUT, e.to_string())
         }
     };
-    if args.dry_run {
-        return status::OK;
-    }
+    last.say(&why);
+    cli::launch::quit_sidecar();
+    status
+}
+
+/// Runs a VM to its end: the status for that, and the reason in words.
+fn carry_out(plan: peapod::plan::Plan) -> (u8, String) {
     match peapod::launch::launch(plan) {
         Ok(outcome) => {
-            match &outcome {
-                Outcome::Crashed(why) => complain(&format!("the guest crashed: {why}")),
-                Outcome::Panicked(last) => {
-                    complain(&format!(
-                        "the guest's kernel panicked; last on its console:\n{last}"
-                    ));
-                }
-                Outcome::PoweredOff | Outcome::Rebooted | Outcome::Forced => {}
+            if outcome.is_failure() {
+                complain(&outcome);
             }
-            cli::exit_status(&outcome)
+            (cli::exit_status(&outcome), outcome.to_string())
         }
         Err(e) => {
             complain(&e);
-            if e.is_bad_input() {
+            let bad = e.is_bad_input();
+            let status = if bad {
                 status::BAD_INPUT
             } else {
                 status::FAILURE
-            }
+            };
+            (status, e.to_string())
         }
     }
 }

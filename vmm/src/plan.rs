@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use netdev::config::{Forward, Transport};
@@ -37,6 +37,10 @@ pub struct Plan {
     pub backing_dirs: Vec<PathBuf>,
     /// What listens on the host.
     pub forwards: Vec<Forward>,
+    /// Where ports listen of which nobody has said where.
+    pub addresses: Vec<IpAddr>,
+    /// A socket for the serial console, and a file that is made when the VM is about to run.
+    pub offered: Offered,
     /// What the guest's network may do, and how.
     pub network: Options,
     /// Where a kubelet's probes are answered.
@@ -52,6 +56,15 @@ pub struct Plan {
     /// By which the VM is found while the plan lives; a state directory that is the entry goes
     /// with it.
     pub entry: Option<Entry>,
+}
+
+/// What is made for others to find, where somebody has said so.
+#[derive(Debug, Default)]
+pub struct Offered {
+    /// A unix socket on which the serial console is.
+    pub console: Option<PathBuf>,
+    /// A file that is there once all has been checked and opened.
+    pub readiness: Option<PathBuf>,
 }
 
 /// How a kernel that is not Peapod's is started.
@@ -127,24 +140,59 @@ pub enum Outcome {
     Crashed(String),
 }
 
-/// Where each port of the manifest is published: as `publish` says, else under its own number; on
-/// 127.0.0.1 where no address is said.
-pub fn forwards(machine: &Machine, publish: &[Publish]) -> Vec<Forward> {
-    if !publish.is_empty() {
-        let loopback = publish.iter().cloned().map(on_loopback);
-        return loopback.flat_map(|p| p.forwards(true, true)).collect();
+impl Outcome {
+    /// Whether a person has to be told.
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::Crashed(_) | Self::Panicked(_))
     }
-    let ports = machine.interface.iter().flat_map(|i| &i.ports);
-    ports
-        .map(|p| Forward {
-            transport: match p.protocol {
-                Protocol::Tcp => Transport::Tcp,
-                Protocol::Udp => Transport::Udp,
-            },
-            bind: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), p.port),
-            guest_port: p.port,
-        })
-        .collect()
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest powered off"),
+            Self::Rebooted => f.write_str("the guest rebooted, and its rebootPolicy is Terminate"),
+            Self::Forced => f.write_str("ended by force: the guest was not off in time"),
+            Self::Crashed(why) => write!(f, "the guest crashed: {why}"),
+            Self::Panicked(last) => {
+                write!(
+                    f,
+                    "the guest's kernel panicked; last on its console:\n{last}"
+                )
+            }
+        }
+    }
+}
+
+/// Where each port of the manifest is published: as `publish` says, else under its own number; at
+/// `addresses` where none is said.
+pub fn forwards(machine: &Machine, publish: &[Publish], addresses: &[IpAddr]) -> Vec<Forward> {
+    let declared = machine.interface.iter().flat_map(|i| &i.ports);
+    let declared = declared.map(|p| Publish {
+        transport: match p.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        },
+        address: None,
+        host: p.port..=p.port,
+        guest: p.port,
+    });
+    let all: Vec<_> = if publish.is_empty() {
+        declared.collect()
+    } else {
+        publish.to_vec()
+    };
+    let each = all.iter().flat_map(|p| {
+        let at = |address: &IpAddr| Publish {
+            address: Some(*address),
+            ..p.clone()
+        };
+        match p.address {
+            Some(_) => vec![p.clone()],
+            None => addresses.iter().map(at).collect(),
+        }
+    });
+    each.flat_map(|p| p.forwards(true, true)).collect()
 }
 
 /// As podman has it, a port is published for all the world only where somebody says so; but the

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use netdev::access::MESH_PORTS;
 use netdev::config::{Forward, Transport};
-use netdev::control::Control;
+use netdev::control::{Control, Error};
 
 /// Ports that are followed at once, each of which is a socket; a guest may listen on any number.
 const MOST: usize = 512;
@@ -16,17 +16,17 @@ type Port = (Transport, u16);
 /// The guest's ports that are published because it listens on them.
 pub struct Follower {
     network: Control,
-    address: IpAddr,
+    addresses: Vec<IpAddr>,
     /// Those that it listens on, and whether they could be published.
     ports: BTreeMap<Port, bool>,
 }
 
 impl Follower {
-    /// Publishes ports of `network`'s guest at `address`, under their own numbers.
-    pub fn new(network: Control, address: IpAddr) -> Self {
+    /// Publishes ports of `network`'s guest at `addresses`, under their own numbers.
+    pub fn new(network: Control, addresses: Vec<IpAddr>) -> Self {
         Self {
             network,
-            address,
+            addresses,
             ports: BTreeMap::new(),
         }
     }
@@ -59,29 +59,40 @@ impl Follower {
     }
 
     fn publish(&mut self, (transport, port): Port) {
-        let forward = Forward {
-            transport,
-            bind: SocketAddr::new(self.address, port),
-            guest_port: port,
-        };
-        let published = self.network.add_forward(&forward);
-        match &published {
-            Ok(()) => tracing::info!("{forward} is the guest's port {port}, which it listens on"),
-            Err(error) => tracing::warn!("the guest's port {port} is not published: {error}"),
+        let mut published = false;
+        for address in &self.addresses {
+            let forward = Forward {
+                transport,
+                bind: SocketAddr::new(*address, port),
+                guest_port: port,
+            };
+            match self.network.add_forward(&forward) {
+                Ok(()) => {
+                    published = true;
+                    tracing::info!("{forward} is the guest's port {port}, which it listens on");
+                }
+                Err(error) => {
+                    tracing::warn!("the guest's port {port} is not published: {error}");
+                }
+            }
         }
-        self.ports.insert((transport, port), published.is_ok());
+        self.ports.insert((transport, port), published);
     }
 
     fn withdraw(&mut self, (transport, port): Port) {
         if self.ports.remove(&(transport, port)) != Some(true) {
             return;
         }
-        let bind = SocketAddr::new(self.address, port);
-        match self.network.remove_forward(transport, bind) {
-            Ok(()) => {
-                tracing::info!("{bind} is not the guest's any more: it has stopped listening")
+        for address in &self.addresses {
+            let bind = SocketAddr::new(*address, port);
+            match self.network.remove_forward(transport, bind) {
+                // It could not be published there in the first place.
+                Err(Error::NoForward(..)) => {}
+                Ok(()) => {
+                    tracing::info!("{bind} is not the guest's any more: it has stopped listening");
+                }
+                Err(error) => tracing::warn!("{bind} stays published: {error}"),
             }
-            Err(error) => tracing::warn!("{bind} stays published: {error}"),
         }
     }
 }

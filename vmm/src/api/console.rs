@@ -12,10 +12,11 @@ use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Frame;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixListener;
 
 use super::Refusal;
 use super::client::CONSOLE;
@@ -83,7 +84,23 @@ pub async fn console(
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
-async fn terminal(stream: TokioIo<Upgraded>, console: Console) {
+/// Makes each connection a terminal, one after another, as QEMU's socket is.
+pub async fn serve(listener: UnixListener, console: Console) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => terminal(stream, console.clone()).await,
+            Err(error) => {
+                tracing::debug!("the console's socket: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn terminal<S>(stream: S, console: Console)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
     let (typed, mut screen) = tokio::io::split(stream);
     let mut reader = console.reader(true);
     let output = tokio::spawn(async move {
@@ -99,7 +116,7 @@ async fn terminal(stream: TokioIo<Upgraded>, console: Console) {
 }
 
 /// Types what comes, as fast as the guest takes it, until nobody is there.
-async fn type_all(mut typed: ReadHalf<TokioIo<Upgraded>>, console: &Console) {
+async fn type_all(mut typed: impl AsyncRead + Unpin, console: &Console) {
     let mut buffer = [0; 256];
     while let Ok(count @ 1..) = typed.read(&mut buffer).await {
         let mut rest = buffer.get(..count).unwrap_or_default();

@@ -49,11 +49,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Api(Option<Runtime>);
 
 impl Api {
-    /// Serves at `socket`, and the probes' part at `probes`.
+    /// Serves at `socket`, the probes' part at `probes`, and the serial console itself at `console`.
     pub fn start(
         running: Arc<Running>,
         socket: &UnixListener,
         probes: Option<std::net::TcpListener>,
+        console: Option<&UnixListener>,
     ) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
@@ -63,10 +64,16 @@ impl Api {
             .enable_time()
             .build()?;
         let _inside = runtime.enter();
-        let socket = socket.try_clone()?;
-        socket.set_nonblocking(true)?;
-        let socket = tokio::net::UnixListener::from_std(socket)?;
-        runtime.spawn(serve(socket, router(all(), running.clone())));
+        let listener = |socket: &UnixListener| {
+            let socket = socket.try_clone()?;
+            socket.set_nonblocking(true)?;
+            tokio::net::UnixListener::from_std(socket)
+        };
+        runtime.spawn(serve(listener(socket)?, router(all(), running.clone())));
+        if let Some(console) = console {
+            let console = listener(console)?;
+            runtime.spawn(console::serve(console, running.console.clone()));
+        }
         if let Some(probes) = probes {
             probes.set_nonblocking(true)?;
             let probes = tokio::net::TcpListener::from_std(probes)?;

@@ -61,7 +61,7 @@ fn vm() -> Vm {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(SOCKET);
     let listener = Listener::bind(&path, true).unwrap();
-    let api = Api::start(running.clone(), listener.get(), None).unwrap();
+    let api = Api::start(running.clone(), listener.get(), None, None).unwrap();
     // Its file stays for the test's clients.
     std::mem::forget(listener);
     Vm {

@@ -1,6 +1,7 @@
 //! `peapod doctor`: prints what the host offers.
 
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use super::run::{self, read_manifest};
@@ -22,7 +23,7 @@ pub fn report(args: &Args) -> Result<Report, run::Error> {
     let machine = args.manifest.as_deref().map(read_manifest).transpose()?;
     let forwards = machine
         .as_ref()
-        .map(|m| plan::forwards(m, &[]))
+        .map(|m| plan::forwards(m, &[], &[Ipv4Addr::LOCALHOST.into()]))
         .unwrap_or_default();
     Ok(examine(&forwards))
 }

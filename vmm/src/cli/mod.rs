@@ -2,12 +2,15 @@
 
 pub mod boot_entries;
 pub mod doctor;
+pub mod launch;
 pub mod run;
 mod terminal;
 pub mod vms;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 
 use clap::{ArgAction, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
@@ -16,7 +19,7 @@ use crate::plan::Outcome;
 
 /// Shown at the end of `--help`; docs/exit-status.md says the same at length.
 const EXIT_STATUSES: &str = "\
-Exit status of `run`:
+Exit status of `run` and `launch`:
   0  the guest powered off, of itself or on SIGTERM
   1  internal failure
   2  bad input: nothing was started
@@ -56,6 +59,8 @@ pub struct Cli {
 pub enum Command {
     /// Boot the machine that a manifest describes, and stay until it ends
     Run(Box<run::Args>),
+    /// The same as the entry of a compute container, called as KubeVirt calls virt-launcher
+    Launch(Box<launch::Args>),
     /// List what a disk's own boot loader would start
     BootEntries(boot_entries::Args),
     /// List the VMs that run
@@ -90,6 +95,19 @@ pub enum Command {
     Metrics(vms::Asked),
     /// Say what of this host will work, and what to do about the rest
     Doctor(doctor::Args),
+}
+
+/// The names under which a pod that KubeVirt made calls us in place of its own programs.
+const LAUNCHERS: [&str; 2] = ["virt-launcher", "virt-launcher-monitor"];
+
+/// The command line, with the subcommand that the program's name stands for.
+pub fn called_as(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<_> = words.collect();
+    let name = words.first().and_then(|word| Path::new(word).file_name());
+    if name.is_some_and(|name| LAUNCHERS.iter().any(|launcher| name == *launcher)) {
+        words.insert(1, "launch".into());
+    }
+    words
 }
 
 /// Exit statuses of the program.
@@ -167,13 +185,37 @@ mod tests {
         assert_eq!(all.map(|o| exit_status(&o)), [0, 3, 4, 5, 7]);
     }
 
+    /// As KubeVirt's templates have it, of 0.10 and of today.
+    #[test]
+    fn a_launcher_s_name_and_arguments_are_taken() {
+        let old = "/usr/bin/virt-launcher --qemu-timeout 5m --name details --uid 1234 --namespace \
+             default --kubevirt-share-dir /var/run/kubevirt --ephemeral-disk-dir \
+             /var/run/kubevirt-ephemeral-disks --readiness-file /var/run/kubevirt-infra/healthy \
+             --grace-period-seconds 45 --hook-sidecars 0 --use-emulation";
+        let new = "/usr/bin/virt-launcher-monitor --qemu-timeout 244s --name details --uid 1234 \
+             --namespace default --kubevirt-share-dir /var/run/kubevirt --ephemeral-disk-dir \
+             /var/run/kubevirt-ephemeral-disks --container-disk-dir \
+             /var/run/kubevirt/container-disks --grace-period-seconds 45 --hook-sidecars 0 \
+             --ovmf-path /usr/share/OVMF --disk-memory-limit 2097152000 --hypervisor kvm \
+             --run-as-nonroot --allow-emulation=true";
+        for line in [old, new] {
+            let words = line.split_whitespace().map(OsString::from);
+            let cli = Cli::try_parse_from(called_as(words)).unwrap();
+            let Command::Launch(args) = cli.command else {
+                panic!("{line}")
+            };
+            assert_eq!(args.grace_period_seconds, Some(45));
+            assert_eq!(args.uid.as_deref(), Some("1234"));
+        }
+    }
+
     #[test]
     fn run_takes_podmans_publish_several_times() {
         let cli = Cli::parse_from(["peapod", "run", "-p", "8080:80", "--publish=53:53/udp", "x"]);
         let Command::Run(args) = cli.command else {
             panic!()
         };
-        assert_eq!(args.publish.len(), 2);
+        assert_eq!(args.vm.publish.len(), 2);
         assert!(Cli::try_parse_from(["peapod", "run", "-p", "80", "x"]).is_err());
     }
 }

@@ -4,18 +4,18 @@ mod boot;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use netdev::control::MAX_FORWARDS;
-use netdev::options::Options;
+use netdev::options as network;
 use netdev::publish::{self, Publish};
 
 use crate::boot::initramfs::InitramfsError;
 use crate::boot::kernel::KernelError;
 use crate::disks::{self, Finder};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Offered, Plan};
 use crate::registry::{self, Entry};
 use crate::vmi::{self, Machine};
 use crate::{checks, containerdisk, host};
@@ -32,6 +32,22 @@ const MANIFEST_READ: u64 = (1 << 20) + 1;
 pub struct Args {
     /// A VirtualMachineInstance, YAML or JSON
     pub manifest: PathBuf,
+    /// Directory for sockets and what the guest writes to ephemeral disks [default: a new one
+    /// below $XDG_RUNTIME_DIR/peapod or /tmp/peapod-UID, removed in the end]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// What there is to say of any VM.
+    #[command(flatten)]
+    pub vm: Options,
+    /// Check everything but KVM, unpack kernel and container disks into the cache, start nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What a command line has to say of a VM, wherever it runs.
+#[derive(Debug, clap::Args)]
+#[group(id = "vm")]
+pub struct Options {
     /// vmlinux or bzImage [default: the disk's own, as its boot loader would start it; for a disk
     /// that is one file system without a kernel, `vmlinux` or `vmlinuz` of the images]
     #[arg(long, value_name = "FILE")]
@@ -46,14 +62,9 @@ pub struct Args {
     /// `io.systemd.credential:NAME=VALUE`; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub oem_string: Vec<String>,
-    /// Publish a port of the guest or a range, instead of all of the manifest's on 127.0.0.1; may
-    /// be repeated
+    /// Publish a port of the guest or a range, instead of all of the manifest's; may be repeated
     #[arg(short, long, value_name = publish::SPEC)]
     pub publish: Vec<Publish>,
-    /// Directory for sockets and what the guest writes to ephemeral disks [default: a new one
-    /// below $XDG_RUNTIME_DIR/peapod or /tmp/peapod-UID, removed in the end]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
     /// The disks.
     #[command(flatten)]
     pub disks: disks::Options,
@@ -62,16 +73,48 @@ pub struct Args {
     pub probes: Option<SocketAddr>,
     /// What the guest's network may do, and how.
     #[command(flatten)]
-    pub network: Options,
+    pub network: network::Options,
     /// Directory that `peapod capture` may write to, besides the state directory; may be repeated
     #[arg(long, value_name = "DIR")]
     pub capture_dir: Vec<PathBuf>,
     /// Leave system calls and files unlimited
     #[arg(long)]
     pub no_sandbox: bool,
-    /// Check everything but KVM, unpack kernel and container disks into the cache, start nothing
-    #[arg(long)]
+}
+
+/// What is elsewhere in a pod than on a laptop.
+#[derive(Debug)]
+pub struct Place {
+    /// Where kernel, initramfs and container disks are looked for.
+    pub images: Vec<PathBuf>,
+    /// Where what was unpacked is kept.
+    pub cache: PathBuf,
+    /// Where the container images of a pod's volumes are mounted.
+    pub mounted: Option<PathBuf>,
+    /// Where ports listen of which nobody has said where.
+    pub addresses: Vec<IpAddr>,
+    /// The state directory; a new one, where none is named.
+    pub state_dir: Option<PathBuf>,
+    /// What is made for others to find.
+    pub offered: Offered,
+    /// Whether nothing is to be started.
     pub dry_run: bool,
+}
+
+impl Place {
+    /// Where a user runs a VM.
+    fn own(state_dir: Option<PathBuf>, dry_run: bool) -> Self {
+        let cache = host::cache_home().unwrap_or_else(std::env::temp_dir);
+        Self {
+            images: image_dirs(),
+            cache: cache.join("peapod"),
+            mounted: None,
+            addresses: vec![Ipv4Addr::LOCALHOST.into()],
+            state_dir,
+            offered: Offered::default(),
+            dry_run,
+        }
+    }
 }
 
 /// Why nothing was started.
@@ -85,6 +128,12 @@ pub enum Error {
         /// Said by the system.
         cause: io::Error,
     },
+    /// There is no manifest.
+    #[error(
+        "no VMI: neither a file was named nor is {0} set; virt-handler, which would hand one in by \
+         gRPC, is not answered yet"
+    )]
+    NoVmi(&'static str),
     /// The manifest was refused.
     #[error(transparent)]
     Invalid(#[from] vmi::Invalid),
@@ -111,6 +160,9 @@ pub enum Error {
     /// The manifest's kernel cannot be had.
     #[error("firmware.kernelBoot: {0}")]
     KernelBoot(containerdisk::Error),
+    /// The same in a pod.
+    #[error("firmware.kernelBoot: {0}")]
+    KernelMounted(disks::mounted::Error),
     /// The root disk cannot be booted.
     #[error(transparent)]
     Boot(#[from] disks::entries::Error),
@@ -152,6 +204,9 @@ pub enum Error {
     /// Another VM's.
     #[error("state directory {0}: another VM uses it")]
     StateDir(PathBuf),
+    /// The pod's network cannot be looked at.
+    #[error("cannot read the pod's addresses and routes: {0}")]
+    Pod(#[source] io::Error),
     /// The host does not tell its limits.
     #[error("cannot read the host's memory limits: {0}")]
     Limits(#[source] io::Error),
@@ -165,47 +220,59 @@ pub fn read_manifest(path: &Path) -> Result<Machine, Error> {
         path: path.to_owned(),
         cause,
     })?;
-    let parsed = vmi::parse(&path.display().to_string(), &bytes)?;
+    parse_manifest(&path.display().to_string(), &bytes)
+}
+
+/// Reads the manifest that `bytes` are and logs its warnings; `file` is what it is called.
+pub fn parse_manifest(file: &str, bytes: &[u8]) -> Result<Machine, Error> {
+    let parsed = vmi::parse(file, bytes)?;
     for warning in parsed.warnings {
-        tracing::warn!("{}: {warning}", path.display());
+        tracing::warn!("{file}: {warning}");
     }
     Ok(parsed.machine)
 }
 
-/// Checks everything and makes the plan. The cheap checks come first; only the last steps write:
-/// a container disk's cache, a `DiskOrCreate` disk, the state directory.
+/// Checks everything and makes the plan.
 pub fn prepare(args: &Args) -> Result<Plan, Error> {
-    args.network.refuse_proxy().map_err(Error::Proxy)?;
+    args.vm.network.refuse_proxy().map_err(Error::Proxy)?;
     let file = args.manifest.display().to_string();
     let machine = read_manifest(&args.manifest)?;
+    let place = Place::own(args.state_dir.clone(), args.dry_run);
+    plan(&args.vm, file, machine, place)
+}
+
+/// Checks everything and makes the plan for a machine that was read from `file`. The cheap checks
+/// come first; only the last steps write: a container disk's cache, a `DiskOrCreate` disk, the
+/// state directory.
+pub fn plan(args: &Options, file: String, machine: Machine, place: Place) -> Result<Plan, Error> {
     if machine.root_disk().is_none() && machine.kernel_boot.is_none() {
         return Err(Error::NoRoot(file));
     }
-    let images = image_dirs();
     let given = match args.kernel {
-        Some(_) => Some(boot::files(args, &images)?),
+        Some(_) => Some(boot::files(args, &place.images)?),
         None => None,
     };
     let finder = Finder {
         options: &args.disks,
-        images: &images,
-        cache: &cache("containerdisks"),
-        dry_run: args.dry_run,
+        images: &place.images,
+        cache: &place.cache.join("containerdisks"),
+        mounted: place.mounted.as_deref(),
+        dry_run: place.dry_run,
     };
     finder.check(&machine)?;
     memory(&file, machine.memory)?;
-    if !args.dry_run {
+    if !place.dry_run {
         host::open_kvm()?;
     }
-    let forwards = plan::forwards(&machine, &args.publish);
+    let forwards = plan::forwards(&machine, &args.publish, &place.addresses);
     if forwards.len() > MAX_FORWARDS {
         return Err(Error::Ports(forwards.len()));
     }
     checks::ports(&forwards)?;
 
     let disks = finder.plan(&machine)?;
-    let chosen = boot::choose(args, &machine, &finder, &disks, given)?;
-    let (state_dir, entry) = state_dir(args.state_dir.as_ref(), &machine)?;
+    let chosen = boot::choose(args, &machine, &finder, &disks, given, &place.cache)?;
+    let (state_dir, entry) = state_dir(place.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
     let (kernel, initramfs, own) = chosen.keep(&state_dir)?;
     Ok(Plan {
@@ -217,6 +284,8 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         disks,
         backing_dirs: args.disks.backing_dir.clone(),
         forwards,
+        addresses: place.addresses,
+        offered: place.offered,
         network: args.network.clone(),
         probes: args.probes,
         sandbox: !args.no_sandbox,
@@ -229,7 +298,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
 }
 
 /// Where kernel, initramfs and container disks are looked for.
-fn image_dirs() -> Vec<PathBuf> {
+pub(super) fn image_dirs() -> Vec<PathBuf> {
     match std::env::var_os("PEAPOD_IMAGES").filter(|v| !v.is_empty()) {
         Some(dir) => vec![PathBuf::from(dir)],
         None => {
@@ -278,12 +347,6 @@ fn memory(file: &str, guest: u64) -> Result<(), Error> {
         });
     }
     Ok(())
-}
-
-/// A directory of the user's cache.
-fn cache(what: &str) -> PathBuf {
-    let home = host::cache_home().unwrap_or_else(std::env::temp_dir);
-    home.join("peapod").join(what)
 }
 
 /// The state directory, and the entry by which `peapod ps` finds the VM. Without a directory of
@@ -369,12 +432,12 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut args = args(&manifest(dir.path(), "999Ti", port));
-        args.kernel = Some(dir.path().join("vmlinux"));
+        args.vm.kernel = Some(dir.path().join("vmlinux"));
         assert!(say(&args).starts_with("kernel /"), "{}", say(&args));
         let mut kernel = vec![0; 2048];
         kernel[..4].copy_from_slice(b"\x7fELF");
         fs::write(dir.path().join("vmlinux"), kernel).unwrap();
-        args.initramfs = Some(dir.path().join("initramfs.cpio"));
+        args.vm.initramfs = Some(dir.path().join("initramfs.cpio"));
         assert!(
             say(&args).ends_with("initramfs.cpio: no such file"),
             "{}",

@@ -28,6 +28,7 @@ fn plan(
     let line = std::iter::once(&"t").chain(options);
     let options = <Line as clap::Parser>::parse_from(line).options;
     let finder = Finder {
+        mounted: None,
         options: &options,
         images: &[],
         cache: &folder.join("cache"),

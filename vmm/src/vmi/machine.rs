@@ -113,6 +113,8 @@ pub enum Source {
     },
     /// A disk image in a container image; the guest's writes die with the machine.
     ContainerDisk {
+        /// The volume's name, and its index among the manifest's volumes.
+        volume: (String, usize),
         /// Reference of the container image.
         image: String,
         /// Path of the disk in it; the only file below /disk where absent.

@@ -20,7 +20,8 @@ pub(super) struct Volume<'a> {
 /// account), so that its disk is not blamed as well.
 pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volume<'a>> {
     let mut volumes: Vec<Volume> = Vec::new();
-    for field in field.map(|f| f.list(p)).unwrap_or_default() {
+    let fields = field.map(|f| f.list(p)).unwrap_or_default();
+    for (index, field) in fields.into_iter().enumerate() {
         let Some(mut volume) = field.object(p, schema::VOLUME) else {
             continue;
         };
@@ -28,7 +29,8 @@ pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volum
             .need(p, "name")
             .and_then(|f| f.string(p).map(str::to_owned));
         let before = p.len();
-        let source = source(&mut volume, name.as_deref().unwrap_or_default(), p);
+        let place = (name.as_deref().unwrap_or_default(), index);
+        let source = source(&mut volume, place, p);
         if source.is_none() && p.len() == before && volume.names().next().is_none() {
             field.problem(p, "has no source, such as `hostDisk` or `containerDisk`");
         }
@@ -50,7 +52,9 @@ pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volum
     volumes
 }
 
-fn source(volume: &mut Object, name: &str, p: &mut Problems) -> Option<Source> {
+/// The source of the volume of that name and index.
+fn source(volume: &mut Object, place: (&str, usize), p: &mut Problems) -> Option<Source> {
+    let (name, index) = place;
     if volume.names().count() > 1 {
         volume.field().problem(p, "has more than one source");
         volume.ignore(schema::VOLUME);
@@ -71,6 +75,7 @@ fn source(volume: &mut Object, name: &str, p: &mut Problems) -> Option<Source> {
             .and_then(|f| f.string(p).map(str::to_owned));
         disk.finish(p);
         return Some(Source::ContainerDisk {
+            volume: (name.to_owned(), index),
             image: image?,
             path,
         });

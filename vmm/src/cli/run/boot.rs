@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Args, Error, cache, find};
+use super::{Error, Options, find};
 use crate::boot::initramfs::Initramfs;
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::disk;
@@ -13,7 +13,7 @@ use crate::vmi::{KernelBoot, Machine};
 use crate::{checks, disks};
 
 /// Kernel and initramfs that are no disk's own.
-pub(super) fn files(args: &Args, images: &[PathBuf]) -> Result<(PathBuf, PathBuf), Error> {
+pub(super) fn files(args: &Options, images: &[PathBuf]) -> Result<(PathBuf, PathBuf), Error> {
     let kernel = find(
         args.kernel.as_ref(),
         "kernel",
@@ -48,21 +48,22 @@ enum Source {
 
 /// The kernel that was given, or the manifest's, or the root disk's own, or for a plain root ours.
 pub(super) fn choose(
-    args: &Args,
+    args: &Options,
     machine: &Machine,
     finder: &Finder<'_>,
     disks: &[PlannedDisk],
     given: Option<(PathBuf, PathBuf)>,
+    cache: &Path,
 ) -> Result<Chosen, Error> {
+    let kernels = cache.join("kernels");
     if let (None, Some(boot)) = (&given, &machine.kernel_boot) {
-        return from_image(args, finder, boot);
+        return from_image(args, finder, boot, &kernels);
     }
     let root = machine.root_disk().and_then(|root| disks.get(root));
     let own = match (&given, root) {
         (None, Some(root)) => disks::entries::own(root, &args.disks.backing_dir)?,
         _ => None,
     };
-    let kernels = cache("kernels");
     let Some((entry, loaded)) = own else {
         let (kernel, initramfs) = match given {
             Some(given) => given,
@@ -90,10 +91,17 @@ pub(super) fn choose(
 }
 
 /// `firmware.kernelBoot`.
-fn from_image(args: &Args, finder: &Finder<'_>, boot: &KernelBoot) -> Result<Chosen, Error> {
-    let file = |path: &str| {
-        let unpacked = finder.unpack(&boot.image, Some(path));
-        unpacked.map_err(Error::KernelBoot)
+fn from_image(
+    args: &Options,
+    finder: &Finder<'_>,
+    boot: &KernelBoot,
+    kernels: &Path,
+) -> Result<Chosen, Error> {
+    let file = |path: &str| match finder.mounted {
+        Some(mounted) => disks::mounted::kernel(mounted, path).map_err(Error::KernelMounted),
+        None => finder
+            .unpack(&boot.image, Some(path))
+            .map_err(Error::KernelBoot),
     };
     let kernel = file(&boot.kernel)?;
     checks::kernel(&kernel)?;
@@ -106,7 +114,7 @@ fn from_image(args: &Args, finder: &Finder<'_>, boot: &KernelBoot) -> Result<Cho
         checks::initramfs(initramfs)?;
     }
     Ok(Chosen {
-        kernel: Kernel::open(&kernel, &cache("kernels"))?,
+        kernel: Kernel::open(&kernel, kernels)?,
         own: Some((
             format!("{}'s {}", boot.image, boot.kernel),
             boot.arguments.clone(),

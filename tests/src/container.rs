@@ -1,0 +1,202 @@
+//! The compute container, as a kubelet has it run under the restricted Pod Security Standard: by
+//! crun, with podman's seccomp profile, no capability, a root that nobody writes to.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::vm::{Vm, image};
+
+/// Debian's golang-github-containers-common has it there.
+const SECCOMP: &str = "/usr/share/containers/seccomp.json";
+/// KubeVirt's directories, each of them an emptyDir.
+const EMPTY: [(&str, &str); 3] = [
+    ("ephemeral", "/var/run/kubevirt-ephemeral-disks"),
+    ("private", "/var/run/kubevirt-private"),
+    ("infra", "/var/run/kubevirt-infra"),
+];
+/// The termination message, for the container and here.
+const LAST: &str = "/dev/termination-log";
+
+/// A container, until it is dropped.
+#[derive(Debug)]
+pub struct Container {
+    name: String,
+    directory: TempDir,
+    /// Its process.
+    pub vm: Vm,
+}
+
+impl Container {
+    /// Runs the image with those arguments and that VMI as `user`, a number and a group's.
+    pub fn start(name: &str, user: (u32, u32), arguments: &[&str], vmi: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let bundle = directory.path();
+        unpack(&bundle.join("rootfs"));
+        for (folder, _) in EMPTY {
+            shared(&bundle.join(folder));
+        }
+        fs::write(bundle.join("last"), "").expect("write");
+        fs::set_permissions(bundle.join("last"), fs::Permissions::from_mode(0o666)).expect("chmod");
+        let config = config(bundle, user, arguments, vmi);
+        fs::write(bundle.join("config.json"), config.to_string()).expect("write the bundle");
+        let mut crun = Command::new("crun");
+        crun.args(["--cgroup-manager=disabled", "--root"]);
+        crun.arg(bundle.join("state")).args(["run", "--bundle"]);
+        let vm = Vm::start(crun.arg(bundle).arg(name));
+        Self {
+            name: name.to_owned(),
+            directory,
+            vm,
+        }
+    }
+
+    /// Sends a signal as a kubelet does: to its process 1.
+    pub fn signal(&self, signal: &str) {
+        let mut crun = self.crun("kill");
+        let status = crun.args([&self.name, signal]).status();
+        assert!(status.expect("run crun").success());
+    }
+
+    /// A file of one of its empty directories.
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.directory.path().join(path)
+    }
+
+    /// What it has left as the reason of its end.
+    pub fn last_word(&self) -> String {
+        fs::read_to_string(self.file("last")).expect("read")
+    }
+
+    fn crun(&self, verb: &str) -> Command {
+        let mut crun = Command::new("crun");
+        crun.args(["--cgroup-manager=disabled", "--root"]);
+        crun.arg(self.file("state")).arg(verb);
+        crun
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // It has ended by itself where the test went well.
+        let mut crun = self.crun("delete");
+        let quiet = crun.stdout(Stdio::null()).stderr(Stdio::null());
+        let _ = quiet.args(["--force", &self.name]).status();
+    }
+}
+
+fn shared(folder: &Path) {
+    fs::create_dir_all(folder).expect("a directory");
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).expect("chmod");
+}
+
+/// The root that the image's layers make.
+fn unpack(root: &Path) {
+    let archive = image("compute.tar");
+    let layout = root.with_extension("oci");
+    for folder in [&layout, &root.to_owned()] {
+        fs::create_dir_all(folder).expect("a directory");
+    }
+    tar(&archive, &layout);
+    let index = read(&layout.join("index.json"));
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().expect("a digest");
+        layout.join("blobs").join(digest.replace(':', "/"))
+    };
+    let manifest = read(&blob(&index["manifests"][0]));
+    for layer in manifest["layers"].as_array().expect("layers") {
+        tar(&blob(layer), root);
+    }
+}
+
+fn tar(archive: &Path, folder: &Path) {
+    let mut tar = Command::new("tar");
+    let status = tar.arg("-xf").arg(archive).arg("-C").arg(folder).status();
+    assert!(status.expect("run tar").success());
+}
+
+fn read(path: &Path) -> Value {
+    let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+fn config(bundle: &Path, (uid, gid): (u32, u32), arguments: &[&str], vmi: &str) -> Value {
+    let bind = |from: PathBuf, to: String, mode: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["bind", mode]});
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}),
+        bind(bundle.join("last"), LAST.to_owned(), "rw"),
+        bind(
+            "/etc/resolv.conf".into(),
+            "/etc/resolv.conf".to_owned(),
+            "ro",
+        ),
+    ];
+    for (folder, to) in EMPTY {
+        mounts.push(bind(bundle.join(folder), to.to_owned(), "rw"));
+    }
+    // Image volumes: of the disk, and of kernel and agent.
+    let disks = "/var/run/kubevirt/container-disks";
+    let disk = image("details.ext4")
+        .canonicalize()
+        .expect("the details image");
+    mounts.push(bind(disk, format!("{disks}/root/disk/disk.img"), "ro"));
+    for name in ["vmlinuz", "initramfs.cpio"] {
+        let file = image(name).canonicalize().expect("an image");
+        mounts.push(bind(file, format!("/usr/share/peapod/{name}"), "ro"));
+    }
+    let arguments: Vec<_> = ["virt-launcher"].iter().chain(arguments).collect();
+    json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs", "readonly": true},
+        "process": {
+            "user": {"uid": uid, "gid": gid},
+            "args": arguments,
+            "env": ["PATH=/usr/bin", format!("STANDALONE_VMI={vmi}")],
+            "cwd": "/",
+            "noNewPrivileges": true,
+            "capabilities": {},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}],
+        },
+        "mounts": mounts,
+        "linux": {
+            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
+            "devices": [{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232,
+                "fileMode": 0o666, "uid": 0, "gid": 0}],
+            "seccomp": seccomp(),
+        },
+    })
+}
+
+/// Podman's profile for a container without capabilities, as it gives it to a runtime.
+fn seccomp() -> Value {
+    let profile = read(Path::new(SECCOMP));
+    let is =
+        |list: &Value, word: &str| list.as_array().is_some_and(|l| l.iter().any(|w| w == word));
+    let mut calls = Vec::new();
+    for entry in profile["syscalls"].as_array().expect("calls") {
+        let (only, but) = (&entry["includes"], &entry["excludes"]);
+        let foreign = only["arches"].is_array() && !is(&only["arches"], "amd64");
+        if foreign || only["caps"].is_array() || is(&but["arches"], "amd64") {
+            continue;
+        }
+        let mut call = json!({"names": entry["names"], "action": entry["action"]});
+        if let Some(args) = entry["args"].as_array().filter(|args| !args.is_empty()) {
+            call["args"] = json!(args);
+        }
+        if entry["errnoRet"].is_number() {
+            call["errnoRet"] = entry["errnoRet"].clone();
+        }
+        calls.push(call);
+    }
+    json!({
+        "defaultAction": profile["defaultAction"],
+        "defaultErrnoRet": profile["defaultErrnoRet"],
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": calls,
+    })
+}
