@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 const USES: i64 = 100;
 const DOES_NOT_SHARE: i64 = 200;
@@ -13,8 +14,23 @@ const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 const UNSHARED: [i64; 2] = [WRITE, RESIZE];
 
-/// Locks `file` until it is closed; false where another process's lock is in the way.
+/// How often it is tried again, and after how long. An owner that has closed its file may be starting
+/// another program that moment, which holds the lock until it is that program.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Locks `file` until it is closed; false where another process's lock is in the way and stays.
 pub fn lock(file: &File, read_only: bool) -> io::Result<bool> {
+    for _ in 0..ATTEMPTS {
+        if try_lock(file, read_only)? {
+            return Ok(true);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(false)
+}
+
+fn try_lock(file: &File, read_only: bool) -> io::Result<bool> {
     let used: &[i64] = if read_only { &[READ] } else { &[READ, WRITE] };
     for byte in used
         .iter()
