@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use peapod_tests::{Container, Guest, Manifest, until};
+use peapod_tests::{Container, Guest, Manifest, entry_point, peapod, until};
+use serde_json::Value;
 
 use super::{BOOT, SOON};
 
@@ -44,7 +46,8 @@ fn a_restricted_pod_runs_a_vmi_answers_probes_and_ends_cleanly_on_sigterm() {
         String::from_utf8_lossy(&request[..n]).into_owned()
     });
     let vmi = vmi(&Manifest::new("details", Guest::SERVE).port(Guest::PORT));
-    let arguments = [
+    let command = [
+        "virt-launcher",
         "--name=details",
         "--namespace=default",
         "--uid=4f1b",
@@ -55,7 +58,7 @@ fn a_restricted_pod_runs_a_vmi_answers_probes_and_ends_cleanly_on_sigterm() {
         "--publish=9143:9099",
         "-v",
     ];
-    let mut container = Container::start("details", KUBEVIRT, &arguments, &vmi);
+    let mut container = Container::start("details", KUBEVIRT, &command, &vmi);
     container.vm.wait_log("sandbox: seccomp and Landlock", BOOT);
     assert!(container.file("infra/healthy").exists());
     let healthy = until("nobody answers the probe", || probe("/healthz"));
@@ -88,14 +91,34 @@ fn a_restricted_pod_runs_a_vmi_answers_probes_and_ends_cleanly_on_sigterm() {
 }
 
 #[test]
-fn any_user_of_group_0_runs_a_vmi_and_a_bad_one_is_told_in_the_termination_message() {
-    let vmi = vmi(&Manifest::new("off", "busybox poweroff\n"));
-    let mut container = Container::start("off", OPENSHIFT, &[], &vmi);
+fn what_peapod_pod_prints_runs_as_any_user_of_group_0() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = Manifest::new("off", "busybox poweroff\n").write(directory.path());
+    let pod = Command::new(peapod())
+        .args(["pod", "-o", "json"])
+        .arg(manifest)
+        .output();
+    let list: Value = serde_json::from_slice(&pod.unwrap().stdout).unwrap();
+    let compute = &list["items"][1]["spec"]["containers"][0];
+    let arguments = compute["args"].as_array().unwrap();
+    let mut command = entry_point();
+    command.extend(
+        arguments
+            .iter()
+            .map(|word| word.as_str().unwrap().to_owned()),
+    );
+    let command: Vec<_> = command.iter().map(String::as_str).collect();
+    let vmi = list["items"][0]["stringData"]["vmi.yaml"].as_str().unwrap();
+    let mut container = Container::start("off", OPENSHIFT, &command, vmi);
     assert_eq!(container.vm.wait(BOOT), 0, "{}", container.vm.log());
     assert_eq!(container.last_word(), "the guest powered off");
+}
 
-    let bad = vmi.replace("cores:", "corez:");
-    let mut container = Container::start("bad", OPENSHIFT, &[], &bad);
+#[test]
+fn a_bad_vmi_is_told_in_the_termination_message() {
+    let bad = vmi(&Manifest::new("bad", "true\n")).replace("cores:", "corez:");
+    let command = ["virt-launcher-monitor"];
+    let mut container = Container::start("bad", OPENSHIFT, &command, &bad);
     assert_eq!(container.vm.wait(SOON), 2, "{}", container.vm.log());
     let last = container.last_word();
     assert!(

@@ -32,17 +32,19 @@ pub struct Container {
 }
 
 impl Container {
-    /// Runs the image with those arguments and that VMI as `user`, a number and a group's.
-    pub fn start(name: &str, user: (u32, u32), arguments: &[&str], vmi: &str) -> Self {
+    /// Runs a command of the image's as `user`, a number and a group's. The VMI is in the environment
+    /// and in a file, where a pod of `peapod pod` has it.
+    pub fn start(name: &str, user: (u32, u32), command: &[&str], vmi: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let bundle = directory.path();
         unpack(&bundle.join("rootfs"));
+        fs::write(bundle.join("vmi.yaml"), vmi).expect("write");
         for (folder, _) in EMPTY {
             shared(&bundle.join(folder));
         }
         fs::write(bundle.join("last"), "").expect("write");
         fs::set_permissions(bundle.join("last"), fs::Permissions::from_mode(0o666)).expect("chmod");
-        let config = config(bundle, user, arguments, vmi);
+        let config = config(bundle, user, command, vmi);
         fs::write(bundle.join("config.json"), config.to_string()).expect("write the bundle");
         let mut crun = Command::new("crun");
         crun.args(["--cgroup-manager=disabled", "--root"]);
@@ -94,23 +96,36 @@ fn shared(folder: &Path) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).expect("chmod");
 }
 
+/// The image's entry point, as a runtime reads it.
+pub fn entry_point() -> Vec<String> {
+    let layout = tempfile::tempdir().expect("a directory");
+    let (manifest, blob) = layout_of(layout.path());
+    let config = read(&blob(&manifest["config"]));
+    serde_json::from_value(config["config"]["Entrypoint"].clone()).expect("words")
+}
+
 /// The root that the image's layers make.
 fn unpack(root: &Path) {
-    let archive = image("compute.tar");
     let layout = root.with_extension("oci");
     for folder in [&layout, &root.to_owned()] {
         fs::create_dir_all(folder).expect("a directory");
     }
-    tar(&archive, &layout);
-    let index = read(&layout.join("index.json"));
-    let blob = |descriptor: &Value| {
-        let digest = descriptor["digest"].as_str().expect("a digest");
-        layout.join("blobs").join(digest.replace(':', "/"))
-    };
-    let manifest = read(&blob(&index["manifests"][0]));
+    let (manifest, blob) = layout_of(&layout);
     for layer in manifest["layers"].as_array().expect("layers") {
         tar(&blob(layer), root);
     }
+}
+
+/// The image's manifest, and where its blobs are.
+fn layout_of(layout: &Path) -> (Value, impl Fn(&Value) -> PathBuf) {
+    tar(&image("compute.tar"), layout);
+    let index = read(&layout.join("index.json"));
+    let blobs = layout.join("blobs");
+    let blob = move |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().expect("a digest");
+        blobs.join(digest.replace(':', "/"))
+    };
+    (read(&blob(&index["manifests"][0])), blob)
 }
 
 fn tar(archive: &Path, folder: &Path) {
@@ -124,12 +139,17 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&text).expect("JSON")
 }
 
-fn config(bundle: &Path, (uid, gid): (u32, u32), arguments: &[&str], vmi: &str) -> Value {
+fn config(bundle: &Path, (uid, gid): (u32, u32), command: &[&str], vmi: &str) -> Value {
     let bind = |from: PathBuf, to: String, mode: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["bind", mode]});
     let mut mounts = vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc"}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}),
         bind(bundle.join("last"), LAST.to_owned(), "rw"),
+        bind(
+            bundle.join("vmi.yaml"),
+            "/etc/peapod/vmi.yaml".to_owned(),
+            "ro",
+        ),
         bind(
             "/etc/resolv.conf".into(),
             "/etc/resolv.conf".to_owned(),
@@ -149,13 +169,12 @@ fn config(bundle: &Path, (uid, gid): (u32, u32), arguments: &[&str], vmi: &str) 
         let file = image(name).canonicalize().expect("an image");
         mounts.push(bind(file, format!("/usr/share/peapod/{name}"), "ro"));
     }
-    let arguments: Vec<_> = ["virt-launcher"].iter().chain(arguments).collect();
     json!({
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": true},
         "process": {
             "user": {"uid": uid, "gid": gid},
-            "args": arguments,
+            "args": command,
             "env": ["PATH=/usr/bin", format!("STANDALONE_VMI={vmi}")],
             "cwd": "/",
             "noNewPrivileges": true,

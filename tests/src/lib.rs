@@ -27,7 +27,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 pub use boot::Boot;
-pub use container::Container;
+pub use container::{Container, entry_point};
 pub use guest::Guest;
 pub use manifest::Manifest;
 pub use vm::{Vm, image, peapod, peapod_net};

@@ -15,6 +15,7 @@ pub mod launch;
 pub mod log;
 pub mod machine;
 pub mod plan;
+pub mod pod;
 pub mod power;
 pub mod registry;
 pub mod running;

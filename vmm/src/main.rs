@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     ExitCode::from(match &cli.command {
         Command::Run(args) => run(args),
         Command::Launch(args) => launch(args),
+        Command::Pod(args) => pod(args),
         Command::BootEntries(args) => boot_entries(args),
         Command::Doctor(args) => doctor(args),
         Command::Ps { json } => about(vms::ps(*json)),
@@ -87,6 +88,16 @@ fn about(result: Result<(), vms::Error>) -> u8 {
                 vms::Error::Find(_) => status::BAD_INPUT,
                 _ => status::FAILURE,
             }
+        }
+    }
+}
+
+fn pod(args: &cli::pod::Args) -> u8 {
+    match cli::pod::objects(args) {
+        Ok(objects) => printed(cli::pod::print(args, &objects)),
+        Err(e) => {
+            complain(&e);
+            status::BAD_INPUT
         }
     }
 }

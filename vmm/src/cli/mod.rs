@@ -3,6 +3,7 @@
 pub mod boot_entries;
 pub mod doctor;
 pub mod launch;
+pub mod pod;
 pub mod run;
 mod terminal;
 pub mod vms;
@@ -30,6 +31,7 @@ Exit status of `run` and `launch`:
   7  the guest's kernel panicked
 
 Exit status of the commands about a running VM: 0 done, 1 the VM could not do it, 2 no such VM
+Exit status of `pod`: 0 printed, 1 not, 2 bad input
 Exit status of `boot-entries`: 0 something is there to be booted, 2 bad input, or nothing is
 
 Exit status of `doctor`: 0 all that is needed is there, 1 something needed is missing, 2 bad input
@@ -61,6 +63,8 @@ pub enum Command {
     Run(Box<run::Args>),
     /// The same as the entry of a compute container, called as KubeVirt calls virt-launcher
     Launch(Box<launch::Args>),
+    /// Print the Kubernetes objects that run a VMI without an operator
+    Pod(pod::Args),
     /// List what a disk's own boot loader would start
     BootEntries(boot_entries::Args),
     /// List the VMs that run

@@ -214,13 +214,20 @@ pub enum Error {
 
 /// Reads a manifest and logs its warnings.
 pub fn read_manifest(path: &Path) -> Result<Machine, Error> {
+    Ok(read_manifest_text(path)?.0)
+}
+
+/// The same with its text.
+pub fn read_manifest_text(path: &Path) -> Result<(Machine, String), Error> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|f| f.take(MANIFEST_READ).read_to_end(&mut bytes));
     read.map_err(|cause| Error::Manifest {
         path: path.to_owned(),
         cause,
     })?;
-    parse_manifest(&path.display().to_string(), &bytes)
+    let machine = parse_manifest(&path.display().to_string(), &bytes)?;
+    // What could be parsed is UTF-8.
+    Ok((machine, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Reads the manifest that `bytes` are and logs its warnings; `file` is what it is called.

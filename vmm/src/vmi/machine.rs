@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::kubernetes::ForPod;
+
 /// A machine as its manifest describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -36,6 +38,8 @@ pub struct Machine {
     pub kernel_boot: Option<KernelBoot>,
     /// `devices.rng` was given. (Peapod's machine always has one.)
     pub rng: bool,
+    /// What the machine has nothing to do with.
+    pub for_pod: ForPod,
 }
 
 impl Machine {

@@ -8,6 +8,7 @@
 
 mod devices;
 mod error;
+mod kubernetes;
 mod machine;
 mod object;
 mod quantity;
@@ -19,6 +20,7 @@ mod volumes;
 mod yaml;
 
 pub use error::{Invalid, Problem};
+pub use kubernetes::ForPod;
 pub use machine::{
     Binding, Chassis, Disk, HostDiskType, Interface, KernelBoot, Machine, Port, Protocol,
     RebootPolicy, Source,

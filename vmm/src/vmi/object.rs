@@ -44,6 +44,11 @@ impl<'a> Field<'a> {
         );
     }
 
+    /// The value itself.
+    pub(super) fn node(&self) -> &'a Node {
+        self.node
+    }
+
     /// The value as a string.
     pub(super) fn string(&self, problems: &mut Problems) -> Option<&'a str> {
         match &self.node.value {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::error::Invalid;
+use super::kubernetes::ForPod;
 use super::machine::{Chassis, KernelBoot, Machine, RebootPolicy};
 use super::object::{Field, Problems};
 use super::{devices, schema, volumes, yaml};
@@ -72,21 +73,22 @@ fn document_of(root: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Op
     if p.len() > before && vmi.names().all(|n| n != "spec") {
         return None;
     }
-    let (name, namespace) = metadata(&vmi.need(p, "metadata")?, p)?;
+    let meta = metadata(&vmi.need(p, "metadata")?, p)?;
     let spec = vmi.need(p, "spec")?;
     vmi.ignore(&["status"]);
     vmi.finish(p);
-    spec_of(&spec, name, namespace, p, warnings)
+    spec_of(&spec, meta, p, warnings)
 }
 
-fn metadata(field: &Field, p: &mut Problems) -> Option<(String, String)> {
+fn metadata(field: &Field, p: &mut Problems) -> Option<(String, String, ForPod)> {
     let mut meta = field.object(p, schema::METADATA)?;
     let name = meta.need(p, "name").and_then(|f| label(&f, p, 253));
     let namespace = match meta.take("namespace") {
         Some(field) => label(&field, p, 63)?,
         None => "default".to_owned(),
     };
-    Some((name?, namespace))
+    let for_pod = ForPod::metadata(&mut meta, p);
+    Some((name?, namespace, for_pod))
 }
 
 /// A DNS name (RFC 1123), as Kubernetes wants names: what ends up in paths and in the guest's
@@ -115,12 +117,12 @@ fn label(field: &Field, p: &mut Problems, max: usize) -> Option<String> {
 
 fn spec_of(
     field: &Field,
-    name: String,
-    namespace: String,
+    (name, namespace, mut for_pod): (String, String, ForPod),
     p: &mut Problems,
     warnings: &mut Vec<String>,
 ) -> Option<Machine> {
     let mut spec = field.object(p, schema::SPEC)?;
+    for_pod.take(&mut spec);
     spec.ignore(schema::SPEC_CONTROL_PLANE);
     spec.accept_str("architecture", &["", "amd64"]);
     let hostname = spec.take("hostname").and_then(|f| label(&f, p, 63));
@@ -189,6 +191,7 @@ fn spec_of(
         reboot_policy: reboot_policy.unwrap_or(RebootPolicy::Reboot),
         kernel_boot: firmware.kernel_boot,
         rng: devices.rng,
+        for_pod,
     })
 }
 

@@ -22,11 +22,7 @@ mod lists {
         "tolerations", "topologySpreadConstraints", "utilityVolumes", "volumes",
     ];
     /// Read by the scheduler, the kubelet or KubeVirt's controllers, never by the launcher.
-    pub const SPEC_CONTROL_PLANE: Fields = &[
-        "affinity", "dnsConfig", "dnsPolicy", "evictionStrategy", "nodeSelector",
-        "priorityClassName", "schedulerName", "serviceAccountName", "tolerations",
-        "topologySpreadConstraints",
-    ];
+    pub const SPEC_CONTROL_PLANE: Fields = &["evictionStrategy"];
     pub const DOMAIN: Fields = &[
         "chassis", "clock", "cpu", "devices", "features", "firmware", "ioThreads",
         "ioThreadsPolicy", "launchSecurity", "machine", "memory", "rebootPolicy", "resources",

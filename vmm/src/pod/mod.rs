@@ -1,0 +1,305 @@
+//! The Kubernetes objects that run a VMI with no operator: a pod whose compute container is ours,
+//! or a deployment of such pods, with what belongs to them. Pure: from a machine and a few choices
+//! to objects.
+
+#[cfg(test)]
+mod tests;
+
+use serde_json::{Value, json};
+
+use crate::vmi::{Machine, Protocol, Source};
+
+/// Of KubeVirt's virt-launcher, and of its images.
+const USER: u32 = 107;
+const EPHEMERAL: &str = "/var/run/kubevirt-ephemeral-disks";
+const PRIVATE: &str = "/var/run/kubevirt-private";
+const CONTAINER_DISKS: &str = "/var/run/kubevirt/container-disks";
+const KERNEL_BOOT: &str = "kernel-boot";
+/// Where the VMI is in the container.
+const VMI: &str = "/etc/peapod";
+const VMI_FILE: &str = "vmi.yaml";
+/// How long after the guest's grace period the kubelet kills.
+const GRACE_MARGIN: u64 = 10;
+/// Where the probes are asked; a port that the mesh does not take for the workload's.
+const PROBES: u16 = 8095;
+/// How long a guest may take to be ready, in seconds.
+const STARTUP: u32 = 300;
+/// Where Istio's proxy and its agent are asked, and HBONE.
+const MESH: [u16; 4] = [15008, 15020, 15021, 15090];
+const MIB: u64 = 1 << 20;
+
+/// What a manifest does not say.
+#[derive(Debug, Clone)]
+pub struct Choices {
+    /// The compute container's image.
+    pub image: String,
+    /// The device plugin's resource that is /dev/kvm.
+    pub kvm_resource: String,
+    /// So many pods, kept by a deployment; one alone where nothing is said.
+    pub replicas: Option<u32>,
+}
+
+/// Why a VMI cannot be in a pod that nobody else prepares.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of some node's.
+    #[error("disk `{0}`: a hostDisk is one node's file; use a persistentVolumeClaim")]
+    HostDisk(String),
+    /// Several pods would write it.
+    #[error("disk `{0}`: {1} pods cannot write one claim; use `ephemeral`")]
+    Shared(String, u32),
+    /// The guest would be asked in place of us.
+    #[error("port {PROBES} is where the probes are asked; the VMI cannot have it")]
+    Probes,
+}
+
+/// What a pod costs beyond its guest, in bytes; docs/pod.md tells how it is made up.
+pub fn overhead(vcpus: u8, memory: u64) -> u64 {
+    24 * MIB + u64::from(vcpus) * MIB + memory / 512
+}
+
+/// The objects for `machine`, whose manifest is `manifest`.
+pub fn objects(machine: &Machine, manifest: &str, choices: &Choices) -> Result<Vec<Value>, Error> {
+    check(machine, choices)?;
+    let name = &machine.name;
+    let selector = json!({ "vm.kubevirt.io/name": name });
+    let mut labels = machine.for_pod.labels.clone();
+    labels.insert("vm.kubevirt.io/name".to_owned(), json!(name));
+    let mut meta = json!({"name": name, "namespace": machine.namespace, "labels": labels});
+    let mut objects = vec![json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": vmi_secret(name), "namespace": machine.namespace},
+        "stringData": {VMI_FILE: manifest},
+    })];
+    let mut pod_meta = json!({ "labels": labels });
+    if !machine.for_pod.annotations.is_empty() {
+        set(
+            &mut pod_meta,
+            "annotations",
+            json!(machine.for_pod.annotations),
+        );
+    }
+    let spec = spec(machine, choices);
+    match choices.replicas {
+        None => {
+            if let Some(annotations) = pod_meta.get("annotations") {
+                set(&mut meta, "annotations", annotations.clone());
+            }
+            objects.push(json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec,
+            }));
+        }
+        Some(replicas) => {
+            objects.push(json!({
+                "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta,
+                "spec": {
+                    "replicas": replicas,
+                    "selector": {"matchLabels": selector},
+                    "template": {"metadata": pod_meta, "spec": spec},
+                },
+            }));
+            objects.push(json!({
+                "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+                "metadata": {"name": name, "namespace": machine.namespace},
+                "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}},
+            }));
+        }
+    }
+    objects.extend(policy(machine, &selector));
+    Ok(objects)
+}
+
+fn check(machine: &Machine, choices: &Choices) -> Result<(), Error> {
+    for disk in &machine.disks {
+        match (&disk.source, choices.replicas) {
+            (Source::HostDisk { .. }, _) => return Err(Error::HostDisk(disk.name.clone())),
+            (Source::Claim { ephemeral, .. }, Some(count @ 2..))
+                if !ephemeral && !disk.readonly =>
+            {
+                return Err(Error::Shared(disk.name.clone(), count));
+            }
+            _ => {}
+        }
+    }
+    let mut ports = machine
+        .interface
+        .iter()
+        .flat_map(|interface| &interface.ports);
+    match ports.any(|port| port.port == PROBES) {
+        true => Err(Error::Probes),
+        false => Ok(()),
+    }
+}
+
+fn set(object: &mut Value, key: &str, value: Value) {
+    if let Value::Object(fields) = object {
+        fields.insert(key.to_owned(), value);
+    }
+}
+
+fn vmi_secret(name: &str) -> String {
+    format!("{name}-vmi")
+}
+
+/// The pod's spec.
+fn spec(machine: &Machine, choices: &Choices) -> Value {
+    let (volumes, mounts) = volumes(machine);
+    let ports = machine
+        .interface
+        .iter()
+        .flat_map(|interface| &interface.ports);
+    let ports: Vec<Value> = ports
+        .clone()
+        .map(|port| {
+            let mut object = json!({
+                "containerPort": port.port,
+                "protocol": match port.protocol { Protocol::Tcp => "TCP", Protocol::Udp => "UDP" },
+            });
+            if let Some(name) = &port.name {
+                set(&mut object, "name", json!(name));
+            }
+            object
+        })
+        .collect();
+    let probe = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": {"path": path, "port": PROBES},
+            "periodSeconds": period, "failureThreshold": failures, "timeoutSeconds": 5,
+        })
+    };
+    let memory = machine.memory + overhead(machine.vcpus, machine.memory);
+    let memory = format!("{}Mi", memory.div_ceil(MIB));
+    let cpu = format!("{}m", u32::from(machine.vcpus) * 100);
+    let mut compute = json!({
+        "name": "compute",
+        "image": choices.image,
+        // They follow the image's entry point, `peapod launch`.
+        "args": [format!("{VMI}/{VMI_FILE}"), format!("--probes=0.0.0.0:{PROBES}")],
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": true,
+        },
+        "resources": {
+            "requests": {"cpu": cpu, "memory": memory, &choices.kvm_resource: "1"},
+            "limits": {"memory": memory, &choices.kvm_resource: "1"},
+        },
+        "startupProbe": probe("/readyz", 1, STARTUP),
+        "readinessProbe": probe("/readyz", 5, 3),
+        "livenessProbe": probe("/healthz", 10, 3),
+        "volumeMounts": mounts,
+    });
+    if !ports.is_empty() {
+        set(&mut compute, "ports", json!(ports));
+    }
+    let restart = if choices.replicas.is_some() {
+        "Always"
+    } else {
+        "OnFailure"
+    };
+    let mut spec = machine.for_pod.spec.clone();
+    let own = json!({
+        "automountServiceAccountToken": false,
+        "restartPolicy": restart,
+        "terminationGracePeriodSeconds": machine.termination_grace.as_secs() + GRACE_MARGIN,
+        "hostname": machine.hostname,
+        "securityContext": {
+            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            "sysctls": sysctls(machine),
+        },
+        "containers": [compute],
+        "volumes": volumes,
+    });
+    if let Value::Object(own) = own {
+        spec.extend(own);
+    }
+    if let Some(subdomain) = &machine.subdomain {
+        spec.insert("subdomain".to_owned(), json!(subdomain));
+    }
+    Value::Object(spec)
+}
+
+/// Those of Kubernetes' safe ones that the guest needs: its echo, and ports below 1024.
+fn sysctls(machine: &Machine) -> Vec<Value> {
+    let mut sysctls = vec![json!({
+        "name": "net.ipv4.ping_group_range", "value": format!("{USER} {USER}"),
+    })];
+    let mut ports = machine
+        .interface
+        .iter()
+        .flat_map(|interface| &interface.ports);
+    if ports.any(|port| port.port < 1024) {
+        sysctls.push(json!({"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}));
+    }
+    sysctls
+}
+
+/// The pod's volumes, and where its container has them.
+fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
+    let mut volumes = vec![
+        json!({"name": "vmi", "secret": {"secretName": vmi_secret(&machine.name)}}),
+        json!({"name": "ephemeral-disks", "emptyDir": {}}),
+        json!({"name": "private", "emptyDir": {}}),
+    ];
+    let mut mounts = vec![
+        json!({"name": "vmi", "mountPath": VMI, "readOnly": true}),
+        json!({"name": "ephemeral-disks", "mountPath": EPHEMERAL}),
+        json!({"name": "private", "mountPath": PRIVATE}),
+    ];
+    let mut image = |name: String, place: &str, reference: &str| {
+        volumes.push(json!({"name": name, "image": {"reference": reference}}));
+        mounts.push(json!({
+            "name": name, "mountPath": format!("{CONTAINER_DISKS}/{place}"), "readOnly": true,
+        }));
+    };
+    if let Some(boot) = &machine.kernel_boot {
+        image(KERNEL_BOOT.to_owned(), KERNEL_BOOT, &boot.image);
+    }
+    for disk in &machine.disks {
+        if let Source::ContainerDisk {
+            volume: (volume, _),
+            image: reference,
+            ..
+        } = &disk.source
+        {
+            image(format!("disk-{volume}"), volume, reference);
+        }
+    }
+    for disk in &machine.disks {
+        if let Source::Claim { volume, claim, .. } = &disk.source {
+            let name = format!("claim-{volume}");
+            let claim = json!({"claimName": claim, "readOnly": disk.readonly});
+            volumes.push(json!({"name": name, "persistentVolumeClaim": claim}));
+            let path = format!("{PRIVATE}/vmi-disks/{volume}");
+            mounts.push(json!({"name": name, "mountPath": path, "readOnly": disk.readonly}));
+        }
+    }
+    (volumes, mounts)
+}
+
+/// Who may come in: to the declared ports, to the probes and to the mesh's own. Where no port is
+/// declared those that the guest listens on are open, which a policy cannot know.
+fn policy(machine: &Machine, selector: &Value) -> Option<Value> {
+    let interface = machine.interface.as_ref()?;
+    if interface.ports.is_empty() {
+        return None;
+    }
+    let tcp = |port: u16| json!({"protocol": "TCP", "port": port});
+    let declared = interface.ports.iter().map(|port| match port.protocol {
+        Protocol::Tcp => tcp(port.port),
+        Protocol::Udp => json!({"protocol": "UDP", "port": port.port}),
+    });
+    let ports: Vec<Value> = declared
+        .chain([PROBES].into_iter().chain(MESH).map(tcp))
+        .collect();
+    Some(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": machine.name, "namespace": machine.namespace},
+        "spec": {
+            "podSelector": {"matchLabels": selector},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"ports": ports}],
+        },
+    }))
+}

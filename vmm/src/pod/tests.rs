@@ -1,0 +1,146 @@
+//! Each object against Kubernetes' own types.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::*;
+use crate::vmi;
+
+const MANIFEST: &str = "
+apiVersion: kubevirt.io/v1
+kind: VirtualMachineInstance
+metadata:
+  name: details
+  namespace: books
+  labels: {app: details, version: v1}
+  annotations: {sidecar.istio.io/inject: 'true'}
+spec:
+  subdomain: lib
+  terminationGracePeriodSeconds: 45
+  nodeSelector: {kubernetes.io/arch: amd64}
+  tolerations: [{key: vm, operator: Exists}]
+  domain:
+    cpu: {cores: 2}
+    memory: {guest: 1Gi}
+    firmware:
+      kernelBoot:
+        container: {image: 'registry/kernel:1', kernelPath: /vmlinuz, initrdPath: /initramfs.cpio}
+    devices:
+      interfaces:
+      - {name: default, masquerade: {}, ports: [{name: http, port: 80}, {port: 53, protocol: UDP}]}
+  networks: [{name: default, pod: {}}]
+  volumes:
+  - {name: root, containerDisk: {image: 'registry/details:1'}}
+  - {name: data, persistentVolumeClaim: {claimName: books}}
+  - {name: seed, cloudInitNoCloud: {userData: '#!/bin/sh'}}
+";
+
+fn choices(replicas: Option<u32>) -> Choices {
+    Choices {
+        image: "registry/compute:1".to_owned(),
+        kvm_resource: "devices.kubevirt.io/kvm".to_owned(),
+        replicas,
+    }
+}
+
+fn made(manifest: &str, replicas: Option<u32>) -> Result<Vec<Value>, Error> {
+    let machine = vmi::parse("x", manifest.as_bytes()).unwrap().machine;
+    objects(&machine, manifest, &choices(replicas))
+}
+
+/// Reads it as what it says that it is: a field that the type has not would be lost.
+fn held(object: &Value) -> String {
+    fn through<T: DeserializeOwned + Serialize>(object: &Value) {
+        let read: T = serde_json::from_value(object.clone()).unwrap();
+        let written = serde_json::to_value(read).unwrap();
+        assert_eq!(written, *object);
+    }
+    let kind = object["kind"].as_str().unwrap();
+    match kind {
+        "Secret" => through::<Secret>(object),
+        "Pod" => through::<Pod>(object),
+        "Deployment" => through::<Deployment>(object),
+        "NetworkPolicy" => through::<NetworkPolicy>(object),
+        "PodDisruptionBudget" => through::<PodDisruptionBudget>(object),
+        other => panic!("{other}"),
+    }
+    kind.to_owned()
+}
+
+#[test]
+fn each_object_is_one_of_kubernetes_with_no_field_that_it_does_not_know() {
+    let pod = made(MANIFEST, None).unwrap();
+    let kinds: Vec<_> = pod.iter().map(held).collect();
+    assert_eq!(kinds, ["Secret", "Pod", "NetworkPolicy"]);
+    let several = MANIFEST.replace(
+        "persistentVolumeClaim: {claimName: books}",
+        "emptyDisk: {capacity: 1Gi}",
+    );
+    let kinds: Vec<_> = made(&several, Some(3)).unwrap().iter().map(held).collect();
+    assert_eq!(
+        kinds,
+        [
+            "Secret",
+            "Deployment",
+            "PodDisruptionBudget",
+            "NetworkPolicy"
+        ]
+    );
+}
+
+#[test]
+fn the_pod_is_a_restricted_one_and_has_what_its_vmi_asks_for() {
+    let objects = made(MANIFEST, None).unwrap();
+    assert_eq!(objects[0]["stringData"]["vmi.yaml"], MANIFEST);
+    let pod = &objects[1];
+    assert_eq!(pod["metadata"]["labels"]["app"], "details");
+    assert_eq!(
+        pod["metadata"]["annotations"]["sidecar.istio.io/inject"],
+        "true"
+    );
+    let spec = &pod["spec"];
+    assert_eq!(spec["nodeSelector"]["kubernetes.io/arch"], "amd64");
+    assert_eq!(spec["tolerations"][0]["key"], "vm");
+    assert_eq!(spec["subdomain"], "lib");
+    assert_eq!(spec["terminationGracePeriodSeconds"], 55);
+    let sysctls = spec["securityContext"]["sysctls"].as_array().unwrap();
+    assert!(
+        sysctls
+            .iter()
+            .any(|s| s["name"] == "net.ipv4.ip_unprivileged_port_start")
+    );
+    let compute = &spec["containers"][0];
+    assert_eq!(compute["securityContext"]["capabilities"]["drop"][0], "ALL");
+    assert_eq!(
+        compute["resources"]["limits"]["devices.kubevirt.io/kvm"],
+        "1"
+    );
+    // 1024 for the guest, 24, 2 and 2.
+    assert_eq!(compute["resources"]["limits"]["memory"], "1052Mi");
+    assert_eq!(compute["ports"][0]["name"], "http");
+    let mounts = compute["volumeMounts"].as_array().unwrap();
+    let at = |path: &str| mounts.iter().any(|mount| mount["mountPath"] == path);
+    assert!(at("/var/run/kubevirt/container-disks/root"));
+    assert!(at("/var/run/kubevirt/container-disks/kernel-boot"));
+    assert!(at("/var/run/kubevirt-private/vmi-disks/data"));
+}
+
+#[test]
+fn what_no_pod_of_its_own_can_have_is_refused_with_what_to_use() {
+    let say = |manifest: &str, replicas| made(manifest, replicas).unwrap_err().to_string();
+    let claim = say(MANIFEST, Some(2));
+    assert!(
+        claim.contains("`data`: 2 pods cannot write one claim"),
+        "{claim}"
+    );
+    let host = MANIFEST.replace(
+        "persistentVolumeClaim: {claimName: books}",
+        "hostDisk: {path: /x, type: Disk}",
+    );
+    assert!(say(&host, None).contains("use a persistentVolumeClaim"));
+    assert!(say(&MANIFEST.replace("port: 80", "port: 8095"), None).contains("8095"));
+}

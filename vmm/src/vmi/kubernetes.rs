@@ -1,0 +1,93 @@
+//! What of a manifest is for Kubernetes and not for the machine: kept as it is written, for the
+//! pod that the machine is in.
+
+use serde_json::Map;
+
+use super::object::{Object, Problems};
+use super::yaml::{Node, Value};
+
+/// Fields of a VMI's spec that a pod's spec has under the same name, and with the same meaning.
+const SAME_IN_A_POD: [&str; 9] = [
+    "affinity",
+    "dnsConfig",
+    "dnsPolicy",
+    "nodeSelector",
+    "priorityClassName",
+    "schedulerName",
+    "serviceAccountName",
+    "tolerations",
+    "topologySpreadConstraints",
+];
+
+/// The parts of a manifest that a pod takes over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForPod {
+    /// `metadata.labels`.
+    pub labels: Map<String, serde_json::Value>,
+    /// `metadata.annotations`.
+    pub annotations: Map<String, serde_json::Value>,
+    /// Fields of the pod's spec.
+    pub spec: Map<String, serde_json::Value>,
+}
+
+impl ForPod {
+    /// Takes labels and annotations out of the metadata.
+    pub(super) fn metadata(meta: &mut Object<'_>, p: &mut Problems) -> Self {
+        Self {
+            labels: texts(meta, "labels", p),
+            annotations: texts(meta, "annotations", p),
+            spec: Map::new(),
+        }
+    }
+
+    /// Takes what a pod has too out of the spec.
+    pub(super) fn take(&mut self, spec: &mut Object<'_>) {
+        for name in SAME_IN_A_POD {
+            if let Some(field) = spec.take(name) {
+                self.spec.insert(name.to_owned(), json(field.node()));
+            }
+        }
+    }
+}
+
+/// A mapping of strings.
+fn texts(meta: &mut Object<'_>, name: &str, p: &mut Problems) -> Map<String, serde_json::Value> {
+    let Some(field) = meta.take(name) else {
+        return Map::new();
+    };
+    let Value::Map(entries) = &field.node().value else {
+        field.problem(p, "expected a mapping of strings");
+        return Map::new();
+    };
+    let mut read = Map::new();
+    for (key, node) in entries {
+        match &node.value {
+            Value::String(text) => {
+                read.insert(key.value.clone(), text.clone().into());
+            }
+            other => {
+                let kind = other.kind();
+                let message = format!("`{}`: expected a string, found {kind}; quote it", key.value);
+                field.problem(p, message);
+            }
+        }
+    }
+    read
+}
+
+fn json(node: &Node) -> serde_json::Value {
+    match &node.value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(value) => (*value).into(),
+        Value::Int(value) => i64::try_from(*value).map_or(serde_json::Value::Null, Into::into),
+        Value::Float(value) => (*value).into(),
+        Value::String(value) => value.clone().into(),
+        Value::List(nodes) => nodes.iter().map(json).collect(),
+        Value::Map(entries) => {
+            let entries = entries
+                .iter()
+                .map(|(key, node)| (key.value.clone(), json(node)));
+            serde_json::Value::Object(entries.collect())
+        }
+    }
+}
