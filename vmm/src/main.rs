@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Launch(args) => launch(args),
         Command::Pod(args) => pod(args),
+        Command::Validate(args) => cli::validate::validate(args),
         Command::BootEntries(args) => boot_entries(args),
         Command::Doctor(args) => doctor(args),
         Command::Ps { json } => about(vms::ps(*json)),

@@ -6,6 +6,7 @@ pub mod launch;
 pub mod pod;
 pub mod run;
 mod terminal;
+pub mod validate;
 pub mod vms;
 
 use std::ffi::OsString;
@@ -32,6 +33,7 @@ Exit status of `run` and `launch`:
 
 Exit status of the commands about a running VM: 0 done, 1 the VM could not do it, 2 no such VM
 Exit status of `pod`: 0 printed, 1 not, 2 bad input
+Exit status of `validate`: 0 all good, 2 something is wrong
 Exit status of `boot-entries`: 0 something is there to be booted, 2 bad input, or nothing is
 
 Exit status of `doctor`: 0 all that is needed is there, 1 something needed is missing, 2 bad input
@@ -65,6 +67,8 @@ pub enum Command {
     Launch(Box<launch::Args>),
     /// Print the Kubernetes objects that run a VMI without an operator
     Pod(pod::Args),
+    /// Say every problem of manifests, a line each; start nothing
+    Validate(validate::Args),
     /// List what a disk's own boot loader would start
     BootEntries(boot_entries::Args),
     /// List the VMs that run

@@ -7,6 +7,7 @@
 //! those of `kubevirt.io/api/core/v1` (`schema.go`, `types.go`) and are kept in [`schema`].
 
 mod devices;
+mod documents;
 mod error;
 mod kubernetes;
 mod machine;

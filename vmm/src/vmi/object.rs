@@ -3,6 +3,7 @@
 
 use super::error::Problem;
 use super::yaml::{Node, Value};
+use serde_saphyr::Spanned;
 
 /// Names farther than this from every known one get no suggestion.
 const NEAR: f64 = 0.75;
@@ -112,6 +113,19 @@ impl<'a> Field<'a> {
             node,
         };
         items.iter().enumerate().map(item).collect()
+    }
+
+    /// The fields of a mapping whose keys are anybody's to choose.
+    pub(super) fn entries(&self, problems: &mut Problems) -> Vec<(&'a str, Field<'a>)> {
+        let Value::Map(entries) = &self.node.value else {
+            self.expected(problems, "a mapping");
+            return Vec::new();
+        };
+        let field = |(key, node): &'a (Spanned<String>, Node)| {
+            let path = join(&self.path, &key.value);
+            (key.value.as_str(), Field { path, node })
+        };
+        entries.iter().map(field).collect()
     }
 
     /// The mapping, every key of which must be in `known`.

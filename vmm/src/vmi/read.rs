@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::documents::{self, Beside};
 use super::error::Invalid;
 use super::kubernetes::ForPod;
 use super::machine::{Chassis, KernelBoot, Machine, RebootPolicy};
@@ -26,16 +27,26 @@ pub struct Parsed {
     pub warnings: Vec<String>,
 }
 
+/// Name, namespace, and what is for the pod.
+type Meta = (String, String, ForPod);
+
 /// Reads a manifest; `file` is only named in the problems.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Parsed, Invalid> {
     let invalid = |problems| Invalid {
         file: file.to_owned(),
         problems,
     };
-    let document = yaml::parse(bytes).map_err(|problem| invalid(vec![problem]))?;
+    let documents = yaml::parse(bytes).map_err(|problem| invalid(vec![problem]))?;
+    if documents.is_empty() {
+        return Err(invalid(vec![yaml::whole("the file is empty".to_owned())]));
+    }
     let mut problems = Problems::new();
     let mut warnings = Vec::new();
-    let machine = document_of(&Field::root(&document), &mut problems, &mut warnings);
+    let sorted = documents::sort(&documents, &mut problems);
+    let machine = sorted.and_then(|(document, beside)| {
+        warnings.extend(beside.warning());
+        document_of(&document, &beside, &mut problems, &mut warnings)
+    });
     problems.sort_by_key(|p| (p.line, p.column));
     match machine {
         Some(machine) if problems.is_empty() => Ok(Parsed { machine, warnings }),
@@ -43,9 +54,15 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Parsed, Invalid> {
     }
 }
 
-fn document_of(root: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Option<Machine> {
+fn document_of(
+    root: &Field,
+    beside: &Beside,
+    p: &mut Problems,
+    warnings: &mut Vec<String>,
+) -> Option<Machine> {
     let before = p.len();
     let mut vmi = root.object(p, schema::VMI)?;
+    let mut kind = "";
     for (name, known) in [
         (
             "apiVersion",
@@ -55,12 +72,14 @@ fn document_of(root: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Op
                 "kubevirt.io/v1alpha2",
             ][..],
         ),
-        ("kind", &["VirtualMachineInstance"][..]),
+        ("kind", &["VirtualMachineInstance", "VirtualMachine"][..]),
     ] {
-        if let Some(field) = vmi.need(p, name)
-            && let Some(value) = field.string(p)
-            && !known.contains(&value)
-        {
+        let Some(field) = vmi.need(p, name) else {
+            continue;
+        };
+        kind = field.string(p).unwrap_or_default();
+        let value = kind;
+        if !value.is_empty() && !known.contains(&value) {
             field.problem(
                 p,
                 format!("`{value}` is not supported, only {}", known.join(", ")),
@@ -77,10 +96,49 @@ fn document_of(root: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Op
     let spec = vmi.need(p, "spec")?;
     vmi.ignore(&["status"]);
     vmi.finish(p);
-    spec_of(&spec, meta, p, warnings)
+    if kind == "VirtualMachine" {
+        let (spec, meta) = template(&spec, meta, p, warnings)?;
+        return spec_of(&spec, meta, beside, p, warnings);
+    }
+    spec_of(&spec, meta, beside, p, warnings)
 }
 
-fn metadata(field: &Field, p: &mut Problems) -> Option<(String, String, ForPod)> {
+/// The VMI's own spec in a VirtualMachine, and the VM's name with the VMI's labels.
+fn template<'a>(
+    field: &Field<'a>,
+    (name, namespace, _): Meta,
+    p: &mut Problems,
+    warnings: &mut Vec<String>,
+) -> Option<(Field<'a>, Meta)> {
+    let mut vm = field.object(p, schema::VM_SPEC)?;
+    if let Some(field) = vm.take("running")
+        && !field.boolean(p)?
+    {
+        warnings.push("`running` is false; it is started all the same".to_owned());
+    }
+    if let Some(field) = vm.take("runStrategy") {
+        match field.string(p)? {
+            "Always" | "RerunOnFailure" | "Once" => {}
+            strategy @ ("Halted" | "Manual" | "WaitAsReceiver") => {
+                let warning = format!("`runStrategy` is {strategy}; it is started all the same");
+                warnings.push(warning);
+            }
+            _ => field.problem(p, "must be Always, RerunOnFailure, Once, Manual or Halted"),
+        }
+    }
+    vm.ignore(&["updateVolumesStrategy"]);
+    let template = vm.need(p, "template");
+    vm.finish(p);
+    let mut template = template?.object(p, schema::TEMPLATE)?;
+    let for_pod = match template.take("metadata") {
+        Some(field) => ForPod::metadata(&mut field.object(p, schema::METADATA)?, p),
+        None => ForPod::default(),
+    };
+    let spec = template.need(p, "spec")?;
+    Some((spec, (name, namespace, for_pod)))
+}
+
+fn metadata(field: &Field, p: &mut Problems) -> Option<Meta> {
     let mut meta = field.object(p, schema::METADATA)?;
     let name = meta.need(p, "name").and_then(|f| label(&f, p, 253));
     let namespace = match meta.take("namespace") {
@@ -117,7 +175,8 @@ fn label(field: &Field, p: &mut Problems, max: usize) -> Option<String> {
 
 fn spec_of(
     field: &Field,
-    (name, namespace, mut for_pod): (String, String, ForPod),
+    (name, namespace, mut for_pod): Meta,
+    beside: &Beside,
     p: &mut Problems,
     warnings: &mut Vec<String>,
 ) -> Option<Machine> {
@@ -131,7 +190,7 @@ fn spec_of(
         .take("terminationGracePeriodSeconds")
         .and_then(|f| f.integer(p, 0, u32::MAX))
         .unwrap_or(GRACE_SECONDS);
-    let volumes = volumes::read(spec.take("volumes").as_ref(), p);
+    let volumes = volumes::read(spec.take("volumes").as_ref(), beside, p);
     let networks = devices::networks(spec.take("networks").as_ref(), p);
     let domain = spec.need(p, "domain");
     spec.finish(p);

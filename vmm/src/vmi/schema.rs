@@ -9,6 +9,15 @@ mod lists {
     use super::Fields;
 
     pub const VMI: Fields = &["apiVersion", "kind", "metadata", "spec", "status"];
+    pub const VM_SPEC: Fields = &[
+        "dataVolumeTemplates", "instancetype", "preference", "runStrategy", "running", "template",
+        "updateVolumesStrategy",
+    ];
+    pub const TEMPLATE: Fields = &["metadata", "spec"];
+    pub const SECRET: Fields = &[
+        "apiVersion", "data", "immutable", "kind", "metadata", "stringData", "type",
+    ];
+    pub const SECRET_REF: Fields = &["name"];
     pub const METADATA: Fields = &[
         "annotations", "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp",
         "finalizers", "generateName", "generation", "labels", "managedFields", "name", "namespace",

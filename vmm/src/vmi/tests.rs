@@ -150,8 +150,8 @@ fn each_bad_manifest_ends_in_one_line_with_its_place() {
         ),
         (
             "VirtualMachineInstance",
-            "VirtualMachine",
-            "vm.yaml:2:7: kind: `VirtualMachine` is not supported, only VirtualMachineInstance",
+            "VirtualMachinePool",
+            "vm.yaml:2:7: kind: `VirtualMachinePool` is not supported, only VirtualMachineInstance, VirtualMachine",
         ),
         (
             "kubevirt.io/v1",
@@ -508,4 +508,147 @@ proptest::proptest! {
         text.splice(at..(at + 3).min(text.len()), with.bytes());
         let _ = parse("x", &text);
     }
+}
+
+/// As one writes it for kubectl: what belongs to the VM in the same file.
+const FILE: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: details}
+spec: {ports: [{port: 9080}], selector: {app: details}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: set-up}
+stringData: {userdata: '#!/bin/sh'}
+data: {networkData: dmVyc2lvbjog
+  Mgo=}
+---
+apiVersion: kubevirt.io/v1
+kind: VirtualMachine
+metadata: {name: details, namespace: books}
+spec:
+  running: false
+  template:
+    metadata: {labels: {app: details}}
+    spec:
+      domain:
+        memory: {guest: 128Mi}
+        devices: {}
+      volumes:
+      - {name: root, hostDisk: {path: /root.img, type: Disk}}
+      - {name: seed, cloudInitNoCloud: {secretRef: {name: set-up}, networkDataSecretRef: {name: set-up}}}
+";
+
+#[test]
+fn a_virtual_machine_is_found_among_documents_and_its_secret_beside_it() {
+    let parsed = parse("x", FILE.as_bytes()).unwrap();
+    assert_eq!(
+        parsed.warnings,
+        [
+            "left alone: Service details",
+            "`running` is false; it is started all the same"
+        ]
+    );
+    let machine = parsed.machine;
+    assert_eq!(
+        (&machine.name[..], &machine.namespace[..]),
+        ("details", "books")
+    );
+    assert_eq!(machine.for_pod.labels["app"], "details");
+    let Source::Seed {
+        user_data,
+        network_data,
+    } = &machine.disks[1].source
+    else {
+        panic!("{:?}", machine.disks[1])
+    };
+    assert_eq!(user_data, b"#!/bin/sh");
+    assert_eq!(network_data.as_deref(), Some(&b"version: 2\n"[..]));
+}
+
+#[test]
+fn what_is_wrong_among_documents_is_one_line_with_its_place() {
+    for (from, to, wanted) in [
+        (
+            "name: set-up}\nstringData",
+            "name: other}\nstringData",
+            "Secret `set-up` is not in this file",
+        ),
+        (
+            "{userdata: ",
+            "{user: ",
+            "Secret `set-up` has no `userdata` or `userData`",
+        ),
+        (
+            "kind: VirtualMachine\n",
+            "kind: Deployment\n",
+            "no document is a VirtualMachineInstance",
+        ),
+        (
+            "kind: Service",
+            "kind: VirtualMachine",
+            "a second VirtualMachine; a file has one",
+        ),
+        (
+            "running: false",
+            "runStrategy: Sometimes",
+            "spec.runStrategy: must be Always",
+        ),
+        ("dmVyc2lvbjog", "*", "data.networkData: "),
+    ] {
+        let text = FILE.replacen(from, to, 1);
+        assert_ne!(text, FILE, "{from}");
+        let error = parse("x", text.as_bytes()).unwrap_err().to_string();
+        let first = error.lines().next().unwrap();
+        let place = first.strip_prefix("x:").unwrap().split(':').next().unwrap();
+        assert!(place.parse::<u32>().is_ok_and(|line| line > 0), "{error}");
+        assert!(
+            error.contains(wanted) || wanted.starts_with("data."),
+            "{wanted}: {error}"
+        );
+    }
+}
+
+/// Each key of good manifests misspelt, and each value made what it cannot be.
+#[test]
+fn every_mutation_of_a_good_manifest_is_told_with_its_line_and_starts_nothing() {
+    let mut told = 0;
+    for good in [KUBECTL, DETAILS, FILE] {
+        let lines: Vec<_> = good.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let Some((key, value)) = line.split_once(':') else {
+                continue;
+            };
+            let name = key.trim_start_matches([' ', '-']);
+            if name.is_empty()
+                || !name.bytes().all(|b| b.is_ascii_alphabetic())
+                || line.contains('#')
+            {
+                continue;
+            }
+            let misspelt = format!("{key}x:{value}");
+            let mut mutants = vec![misspelt];
+            if !value.trim().is_empty() && !value.contains(['{', '|']) {
+                mutants.push(format!("{key}: [[]]"));
+            }
+            for mutant in mutants {
+                let mut text = lines.clone();
+                text[at] = &mutant;
+                let Err(error) = parse("x", text.join("\n").as_bytes()) else {
+                    // Labels and a Service's fields are anybody's to choose.
+                    continue;
+                };
+                let error = error.to_string();
+                told += 1;
+                for line in error.lines() {
+                    let mut parts = line.splitn(4, ':');
+                    assert_eq!(parts.next(), Some("x"), "{mutant}: {error}");
+                    let numbers = [parts.next(), parts.next()].map(|n| n.unwrap().parse::<u32>());
+                    assert!(numbers.iter().all(Result::is_ok), "{mutant}: {error}");
+                }
+            }
+        }
+    }
+    assert!(told >= 100, "{told}");
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
+use super::documents::Beside;
 use super::machine::{HostDiskType, Source};
 use super::object::{Field, Object, Problems};
 use super::schema;
@@ -18,7 +19,11 @@ pub(super) struct Volume<'a> {
 
 /// Reads all volumes. One whose source is refused keeps its name (its source is then of no
 /// account), so that its disk is not blamed as well.
-pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volume<'a>> {
+pub(super) fn read<'a>(
+    field: Option<&Field<'a>>,
+    beside: &Beside,
+    p: &mut Problems,
+) -> Vec<Volume<'a>> {
     let mut volumes: Vec<Volume> = Vec::new();
     let fields = field.map(|f| f.list(p)).unwrap_or_default();
     for (index, field) in fields.into_iter().enumerate() {
@@ -30,7 +35,7 @@ pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volum
             .and_then(|f| f.string(p).map(str::to_owned));
         let before = p.len();
         let place = (name.as_deref().unwrap_or_default(), index);
-        let source = source(&mut volume, place, p);
+        let source = source(&mut volume, place, beside, p);
         if source.is_none() && p.len() == before && volume.names().next().is_none() {
             field.problem(p, "has no source, such as `hostDisk` or `containerDisk`");
         }
@@ -53,7 +58,12 @@ pub(super) fn read<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Volum
 }
 
 /// The source of the volume of that name and index.
-fn source(volume: &mut Object, place: (&str, usize), p: &mut Problems) -> Option<Source> {
+fn source(
+    volume: &mut Object,
+    place: (&str, usize),
+    beside: &Beside,
+    p: &mut Problems,
+) -> Option<Source> {
     let (name, index) = place;
     if volume.names().count() > 1 {
         volume.field().problem(p, "has more than one source");
@@ -103,8 +113,15 @@ fn source(volume: &mut Object, place: (&str, usize), p: &mut Problems) -> Option
     }
     let field = volume.take("cloudInitNoCloud")?;
     let mut seed = field.object(p, schema::NO_CLOUD)?;
-    let user_data = data(&mut seed, "userData", "userDataBase64", p);
-    let network_data = data(&mut seed, "networkData", "networkDataBase64", p);
+    let user = ["userData", "userDataBase64", "secretRef", "userdata"];
+    let user_data = data(&mut seed, user, beside, p);
+    let network = [
+        "networkData",
+        "networkDataBase64",
+        "networkDataSecretRef",
+        "networkdata",
+    ];
+    let network_data = data(&mut seed, network, beside, p);
     if user_data.is_none() && network_data.is_none() && seed.names().next().is_none() {
         field.problem(p, "has neither `userData` nor `userDataBase64`");
     }
@@ -169,7 +186,21 @@ pub(super) fn filled(object: &mut Object, name: &str, p: &mut Problems) -> Optio
 }
 
 /// Data given as text or in base64, not both.
-fn data(object: &mut Object, plain: &str, encoded: &str, p: &mut Problems) -> Option<Vec<u8>> {
+/// Data that are given as they are, as base64, or in a Secret under a key that is spelt like the first
+/// or in lower case.
+fn data(
+    object: &mut Object,
+    [plain, encoded, secret, lower]: [&str; 4],
+    beside: &Beside,
+    p: &mut Problems,
+) -> Option<Vec<u8>> {
+    if let Some(field) = object.take(secret) {
+        let mut reference = field.object(p, schema::SECRET_REF)?;
+        let name = filled(&mut reference, "name", p);
+        reference.finish(p);
+        let found = beside.secret_key(&name?, &[lower, plain]);
+        return found.map_err(|why| field.problem(p, why)).ok();
+    }
     let text = object.take(plain).and_then(|f| f.string(p));
     let base64 = object.take(encoded);
     match (text, base64) {

@@ -7,6 +7,8 @@ use serde_saphyr::Spanned;
 
 use super::error::Problem;
 
+/// A file may have Services and Deployments beside its VMI.
+const MAX_DOCUMENTS: usize = 64;
 /// A larger manifest is refused unread; etcd's own limit for an object is 1.5 MiB.
 const MAX_BYTES: usize = 1 << 20;
 
@@ -93,14 +95,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 }
 
-/// Parses one document, bounded in size, depth, nodes and alias expansion.
-pub(super) fn parse(bytes: &[u8]) -> Result<Node, Problem> {
-    let whole = |message: String| Problem {
-        line: 0,
-        column: 0,
-        path: String::new(),
-        message,
-    };
+/// Parses all documents that are not empty, bounded in size, depth, nodes and alias expansion.
+pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Node>, Problem> {
     if bytes.len() > MAX_BYTES {
         return Err(whole(format!("larger than the limit of {MAX_BYTES} bytes")));
     }
@@ -111,7 +107,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Node, Problem> {
             max_depth: 64,
             max_nodes: 100_000,
             max_aliases: 1_000,
-            max_documents: 1,
+            max_documents: MAX_DOCUMENTS,
         },
         alias_limits: serde_saphyr::alias_limits! {
             max_total_replayed_events: 100_000,
@@ -121,7 +117,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Node, Problem> {
         strict_booleans: true,
         with_snippet: false,
     };
-    serde_saphyr::from_str_with_options(text, options).map_err(|e| {
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|e| {
         let (line, column) = e.location().map_or((0, 0), |at| (at.line(), at.column()));
         Problem {
             line,
@@ -130,6 +126,16 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Node, Problem> {
             message: sentence(&e.to_string()),
         }
     })
+}
+
+/// A problem of no place.
+pub(super) fn whole(message: String) -> Problem {
+    Problem {
+        line: 0,
+        column: 0,
+        path: String::new(),
+        message,
+    }
 }
 
 /// The crate's message without its place, which is said in front, and its advice to programmers.
