@@ -14,6 +14,14 @@ fn main() -> ExitCode {
         Command::Launch(args) => launch(args),
         Command::Pod(args) => pod(args),
         Command::Validate(args) => cli::validate::validate(args),
+        Command::Completions(args) => printed(cli::manual::completions(args)),
+        Command::Man(args) => match cli::manual::man(args) {
+            Ok(()) => status::OK,
+            Err(error) => {
+                complain(&error);
+                status::FAILURE
+            }
+        },
         Command::BootEntries(args) => boot_entries(args),
         Command::Doctor(args) => doctor(args),
         Command::Ps { json } => about(vms::ps(*json)),

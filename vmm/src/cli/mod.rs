@@ -3,6 +3,7 @@
 pub mod boot_entries;
 pub mod doctor;
 pub mod launch;
+pub mod manual;
 pub mod pod;
 pub mod run;
 mod terminal;
@@ -101,6 +102,10 @@ pub enum Command {
     Capture(vms::Capture),
     /// Show a VM's figures as Prometheus reads them
     Metrics(vms::Asked),
+    /// Print what a shell completes words with
+    Completions(manual::Completions),
+    /// Write a manual page for each command
+    Man(manual::Man),
     /// Say what of this host will work, and what to do about the rest
     Doctor(doctor::Args),
 }
