@@ -10,6 +10,8 @@
 )]
 
 mod bookinfo;
+mod others;
+mod safety;
 mod sidecar;
 mod site;
 
@@ -35,6 +37,11 @@ fn trials() -> Vec<Trial> {
             what_the_registry_lacks_is_refused_at_once
             names_are_looked_up_at_the_sidecar
             by_tproxy_the_guest_sees_its_client_s_own_address,
+        safety:
+            no_spelling_of_an_address_leads_to_the_pod_s_loopback_or_the_node_s_metadata,
+        others:
+            in_ambient_mode_the_guest_is_called_and_calls_through_ztunnel_s_sockets
+            beside_linkerd_s_proxy_the_guest_is_called_and_calls,
         bookinfo:
             what_the_guest_says_comes_out_at_the_gateway_and_in_one_trace,
     }

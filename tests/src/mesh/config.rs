@@ -154,8 +154,7 @@ impl Sidecar<'_> {
         let mut listener = listener("virtualInbound", "0.0.0.0", 15006);
         listener["traffic_direction"] = json!("INBOUND");
         let mut filters = vec![
-            json!({"name": "original_dst", "typed_config": {
-                "@type": format!("{TYPES}.extensions.filters.listener.original_dst.v3.OriginalDst")}}),
+            original_dst(),
             json!({"name": "tls_inspector", "typed_config": {
                 "@type": format!("{TYPES}.extensions.filters.listener.tls_inspector.v3.TlsInspector")}}),
         ];
@@ -164,9 +163,7 @@ impl Sidecar<'_> {
         } = self.redirect
         {
             listener["transparent"] = json!(true);
-            filters.push(json!({"name": "original_src", "typed_config": {
-                "@type": format!("{TYPES}.extensions.filters.listener.original_src.v3.OriginalSrc"),
-                "mark": 1337}}));
+            filters.push(original_src());
         }
         listener["listener_filters"] = json!(filters);
         let mut chains: Vec<Value> = self.inbound.iter().map(|port| {
@@ -224,6 +221,52 @@ impl Gateway<'_> {
             self.tracing,
         )
     }
+}
+
+/// The mark of a proxy's sockets: Istio's sidecar's by TPROXY, and each of ztunnel's.
+const MARK: i32 = 0x539;
+
+/// In ztunnel's place, what it does with connections that are not tunnelled: those that come in go
+/// on from their client's own address, and all of its sockets are marked.
+pub fn ztunnel() -> Value {
+    let mut inside = listener("inbound", "0.0.0.0", 15006);
+    inside["listener_filters"] = json!([original_dst(), original_src()]);
+    inside["filter_chains"] = json!([{"filters": [tcp("inbound")]}]);
+    // SO_MARK, before the socket is bound.
+    let mark = json!({"level": libc::SOL_SOCKET, "name": libc::SO_MARK, "int_value": MARK,
+        "state": "STATE_PREBIND"});
+    let mut out = original("outbound");
+    out["upstream_bind_config"] = json!({"source_address": {"address": "0.0.0.0", "port_value": 0},
+        "socket_options": [mark]});
+    let listeners = vec![inside, relay("outbound", 15001)];
+    bootstrap("ztunnel", listeners, vec![original("inbound"), out], None)
+}
+
+/// In Linkerd's proxy's place: what comes in and what goes out goes on to where it was going.
+pub fn linkerd() -> Value {
+    let listeners = vec![relay("inbound", 4143), relay("outbound", 4140)];
+    let clusters = vec![original("inbound"), original("outbound")];
+    bootstrap("linkerd", listeners, clusters, None)
+}
+
+/// Connections to that port go on to where they were going.
+fn relay(name: &str, port: u16) -> Value {
+    let mut listener = listener(name, "0.0.0.0", port);
+    listener["listener_filters"] = json!([original_dst()]);
+    listener["filter_chains"] = json!([{"filters": [tcp(name)]}]);
+    listener
+}
+
+fn original_dst() -> Value {
+    json!({"name": "original_dst", "typed_config": {
+        "@type": format!("{TYPES}.extensions.filters.listener.original_dst.v3.OriginalDst")}})
+}
+
+/// Connections go on from their client's own address.
+fn original_src() -> Value {
+    json!({"name": "original_src", "typed_config": {
+        "@type": format!("{TYPES}.extensions.filters.listener.original_src.v3.OriginalSrc"),
+        "mark": MARK}})
 }
 
 fn bootstrap(

@@ -15,7 +15,7 @@ mod services;
 
 pub use authority::Authority;
 pub use collector::Collector;
-pub use config::{Gateway, Identity, Sidecar, Tracing, spiffe};
+pub use config::{Gateway, Identity, Sidecar, Tracing, linkerd, spiffe, ztunnel};
 pub use envoy::{ADMIN, Envoy};
 pub use guest::Guest;
 pub use http::{SEEN, Server, agent, seen};

@@ -76,10 +76,15 @@ impl Node {
             writeln!(names, "{} {}", service.address, service.full_name()).unwrap();
         }
         writeln!(names, "{WORLD} world.example").unwrap();
-        let hosts = format!("/run/{}.hosts", self.space.name);
+        let hosts = self.names();
         fs::write(&hosts, names).unwrap();
         *self.dns.lock().unwrap() = None;
         *self.dns.lock().unwrap() = Some(self.serve_names(&hosts));
+    }
+
+    /// The file of all names.
+    pub fn names(&self) -> String {
+        format!("/run/{}.hosts", self.space.name)
     }
 
     fn serve_names(&self, hosts: &str) -> Process {

@@ -18,6 +18,8 @@ pub enum User {
     Istio,
     /// Istio's proxy where it intercepts by TPROXY: root, for it needs CAP_NET_ADMIN.
     IstioTransparent,
+    /// Linkerd's proxy.
+    Linkerd,
 }
 
 impl User {
@@ -26,6 +28,7 @@ impl User {
             Self::Root => None,
             Self::Istio => Some((1337, 1337)),
             Self::IstioTransparent => Some((0, 1337)),
+            Self::Linkerd => Some((2102, 2102)),
         }
     }
 }

@@ -21,6 +21,10 @@ pub enum Redirect {
         /// Whether what comes in does by TPROXY (interceptionMode).
         transparent: bool,
     },
+    /// Istio's ambient mode: its node's agent.
+    Ambient,
+    /// Linkerd's init container.
+    Linkerd,
 }
 
 impl Redirect {
@@ -40,6 +44,9 @@ impl Redirect {
                 transparent: true, ..
             } => User::IstioTransparent,
             Self::Istio { .. } => User::Istio,
+            // Only its sockets' mark tells it from others.
+            Self::Ambient => User::Root,
+            Self::Linkerd => User::Linkerd,
         }
     }
 
@@ -69,6 +76,11 @@ impl Redirect {
                 }
                 pod.load(&rules);
             }
+            Self::Ambient => {
+                route_marked(pod, "0x111/0xfff", "100");
+                pod.load(AMBIENT);
+            }
+            Self::Linkerd => pod.load(LINKERD),
         }
     }
 }
@@ -185,5 +197,51 @@ const DNS_ZONES: &str = "*raw
 -A PREROUTING -j ISTIO_INBOUND
 -A ISTIO_OUTPUT_DNS -p udp --dport 53 -d 172.30.0.10/32 -j CT --zone 2
 -A ISTIO_INBOUND -p udp --sport 53 -s 172.30.0.10/32 -j CT --zone 1
+COMMIT
+";
+
+/// ztunnel's sockets have the mark 0x539, kubelet's probes come from 169.254.7.127.
+const AMBIENT: &str = "*mangle
+:ISTIO_PRERT -
+:ISTIO_OUTPUT -
+-A PREROUTING -j ISTIO_PRERT
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_PRERT -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff
+-A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
+COMMIT
+*nat
+:ISTIO_PRERT -
+:ISTIO_OUTPUT -
+-A PREROUTING -j ISTIO_PRERT
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_PRERT -s 169.254.7.127/32 -p tcp -j ACCEPT
+-A ISTIO_PRERT ! -d 127.0.0.1/32 -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
+-A ISTIO_OUTPUT -d 169.254.7.127/32 -p tcp -j ACCEPT
+-A ISTIO_OUTPUT ! -o lo -p udp --dport 53 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15053
+-A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp --dport 53 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15053
+-A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
+-A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -j ACCEPT
+-A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001
+COMMIT
+*raw
+:ISTIO_PRERT -
+:ISTIO_OUTPUT -
+-A PREROUTING -j ISTIO_PRERT
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_OUTPUT -p udp --dport 53 -m mark --mark 0x539/0xfff -j CT --zone 1
+-A ISTIO_PRERT -p udp --sport 53 -m mark ! --mark 0x539/0xfff -j CT --zone 1
+COMMIT
+";
+
+const LINKERD: &str = "*nat
+:PROXY_INIT_REDIRECT -
+:PROXY_INIT_OUTPUT -
+-A PREROUTING -j PROXY_INIT_REDIRECT
+-A PROXY_INIT_REDIRECT -p tcp -m multiport --dports 4190,4191 -j RETURN
+-A PROXY_INIT_REDIRECT -p tcp -j REDIRECT --to-ports 4143
+-A OUTPUT -j PROXY_INIT_OUTPUT
+-A PROXY_INIT_OUTPUT -m owner --uid-owner 2102 -j RETURN
+-A PROXY_INIT_OUTPUT -o lo -j RETURN
+-A PROXY_INIT_OUTPUT -p tcp -j REDIRECT --to-ports 4140
 COMMIT
 ";

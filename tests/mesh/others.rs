@@ -1,0 +1,56 @@
+//! A guest in other meshes than beside Istio's sidecar.
+
+use peapod_tests::mesh::{Envoy, Guest, Redirect, linkerd, ztunnel};
+use peapod_tests::sides::GATEWAY;
+use peapod_tests::space::Process;
+use peapod_tests::until;
+
+use crate::site::{DETAILS, Site, request, told};
+
+/// The guest is called by its service and calls another, both through that proxy.
+#[track_caller]
+fn expect_both_ways(site: &Site, guest: &Guest, envoy: &Envoy, seen: &str) {
+    let said = told(&site.ratings.curl(&format!("http://{DETAILS}:9080/")));
+    assert_eq!(said["peer"], seen);
+    let inbound = envoy.counter("cluster.inbound.upstream_cx_total");
+    assert_eq!(inbound, 1);
+    let (head, body) = request(guest, "ratings", 9080, "/");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(told(&body)["peer"], site.details.address.to_string());
+    assert_eq!(envoy.counter("cluster.outbound.upstream_cx_total"), 1);
+}
+
+pub fn in_ambient_mode_the_guest_is_called_and_calls_through_ztunnel_s_sockets() {
+    let site = Site::new(&Redirect::Ambient);
+    let pod = &site.details;
+    let envoy = Envoy::start(pod, Redirect::Ambient.proxy(), &ztunnel());
+    // ztunnel answers names too.
+    let mut names = pod.command(Redirect::Ambient.proxy(), "dnsmasq");
+    names.args(["-k", "-C", "/dev/null", "-h", "-R", "-p", "15053"]);
+    names.args(["--user=root", "--pid-file", "--local=/#/"]);
+    let _names = Process::start(names.args(["--addn-hosts", &site.node.names()])).unwrap();
+    until("nobody answers names", || {
+        pod.attempt("getent hosts ratings").1.then_some(())
+    });
+    let client = site.ratings.address.to_string();
+    let guest = site.guest();
+    expect_both_ways(&site, &guest, &envoy, &client);
+
+    // kubelet's probes go past ztunnel, by an address that the guest has no way to.
+    let address = pod.address;
+    site.node.shell(&format!(
+        "iptables -t nat -I POSTROUTING -d {address} -p tcp -m owner --socket-exists \
+         -j SNAT --to-source 169.254.7.127"
+    ));
+    let probe = site.node.run(&format!(
+        "curl -sS --max-time 20 http://{address}:9080/health"
+    ));
+    assert_eq!(told(&probe)["peer"], GATEWAY[0]);
+    assert_eq!(envoy.counter("cluster.inbound.upstream_cx_total"), 1);
+}
+
+pub fn beside_linkerd_s_proxy_the_guest_is_called_and_calls() {
+    let site = Site::new(&Redirect::Linkerd);
+    let envoy = Envoy::start(&site.details, Redirect::Linkerd.proxy(), &linkerd());
+    expect_both_ways(&site, &site.guest(), &envoy, GATEWAY[0]);
+}
