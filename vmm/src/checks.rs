@@ -5,8 +5,9 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use netdev::config::{Forward, Transport};
-use socket2::{Domain, Socket, Type};
+use netdev::config::Forward;
+use netdev::counters::Counters;
+use netdev::forward::{ForwardError, ListeningPort};
 
 use crate::devices::virtio::block::disk::read_padded;
 use crate::devices::virtio::block::qcow2;
@@ -254,23 +255,26 @@ fn said_length(subject: &Subject, file: &File) -> Result<Option<u64>, Error> {
     Ok(None)
 }
 
-/// Binds every port for a moment. Somebody may still take one before the network does; then the
+/// Binds every port for a moment, as the network will. Somebody may still take one before the network does; then the
 /// network says so, as early.
 pub fn ports(forwards: &[Forward]) -> Result<(), Error> {
     // Held until all are bound, so that the same port given twice is found as well.
+    let counters = Counters::default();
     let mut held = Vec::new();
     for forward in forwards {
-        held.push(bind(forward).map_err(|e| {
-            let why = match e.kind() {
-                ErrorKind::AddrInUse => {
+        held.push(ListeningPort::bind(forward, &counters).map_err(|error| {
+            let why = match error {
+                ForwardError::InUse(_) => {
                     "already taken (--publish HOSTPORT:GUESTPORT chooses another)".to_owned()
                 }
-                ErrorKind::PermissionDenied => {
-                    "no right to listen on it (--publish HOSTPORT:GUESTPORT chooses another)"
-                        .to_owned()
-                }
-                ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
-                _ => format!("cannot listen on it: {e}"),
+                ForwardError::Bind(_, e) => match e.kind() {
+                    ErrorKind::PermissionDenied => {
+                        "no right to listen on it (--publish HOSTPORT:GUESTPORT chooses another)"
+                            .to_owned()
+                    }
+                    ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+                    _ => format!("cannot listen on it: {e}"),
+                },
             };
             Error::Port {
                 forward: *forward,
@@ -281,31 +285,12 @@ pub fn ports(forwards: &[Forward]) -> Result<(), Error> {
     Ok(())
 }
 
-/// As the network will: a family's port is not the other's too.
-fn bind(forward: &Forward) -> io::Result<Socket> {
-    let kind = match forward.transport {
-        Transport::Udp => Type::DGRAM,
-        _ => Type::STREAM,
-    };
-    let socket = Socket::new(Domain::for_address(forward.bind), kind, None)?;
-    if forward.bind.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    if kind == Type::STREAM {
-        // A port whose last owner's connections are not all forgotten can be had.
-        socket.set_reuse_address(true)?;
-    }
-    socket.bind(&forward.bind.into())?;
-    if kind == Type::STREAM {
-        socket.listen(1)?;
-    }
-    Ok(socket)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
     use std::net::TcpListener;
+
+    use netdev::config::Transport;
 
     use super::*;
 
