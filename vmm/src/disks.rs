@@ -18,13 +18,10 @@ use crate::devices::virtio::block::disk::{Disk, DiskError, RawDisk};
 use crate::devices::virtio::block::qcow2::{self, BackingFiles, Qcow2Disk};
 use crate::plan::{Backing, Format, PlannedDisk};
 use crate::vmi::{self, HostDiskType, Machine, Source};
-use crate::{checks, containerdisk, seed};
+use crate::{checks, containerdisk, kubevirt, seed};
 
 /// Where a launcher finds what its claims stand for: a file system's image, a block device.
-const CLAIMS: [(&str, &str); 2] = [
-    ("/var/run/kubevirt-private/vmi-disks", "disk.img"),
-    ("/dev", ""),
-];
+const CLAIMS: [(&str, &str); 2] = [(kubevirt::CLAIMS, "disk.img"), ("/dev", "")];
 
 /// How disks are found and read.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -11,6 +11,7 @@ pub mod devices;
 pub mod disks;
 pub mod doctor;
 pub mod host;
+pub mod kubevirt;
 pub mod launch;
 pub mod log;
 pub mod machine;

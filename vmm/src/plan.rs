@@ -167,8 +167,7 @@ impl fmt::Display for Outcome {
 /// Where each port of the manifest is published: as `publish` says, else under its own number; at
 /// `addresses` where none is said.
 pub fn forwards(machine: &Machine, publish: &[Publish], addresses: &[IpAddr]) -> Vec<Forward> {
-    let declared = machine.interface.iter().flat_map(|i| &i.ports);
-    let declared = declared.map(|p| Publish {
+    let declared = machine.ports().map(|p| Publish {
         transport: match p.protocol {
             Protocol::Tcp => Transport::Tcp,
             Protocol::Udp => Transport::Udp,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use netdev::pod::Pod;
 
 use super::run::{self, Error, Options, Place};
+use crate::kubevirt;
 use crate::plan::{Offered, Plan};
 use crate::vmi::{Binding, Machine};
 
@@ -42,13 +43,13 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/var/run/kubevirt")]
     pub kubevirt_share_dir: PathBuf,
     /// Where each VMI of this pod has a directory of its own, under its UID
-    #[arg(long, value_name = "DIR", default_value = "/var/run/kubevirt-private")]
+    #[arg(long, value_name = "DIR", default_value = kubevirt::PRIVATE)]
     pub private_dir: PathBuf,
     /// For sockets, unpacked kernels and what the guest writes to ephemeral disks
     #[arg(
         long,
         value_name = "DIR",
-        default_value = "/var/run/kubevirt-ephemeral-disks"
+        default_value = kubevirt::EPHEMERAL_DISKS
     )]
     pub ephemeral_disk_dir: PathBuf,
     /// Where container images are mounted under their volumes' names, or virt-handler mounts
@@ -56,7 +57,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "DIR",
-        default_value = "/var/run/kubevirt/container-disks"
+        default_value = kubevirt::CONTAINER_DISKS
     )]
     pub container_disk_dir: PathBuf,
     /// A file to make once all has been checked and opened

@@ -8,10 +8,10 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use crate::kubevirt::KERNEL_BOOT;
+
 /// Where KubeVirt's images have their disk.
 const DISK: &str = "disk";
-/// What KubeVirt calls the image of `firmware.kernelBoot`.
-const KERNEL_BOOT: &str = "kernel-boot";
 
 /// Why there is no such file.
 #[derive(Debug, thiserror::Error)]

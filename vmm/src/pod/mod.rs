@@ -7,14 +7,11 @@ mod tests;
 
 use serde_json::{Value, json};
 
+use crate::kubevirt::{CLAIMS, CONTAINER_DISKS, EPHEMERAL_DISKS, KERNEL_BOOT, PRIVATE};
 use crate::vmi::{Machine, Protocol, Source};
 
 /// Of KubeVirt's virt-launcher, and of its images.
 const USER: u32 = 107;
-const EPHEMERAL: &str = "/var/run/kubevirt-ephemeral-disks";
-const PRIVATE: &str = "/var/run/kubevirt-private";
-const CONTAINER_DISKS: &str = "/var/run/kubevirt/container-disks";
-const KERNEL_BOOT: &str = "kernel-boot";
 /// Where the VMI is in the container.
 const VMI: &str = "/etc/peapod";
 const VMI_FILE: &str = "vmi.yaml";
@@ -65,30 +62,26 @@ pub fn objects(machine: &Machine, manifest: &str, choices: &Choices) -> Result<V
     let selector = json!({ "vm.kubevirt.io/name": name });
     let mut labels = machine.for_pod.labels.clone();
     labels.insert("vm.kubevirt.io/name".to_owned(), json!(name));
-    let mut meta = json!({"name": name, "namespace": machine.namespace, "labels": labels});
+    let meta = json!({"name": name, "namespace": machine.namespace, "labels": labels});
     let mut objects = vec![json!({
         "apiVersion": "v1", "kind": "Secret",
         "metadata": {"name": vmi_secret(name), "namespace": machine.namespace},
         "stringData": {VMI_FILE: manifest},
     })];
-    let mut pod_meta = json!({ "labels": labels });
-    if !machine.for_pod.annotations.is_empty() {
-        set(
-            &mut pod_meta,
-            "annotations",
-            json!(machine.for_pod.annotations),
-        );
+    // A deployment names its pods.
+    let mut pod_meta = match choices.replicas {
+        None => meta.clone(),
+        Some(_) => json!({ "labels": labels }),
+    };
+    let annotations = &machine.for_pod.annotations;
+    if !annotations.is_empty() {
+        set(&mut pod_meta, "annotations", json!(annotations));
     }
     let spec = spec(machine, choices);
     match choices.replicas {
-        None => {
-            if let Some(annotations) = pod_meta.get("annotations") {
-                set(&mut meta, "annotations", annotations.clone());
-            }
-            objects.push(json!({
-                "apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec,
-            }));
-        }
+        None => objects.push(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": pod_meta, "spec": spec,
+        })),
         Some(replicas) => {
             objects.push(json!({
                 "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta,
@@ -121,11 +114,7 @@ fn check(machine: &Machine, choices: &Choices) -> Result<(), Error> {
             _ => {}
         }
     }
-    let mut ports = machine
-        .interface
-        .iter()
-        .flat_map(|interface| &interface.ports);
-    match ports.any(|port| port.port == PROBES) {
+    match machine.ports().any(|port| port.port == PROBES) {
         true => Err(Error::Probes),
         false => Ok(()),
     }
@@ -144,12 +133,8 @@ fn vmi_secret(name: &str) -> String {
 /// The pod's spec.
 fn spec(machine: &Machine, choices: &Choices) -> Value {
     let (volumes, mounts) = volumes(machine);
-    let ports = machine
-        .interface
-        .iter()
-        .flat_map(|interface| &interface.ports);
-    let ports: Vec<Value> = ports
-        .clone()
+    let ports: Vec<Value> = machine
+        .ports()
         .map(|port| {
             let mut object = json!({
                 "containerPort": port.port,
@@ -225,11 +210,7 @@ fn sysctls(machine: &Machine) -> Vec<Value> {
     let mut sysctls = vec![json!({
         "name": "net.ipv4.ping_group_range", "value": format!("{USER} {USER}"),
     })];
-    let mut ports = machine
-        .interface
-        .iter()
-        .flat_map(|interface| &interface.ports);
-    if ports.any(|port| port.port < 1024) {
+    if machine.ports().any(|port| port.port < 1024) {
         sysctls.push(json!({"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}));
     }
     sysctls
@@ -244,7 +225,7 @@ fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
     ];
     let mut mounts = vec![
         json!({"name": "vmi", "mountPath": VMI, "readOnly": true}),
-        json!({"name": "ephemeral-disks", "mountPath": EPHEMERAL}),
+        json!({"name": "ephemeral-disks", "mountPath": EPHEMERAL_DISKS}),
         json!({"name": "private", "mountPath": PRIVATE}),
     ];
     let mut image = |name: String, place: &str, reference: &str| {
@@ -271,7 +252,7 @@ fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
             let name = format!("claim-{volume}");
             let claim = json!({"claimName": claim, "readOnly": disk.readonly});
             volumes.push(json!({"name": name, "persistentVolumeClaim": claim}));
-            let path = format!("{PRIVATE}/vmi-disks/{volume}");
+            let path = format!("{CLAIMS}/{volume}");
             mounts.push(json!({"name": name, "mountPath": path, "readOnly": disk.readonly}));
         }
     }
@@ -281,12 +262,9 @@ fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
 /// Who may come in: to the declared ports, to the probes and to the mesh's own. Where no port is
 /// declared those that the guest listens on are open, which a policy cannot know.
 fn policy(machine: &Machine, selector: &Value) -> Option<Value> {
-    let interface = machine.interface.as_ref()?;
-    if interface.ports.is_empty() {
-        return None;
-    }
+    machine.ports().next()?;
     let tcp = |port: u16| json!({"protocol": "TCP", "port": port});
-    let declared = interface.ports.iter().map(|port| match port.protocol {
+    let declared = machine.ports().map(|port| match port.protocol {
         Protocol::Tcp => tcp(port.port),
         Protocol::Udp => json!({"protocol": "UDP", "port": port.port}),
     });

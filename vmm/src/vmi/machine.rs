@@ -43,6 +43,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The ports that the manifest declares.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.interface.iter().flat_map(|interface| &interface.ports)
+    }
+
     /// Index of the disk to boot from: the lowest `bootOrder`, else the first that is neither a
     /// seed nor empty.
     pub fn root_disk(&self) -> Option<usize> {

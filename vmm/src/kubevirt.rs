@@ -1,0 +1,13 @@
+//! Where a pod of KubeVirt's has what its compute container looks for. Whoever makes a pod and
+//! whoever runs in one have to agree.
+
+/// Container images under their volumes' names, or their disks as `disk_<index>.img`.
+pub const CONTAINER_DISKS: &str = "/var/run/kubevirt/container-disks";
+/// In that, the image of `firmware.kernelBoot`.
+pub const KERNEL_BOOT: &str = "kernel-boot";
+/// What a guest writes to ephemeral disks, and sockets.
+pub const EPHEMERAL_DISKS: &str = "/var/run/kubevirt-ephemeral-disks";
+/// Sockets for virt-handler, in a directory for each VMI.
+pub const PRIVATE: &str = "/var/run/kubevirt-private";
+/// Claims that are file systems, under their volumes' names.
+pub const CLAIMS: &str = "/var/run/kubevirt-private/vmi-disks";
