@@ -1,103 +1,101 @@
 //! virt-launcher's arguments that mean nothing here, of KubeVirt 0.10 and of today: taken, and told
 //! of once, so that a pod which KubeVirt made starts.
 
-/// Taken and not heeded.
-#[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Taken from virt-launcher, without effect")]
-#[allow(missing_docs)] // each is KubeVirt's to explain
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
+
+/// Those with a value.
+const TEXTS: [&str; 11] = [
+    "qemu-timeout",
+    "watchdog-update-interval",
+    "qemu-agent-poller-interval",
+    "less-pvc-space-toleration",
+    "minimum-pvc-reserve-bytes",
+    "ovmf-path",
+    "disk-memory-limit",
+    "hypervisor",
+    "libvirt-log-filters",
+    "keep-after-failure",
+    "v",
+];
+/// Go's switches: alone, or with `=true` or `=false`.
+const SWITCHES: [&str; 8] = [
+    "no-fork",
+    "run-as-nonroot",
+    "image-volume",
+    "upgrade-ordinal-ifaces",
+    "vgpu-dedicated-hook",
+    "vm-stats-collector",
+    "firmware-auto-selection",
+    "simulate-crash",
+];
+/// There is no machine here but KVM's.
+const EMULATION: [&str; 2] = ["use-emulation", "allow-emulation"];
+/// Sidecars that would change the domain's XML.
+const HOOKS: &str = "hook-sidecars";
+
+/// Which of them were given.
+#[derive(Debug, Default)]
 pub struct Ignored {
-    #[arg(long, value_name = "DURATION", hide = true)]
-    pub qemu_timeout: Option<String>,
-    #[arg(long, value_name = "DURATION", hide = true)]
-    pub watchdog_update_interval: Option<String>,
-    #[arg(long, value_name = "DURATION", hide = true)]
-    pub qemu_agent_poller_interval: Option<String>,
-    #[arg(long, value_name = "PERCENT", hide = true)]
-    pub less_pvc_space_toleration: Option<String>,
-    #[arg(long, value_name = "BYTES", hide = true)]
-    pub minimum_pvc_reserve_bytes: Option<String>,
-    #[arg(long, value_name = "DIR", hide = true)]
-    pub ovmf_path: Option<String>,
-    #[arg(long, value_name = "BYTES", hide = true)]
-    pub disk_memory_limit: Option<String>,
-    #[arg(long, value_name = "NAME", hide = true)]
-    pub hypervisor: Option<String>,
-    #[arg(long, value_name = "FILTERS", hide = true)]
-    pub libvirt_log_filters: Option<String>,
-    #[arg(long, value_name = "DURATION", hide = true)]
-    pub keep_after_failure: Option<String>,
-    /// Sidecars that would change the domain's XML
-    #[arg(long, value_name = "COUNT", hide = true)]
-    pub hook_sidecars: Option<u32>,
-    /// There is no machine here but KVM's
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub use_emulation: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub allow_emulation: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub no_fork: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub run_as_nonroot: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub image_volume: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub upgrade_ordinal_ifaces: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub vgpu_dedicated_hook: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub vm_stats_collector: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub firmware_auto_selection: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    pub simulate_crash: Option<bool>,
-    /// As QEMU's -v of virt-launcher's log
-    #[arg(long = "v", value_name = "LEVEL", hide = true)]
-    pub verbosity: Option<String>,
+    silent: Vec<&'static str>,
+    emulation: bool,
+    hook_sidecars: u32,
+}
+
+impl Args for Ignored {
+    fn augment_args(command: Command) -> Command {
+        let hidden = |name: &'static str| Arg::new(name).long(name).hide(true);
+        let text = |name| hidden(name).action(ArgAction::Set);
+        let switch = |name| {
+            text(name)
+                .value_parser(value_parser!(bool))
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true")
+        };
+        command
+            .args(TEXTS.map(text))
+            .args(SWITCHES.map(switch))
+            .args(EMULATION.map(switch))
+            .arg(text(HOOKS).value_parser(value_parser!(u32)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Ignored {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Self::default();
+        given.update_from_arg_matches(matches)?;
+        Ok(given)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let on = |name: &str| matches.get_one(name) == Some(&true);
+        let texts = TEXTS.iter().filter(|name| matches.contains_id(name));
+        self.silent = texts
+            .chain(SWITCHES.iter().filter(|name| on(name)))
+            .copied()
+            .collect();
+        self.emulation = EMULATION.iter().any(|name| on(name));
+        self.hook_sidecars = matches.get_one(HOOKS).copied().unwrap_or(0);
+        Ok(())
+    }
 }
 
 impl Ignored {
     /// Tells of those that were given.
     pub fn tell(&self) {
-        let texts = [
-            ("qemu-timeout", &self.qemu_timeout),
-            ("watchdog-update-interval", &self.watchdog_update_interval),
-            (
-                "qemu-agent-poller-interval",
-                &self.qemu_agent_poller_interval,
-            ),
-            ("less-pvc-space-toleration", &self.less_pvc_space_toleration),
-            ("minimum-pvc-reserve-bytes", &self.minimum_pvc_reserve_bytes),
-            ("ovmf-path", &self.ovmf_path),
-            ("disk-memory-limit", &self.disk_memory_limit),
-            ("hypervisor", &self.hypervisor),
-            ("libvirt-log-filters", &self.libvirt_log_filters),
-            ("keep-after-failure", &self.keep_after_failure),
-            ("v", &self.verbosity),
-        ];
-        let switches = [
-            ("no-fork", self.no_fork),
-            ("run-as-nonroot", self.run_as_nonroot),
-            ("image-volume", self.image_volume),
-            ("upgrade-ordinal-ifaces", self.upgrade_ordinal_ifaces),
-            ("vgpu-dedicated-hook", self.vgpu_dedicated_hook),
-            ("vm-stats-collector", self.vm_stats_collector),
-            ("firmware-auto-selection", self.firmware_auto_selection),
-            ("simulate-crash", self.simulate_crash),
-        ];
-        let texts = texts.iter().filter(|(_, value)| value.is_some());
-        let switches = switches.iter().filter(|(_, value)| value == &Some(true));
-        let given: Vec<_> = texts
-            .map(|(name, _)| *name)
-            .chain(switches.map(|(name, _)| *name))
-            .map(|name| format!("--{name}"))
-            .collect();
+        let given: Vec<_> = self.silent.iter().map(|name| format!("--{name}")).collect();
         if !given.is_empty() {
             tracing::info!("without effect here: {}", given.join(" "));
         }
-        if let Some(count @ 1..) = self.hook_sidecars {
+        if self.hook_sidecars > 0 {
+            let count = self.hook_sidecars;
             tracing::warn!("{count} hook sidecars are not asked: there is no domain XML to change");
         }
-        if self.use_emulation == Some(true) || self.allow_emulation == Some(true) {
+        if self.emulation {
             tracing::warn!(
                 "emulation was allowed, and there is none: every guest instruction is KVM's to run; \
                  `peapod doctor` says what this node's /dev/kvm lacks"
