@@ -372,34 +372,37 @@ fn outbound(service: &Service, identity: Option<&Identity>) -> Value {
     cluster
 }
 
-fn certificate(identity: &Identity) -> Value {
-    let file =
-        |end: &str| json!({"filename": identity.folder.join(format!("{}.{end}", identity.name))});
-    json!([{"certificate_chain": file("pem"), "private_key": file("key")}])
-}
-
 fn downstream_tls(identity: &Identity) -> Value {
-    json!({"name": "envoy.transport_sockets.tls", "typed_config": {
-        "@type": format!("{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext"),
-        "require_client_certificate": true,
-        "common_tls_context": {
-            "tls_certificates": certificate(identity),
-            "alpn_protocols": ["istio"],
-            "validation_context": {
-                "trusted_ca": {"filename": identity.folder.join("ca.pem")},
-                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {
-                    "prefix": "spiffe://cluster.local/"}}]}}}})
+    let mut socket = tls(
+        "Downstream",
+        identity,
+        &json!({"prefix": "spiffe://cluster.local/"}),
+    );
+    socket["typed_config"]["require_client_certificate"] = json!(true);
+    socket
 }
 
 fn upstream_tls(identity: &Identity, service: &Service) -> Value {
+    let mut socket = tls(
+        "Upstream",
+        identity,
+        &json!({"exact": spiffe(&service.name)}),
+    );
+    let name = format!("outbound_.{}_._.{}.{DOMAIN}", service.port, service.name);
+    socket["typed_config"]["sni"] = json!(name);
+    socket
+}
+
+/// One side of Istio's TLS, with whom the other side has to be.
+fn tls(side: &str, identity: &Identity, other: &Value) -> Value {
+    let file =
+        |end: &str| json!({"filename": identity.folder.join(format!("{}.{end}", identity.name))});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": {
-        "@type": format!("{TYPES}.extensions.transport_sockets.tls.v3.UpstreamTlsContext"),
-        "sni": format!("outbound_.{}_._.{}.{DOMAIN}", service.port, service.name),
+        "@type": format!("{TYPES}.extensions.transport_sockets.tls.v3.{side}TlsContext"),
         "common_tls_context": {
-            "tls_certificates": certificate(identity),
+            "tls_certificates": [{"certificate_chain": file("pem"), "private_key": file("key")}],
             "alpn_protocols": ["istio"],
             "validation_context": {
                 "trusted_ca": {"filename": identity.folder.join("ca.pem")},
-                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {
-                    "exact": spiffe(&service.name)}}]}}}})
+                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": other}]}}}})
 }
