@@ -8,7 +8,7 @@ use super::documents::{self, Beside};
 use super::error::Invalid;
 use super::kubernetes::ForPod;
 use super::machine::{Chassis, KernelBoot, Machine, RebootPolicy};
-use super::object::{Field, Problems};
+use super::object::{Field, Object, Problems};
 use super::{devices, schema, volumes, yaml};
 
 /// `DefaultGracePeriodSeconds` of KubeVirt's API.
@@ -17,6 +17,13 @@ const MAX_VCPUS: u32 = 254;
 const PAGE: u64 = 4096;
 /// What one text of SMBIOS may be long.
 const MAX_TOLD: usize = 255;
+
+const API_VERSIONS: [&str; 3] = [
+    "kubevirt.io/v1",
+    "kubevirt.io/v1alpha3",
+    "kubevirt.io/v1alpha2",
+];
+const KINDS: [&str; 2] = ["VirtualMachineInstance", "VirtualMachine"];
 
 /// A manifest that was understood.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,32 +69,8 @@ fn document_of(
 ) -> Option<Machine> {
     let before = p.len();
     let mut vmi = root.object(p, schema::VMI)?;
-    let mut kind = "";
-    for (name, known) in [
-        (
-            "apiVersion",
-            &[
-                "kubevirt.io/v1",
-                "kubevirt.io/v1alpha3",
-                "kubevirt.io/v1alpha2",
-            ][..],
-        ),
-        ("kind", &["VirtualMachineInstance", "VirtualMachine"][..]),
-    ] {
-        let Some(field) = vmi.need(p, name) else {
-            continue;
-        };
-        kind = field.string(p).unwrap_or_default();
-        let value = kind;
-        if !value.is_empty() && !known.contains(&value) {
-            field.problem(
-                p,
-                format!("`{value}` is not supported, only {}", known.join(", ")),
-            );
-            // Another kind has other fields: one line is enough.
-            return None;
-        }
-    }
+    one_of(&mut vmi, "apiVersion", &API_VERSIONS, p)?;
+    let kind = one_of(&mut vmi, "kind", &KINDS, p)?;
     // An unknown field at the top is most likely another kind of file.
     if p.len() > before && vmi.names().all(|n| n != "spec") {
         return None;
@@ -96,11 +79,33 @@ fn document_of(
     let spec = vmi.need(p, "spec")?;
     vmi.ignore(&["status"]);
     vmi.finish(p);
-    if kind == "VirtualMachine" {
+    if kind == Some("VirtualMachine") {
         let (spec, meta) = template(&spec, meta, p, warnings)?;
         return spec_of(&spec, meta, beside, p, warnings);
     }
     spec_of(&spec, meta, beside, p, warnings)
+}
+
+/// The text of field `name`, which has to be one of `known`; another text is another kind of file,
+/// which has other fields: `None` then, for one line is enough.
+fn one_of<'a>(
+    object: &mut Object<'a>,
+    name: &str,
+    known: &[&str],
+    p: &mut Problems,
+) -> Option<Option<&'a str>> {
+    let Some(field) = object.need(p, name) else {
+        return Some(None);
+    };
+    let text = field.string(p);
+    if let Some(text) = text
+        && !known.contains(&text)
+    {
+        let known = known.join(", ");
+        field.problem(p, format!("`{text}` is not supported, only {known}"));
+        return None;
+    }
+    Some(text)
 }
 
 /// The VMI's own spec in a VirtualMachine, and the VM's name with the VMI's labels.
