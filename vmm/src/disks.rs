@@ -250,26 +250,19 @@ impl Finder<'_> {
             }
             Source::EmptyDisk { capacity } => Ok(Backing::Empty(capacity.next_multiple_of(512))),
             Source::ContainerDisk {
-                volume,
+                volume: (volume, index),
                 image,
                 path,
             } => {
+                let name = disk.name.clone();
                 let base = match self.mounted {
-                    Some(mounted) => {
-                        let found = mounted::disk(mounted, (&volume.0, volume.1), path.as_deref());
-                        found.map_err(|source| Error::Mounted {
-                            disk: disk.name.clone(),
-                            source,
-                        })?
-                    }
-                    None => self.unpack(image, path.as_deref()).map_err(|source| {
-                        Error::ContainerDisk {
-                            disk: disk.name.clone(),
-                            source,
-                        }
-                    })?,
+                    Some(below) => mounted::disk(below, (volume, *index), path.as_deref())
+                        .map_err(|source| Error::Mounted { disk: name, source }),
+                    None => self
+                        .unpack(image, path.as_deref())
+                        .map_err(|source| Error::ContainerDisk { disk: name, source }),
                 };
-                container_disk(disk, base)
+                container_disk(disk, base?)
             }
             Source::Seed {
                 user_data,

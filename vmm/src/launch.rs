@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -158,15 +158,11 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         listener.map_err(|error| Error::Probes(at, error))
     });
     let probes = probes.transpose()?;
-    let offer = |path: &Path| {
-        let path = path.to_owned();
-        move |error| Error::Offer(path, error)
-    };
     let console = &plan.offered.console;
     let console = console.as_deref().map(|path| Listener::bind(path, true));
     let console = console.transpose().map_err(Error::Socket)?;
     if let Some(path) = &plan.offered.readiness {
-        File::create(path).map_err(offer(path))?;
+        File::create(path).map_err(|error| Error::Offer(path.clone(), error))?;
     }
     let kvm = Arc::new(host::open_kvm()?);
     enter_sandbox(plan)?;
@@ -223,8 +219,8 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
     }
 }
 
-/// Confines the process, unless told not to. All is open but what a machine that starts anew
-/// reads again.
+/// Confines the process, unless told not to. All that a machine needs is open by now, also when
+/// it starts anew.
 fn enter_sandbox(plan: &Plan) -> Result<(), Error> {
     if !plan.sandbox {
         tracing::warn!("no sandbox: a guest that breaks out of KVM or a device has what you have");
@@ -300,18 +296,18 @@ fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Erro
 
 /// Who the guest is told that its machine is.
 fn identity(plan: &Plan) -> Identity {
-    let chassis = plan.machine.chassis.clone();
+    let chassis = &plan.machine.chassis;
     let digits: String = plan.machine.uuid.split('-').collect();
     let uuid = u128::from_str_radix(&digits, 16).unwrap_or_default();
     Identity {
         uuid: uuid.to_be_bytes(),
         serial: plan.machine.serial.clone().unwrap_or_default(),
         chassis: Chassis {
-            manufacturer: chassis.manufacturer,
-            version: chassis.version,
-            serial: chassis.serial,
-            asset: chassis.asset,
-            sku: chassis.sku,
+            manufacturer: chassis.manufacturer.clone(),
+            version: chassis.version.clone(),
+            serial: chassis.serial.clone(),
+            asset: chassis.asset.clone(),
+            sku: chassis.sku.clone(),
         },
         oem_strings: plan.oem_strings.clone(),
     }

@@ -104,8 +104,7 @@ impl Agent {
     /// Starts the thread that listens to the agent.
     pub fn listen_to(&self, streams: Streams) -> io::Result<()> {
         let agent = self.clone();
-        let name = sandbox::Kind::Agent.name();
-        sandbox::spawn(sandbox::Kind::Agent, name, move || agent.listen(&streams.0))?;
+        sandbox::spawn(sandbox::Kind::Agent, move || agent.listen(&streams.0))?;
         Ok(())
     }
 

@@ -31,7 +31,7 @@ impl Stopper {
             target: Mutex::default(),
         }));
         let shared = stopper.clone();
-        sandbox::spawn(Kind::Signals, Kind::Signals.name(), move || shared.listen())?;
+        sandbox::spawn(Kind::Signals, move || shared.listen())?;
         Ok(stopper)
     }
 

@@ -31,7 +31,7 @@ pub fn run(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, power: &Power) -> io::Result<Ou
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         let (buses, power) = (buses.clone(), power.clone());
         let name = format!("vcpu{id}");
-        match sandbox::spawn(Kind::Vcpu, &name, move || vcpu.run(&buses, &power)) {
+        match sandbox::spawn_named(Kind::Vcpu, &name, move || vcpu.run(&buses, &power)) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
                 result = Err(error);

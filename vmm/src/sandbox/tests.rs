@@ -65,10 +65,7 @@ fn a_call_that_a_thread_has_no_need_of_ends_the_process_with_a_line_that_names_b
         .unwrap();
     let number = number.parse().unwrap();
     enter(&Files::default()).unwrap();
-    spawn(kind, name, move || call(number))
-        .unwrap()
-        .join()
-        .unwrap();
+    spawn(kind, move || call(number)).unwrap().join().unwrap();
 }
 
 #[test]
@@ -80,8 +77,8 @@ fn a_thread_works_and_starts_others_by_the_one_that_may() {
         return;
     };
     enter(&Files::default()).unwrap();
-    let sum = spawn(Kind::Vcpu, "vcpu0", || {
-        let inner = spawn(Kind::Rng, "rng", || {
+    let sum = spawn_named(Kind::Vcpu, "vcpu0", || {
+        let inner = spawn(Kind::Rng, || {
             let mut bytes = vec![0u8; 1 << 20];
             // SAFETY: the buffer is as long as it is said to be.
             unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), 256, 0) };

@@ -24,9 +24,17 @@ pub fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a thread called `name` that does `job`, confined to what its `kind` needs where the
-/// process is in a sandbox.
+/// Starts a thread that does `job`, confined to what its `kind` needs where the process is in a
+/// sandbox, and called after that.
 pub fn spawn<T: Send + 'static>(
+    kind: Kind,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    spawn_named(kind, kind.name(), job)
+}
+
+/// The same for one of several of its kind.
+pub fn spawn_named<T: Send + 'static>(
     kind: Kind,
     name: &str,
     job: impl FnOnce() -> T + Send + 'static,

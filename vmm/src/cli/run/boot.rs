@@ -34,8 +34,7 @@ pub(super) fn files(args: &Options, images: &[PathBuf]) -> Result<(PathBuf, Path
 /// What is booted.
 pub(super) struct Chosen {
     kernel: Kernel,
-    /// What it is, and its command line.
-    own: Option<(String, String)>,
+    own: Option<OwnKernel>,
     initramfs: Source,
 }
 
@@ -83,10 +82,10 @@ pub(super) fn choose(
             (None, Some(bytes)) => Source::Bytes(bytes),
             (None, None) => Source::None,
         },
-        own: Some((
-            format!("the disk's `{}`", entry.title.escape_debug()),
-            entry.cmdline,
-        )),
+        own: Some(OwnKernel {
+            what: format!("the disk's `{}`", entry.title.escape_debug()),
+            cmdline: entry.cmdline,
+        }),
     })
 }
 
@@ -115,10 +114,10 @@ fn from_image(
     }
     Ok(Chosen {
         kernel: Kernel::open(&kernel, kernels)?,
-        own: Some((
-            format!("{}'s {}", boot.image, boot.kernel),
-            boot.arguments.clone(),
-        )),
+        own: Some(OwnKernel {
+            what: format!("{}'s {}", boot.image, boot.kernel),
+            cmdline: boot.arguments.clone(),
+        }),
         initramfs: initramfs.map_or(Source::None, Source::File),
     })
 }
@@ -142,7 +141,6 @@ impl Chosen {
                 Some(Initramfs::new(Path::new("of the disk"), file))
             }
         };
-        let own = self.own.map(|(what, cmdline)| OwnKernel { what, cmdline });
-        Ok((self.kernel, initramfs, own))
+        Ok((self.kernel, initramfs, self.own))
     }
 }

@@ -49,7 +49,7 @@ impl<J: Job> Worker<J> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let event = EpollEvent::new(EventSet::IN, STOP);
         epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), event)?;
-        let thread = sandbox::spawn(kind, kind.name(), move || {
+        let thread = sandbox::spawn(kind, move || {
             work(&epoll, &mut job);
             job
         })?;

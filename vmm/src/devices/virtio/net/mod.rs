@@ -94,7 +94,7 @@ impl VirtioDevice for Net {
         );
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let thread = sandbox::spawn(Kind::Net, Kind::Net.name(), move || {
+        let thread = sandbox::spawn(Kind::Net, move || {
             if let Err(error) = engine.run(&mut link, stopped.as_raw_fd()) {
                 tracing::error!("the network has stopped: {error}");
             }
