@@ -8,6 +8,7 @@ pub mod children;
 pub mod cli;
 pub mod http;
 pub mod init;
+pub mod netconfig;
 pub mod network;
 pub mod ports;
 pub mod power;

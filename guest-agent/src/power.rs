@@ -1,5 +1,5 @@
 //! How the guest is ended: by process 1, everybody else first, then what they wrote, then the
-//! machine; or by systemd, where that is process 1.
+//! machine; or by the root's own init, where that is process 1.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -85,12 +85,19 @@ fn mounted() -> Vec<String> {
     places.reverse();
     places
 }
-/// Asks systemd to power off.
-pub fn ask_systemd() -> io::Result<()> {
-    let child = children::spawn(Command::new("systemctl").args(["--no-block", "poweroff"]))?;
+
+/// Asks the root's own init to power off.
+pub fn ask_init() -> io::Result<()> {
+    let systemd = children::spawn(Command::new("systemctl").args(["--no-block", "poweroff"]));
+    let (name, child) = match systemd {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            ("poweroff", children::spawn(&mut Command::new("poweroff"))?)
+        }
+        child => ("systemctl poweroff", child?),
+    };
     match children::failure(child.wait()) {
         None => Ok(()),
-        Some(how) => Err(io::Error::other(format!("systemctl poweroff: {how}"))),
+        Some(how) => Err(io::Error::other(format!("{name}: {how}"))),
     }
 }
 

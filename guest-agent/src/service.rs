@@ -14,37 +14,64 @@ use crate::{children, ports, userdata};
 
 /// Below /run, which survives the switch to the root.
 const PROGRAM: &str = "peapod/agent";
-const UNIT: &str = "systemd/system/peapod-agent.service";
-const WANTED: &str = "systemd/system/multi-user.target.wants";
+const UNITS: &str = "systemd/system";
+const SERVICE: &str = "peapod-agent.service";
+/// Before whatever brings the network up.
+const NETWORK: &str = "peapod-network.service";
 
-/// Puts the program and its unit below `run`, the runtime folder: nothing of it is on the disk.
-pub fn install(run: &Path) -> io::Result<()> {
+/// Puts this program, which lies at `from`, and its units below `run`, the runtime folder: nothing
+/// of it is on the disk.
+pub fn install(run: &Path, from: &Path) -> io::Result<()> {
     let program = run.join(PROGRAM);
-    let unit = run.join(UNIT);
-    let wanted = run.join(WANTED);
-    for folder in [program.parent(), unit.parent(), Some(&*wanted)] {
-        folder.map_or(Ok(()), fs::create_dir_all)?;
+    if let Some(folder) = program.parent() {
+        fs::create_dir_all(folder)?;
     }
-    fs::copy("/proc/self/exe", &program)?;
+    fs::copy(from, &program)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let program = program.display();
     // What a script leaves in the background outlives the agent: KillMode=process.
-    let text = format!(
+    let service = format!(
         "[Unit]\n\
          Description=Peapod's agent\n\
-         After=network.target\n\
+         After=peapod-network.service network.target\n\
          [Service]\n\
-         ExecStart={} service\n\
+         ExecStart={program} service\n\
          KillMode=process\n\
          TasksMax=infinity\n\
          StandardOutput=journal+console\n\
-         StandardError=journal+console\n",
-        program.display()
+         StandardError=journal+console\n"
     );
-    fs::write(&unit, text)?;
-    match symlink(&unit, wanted.join("peapod-agent.service")) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+    // The place of cloud-init-local.service: netplan starts what it needs only until sysinit.target.
+    let network = format!(
+        "[Unit]\n\
+         Description=Peapod's agent: the network's configuration\n\
+         DefaultDependencies=no\n\
+         RequiresMountsFor=/var/lib/cloud\n\
+         Wants=network-pre.target\n\
+         After=systemd-remount-fs.service systemd-udevd.service\n\
+         Before=network-pre.target systemd-networkd.service NetworkManager.service\n\
+         Before=networking.service sysinit.target shutdown.target\n\
+         Conflicts=shutdown.target\n\
+         [Service]\n\
+         Type=oneshot\n\
+         ExecStart={program} network\n\
+         StandardOutput=journal+console\n\
+         StandardError=journal+console\n"
+    );
+    let units = run.join(UNITS);
+    for (name, text, target) in [
+        (SERVICE, service, "multi-user.target.wants"),
+        (NETWORK, network, "sysinit.target.wants"),
+    ] {
+        let wanted = units.join(target);
+        fs::create_dir_all(&wanted)?;
+        fs::write(units.join(name), text)?;
+        match symlink(units.join(name), wanted.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// Runs as the service, until systemd ends it.
@@ -64,21 +91,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_unit_starts_the_program_that_lies_beside_it() {
+    fn the_units_start_the_program_that_lies_beside_them() {
         let run = tempfile::tempdir().unwrap();
-        install(run.path()).unwrap();
-        install(run.path()).unwrap();
-        let unit = fs::read_to_string(run.path().join(UNIT)).unwrap();
-        let program = unit
-            .lines()
-            .find_map(|line| line.strip_prefix("ExecStart="))
-            .and_then(|line| line.strip_suffix(" service"))
-            .unwrap();
-        assert_eq!(
-            fs::metadata(program).unwrap().permissions().mode() & 0o777,
-            0o755
-        );
-        let link = run.path().join(WANTED).join("peapod-agent.service");
-        assert_eq!(fs::read_link(link).unwrap(), run.path().join(UNIT));
+        let from = Path::new("/proc/self/exe");
+        install(run.path(), from).unwrap();
+        install(run.path(), from).unwrap();
+        let units = run.path().join(UNITS);
+        for (name, role, target) in [
+            (SERVICE, " service", "multi-user.target.wants"),
+            (NETWORK, " network", "sysinit.target.wants"),
+        ] {
+            let unit = fs::read_to_string(units.join(name)).unwrap();
+            let program = unit
+                .lines()
+                .find_map(|line| line.strip_prefix("ExecStart="))
+                .and_then(|line| line.strip_suffix(role))
+                .unwrap();
+            let mode = fs::metadata(program).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o755);
+            let link = units.join(target).join(name);
+            assert_eq!(fs::read_link(link).unwrap(), units.join(name));
+        }
     }
 }

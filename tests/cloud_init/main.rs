@@ -247,3 +247,33 @@ fn every_seed_ends_as_cloud_init_leaves_it() {
     }
     assert!(wrong.is_empty(), "{} seeds differ", wrong.len());
 }
+
+#[test]
+fn every_network_config_is_written_as_cloud_init_writes_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let upper = scratch.path().join("upper");
+    let configs = upper.join("opt/network");
+    fs::create_dir_all(&configs).unwrap();
+    let mut count = 0;
+    for file in fs::read_dir(here("network")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), configs.join(file.file_name())).unwrap();
+        count += 4;
+    }
+    fs::copy(here("network.py"), upper.join("opt/network.py")).unwrap();
+    fs::write(upper.join("opt/agent"), "").unwrap();
+    let output = Command::new("timeout")
+        .args(["-k", "1", PATIENCE, "unshare", "-mpfuni", "bash"])
+        .arg(here("boot.sh"))
+        .arg(given("PEAPOD_JUDGE"))
+        .arg(scratch.path())
+        .arg(given("PEAPOD_AGENT"))
+        .args(["python3", "/opt/network.py"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = told(&output);
+    let end = format!("{count} compared\nexit status: 0\n");
+    assert_eq!(said, end, "{said}");
+    println!("{count} renderings of network-configs, none differs");
+}

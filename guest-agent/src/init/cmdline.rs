@@ -11,6 +11,8 @@ pub struct CommandLine {
     pub read_only: bool,
     /// `init=`.
     pub init: Option<String>,
+    /// `rdinit=`.
+    pub rdinit: Option<String>,
 }
 
 impl CommandLine {
@@ -30,6 +32,7 @@ impl CommandLine {
                 "root" => parsed.root = value(),
                 "rootfstype" => parsed.rootfstype = value(),
                 "init" => parsed.init = value(),
+                "rdinit" => parsed.rdinit = value(),
                 "ro" => parsed.read_only = true,
                 "rw" => parsed.read_only = false,
                 _ => {}
@@ -46,7 +49,7 @@ mod tests {
     #[test]
     fn the_last_word_wins_and_quotes_hold_a_value_together() {
         let line = "console=ttyS0 quiet root=/dev/sda ro root=/dev/vda rootfstype=ext4 rw \
-                    init=\"/bin/my init\" -- x\n";
+                    init=\"/bin/my init\" rdinit=/a -- x\n";
         assert_eq!(
             CommandLine::parse(line),
             CommandLine {
@@ -54,6 +57,7 @@ mod tests {
                 rootfstype: Some("ext4".to_owned()),
                 read_only: false,
                 init: Some("/bin/my init".to_owned()),
+                rdinit: Some("/a".to_owned()),
             }
         );
         assert_eq!(CommandLine::parse(""), CommandLine::default());

@@ -3,6 +3,7 @@
 //! A root with systemd is handed over to it, with the agent as a service of its own. Any other
 //! root has this process as its process 1.
 
+pub mod ahead;
 mod cmdline;
 mod modules;
 mod root;
@@ -137,7 +138,7 @@ fn configure(voice: &Voice) -> Option<Names> {
 
 /// The root has its own init: it gets this process, and the agent comes back as its service.
 fn hand_over(init: &Path) -> io::Result<()> {
-    service::install(Path::new("/run"))?;
+    service::install(Path::new("/run"), Path::new("/proc/self/exe"))?;
     root::enter()?;
     // Only returns where it failed.
     Err(Command::new(init).exec())

@@ -19,7 +19,7 @@ pub const NEW_ROOT: &str = "/root";
 const PATIENCE: Duration = Duration::from_secs(30);
 const FILE_SYSTEMS: [&str; 4] = ["ext4", "xfs", "btrfs", "squashfs"];
 /// What systemd's own program is called, below a root.
-const SYSTEMD: [&str; 2] = ["usr/lib/systemd/systemd", "lib/systemd/systemd"];
+pub const SYSTEMD: [&str; 2] = ["usr/lib/systemd/systemd", "lib/systemd/systemd"];
 
 /// Mounts the root that the command line names on [`NEW_ROOT`].
 pub fn mount_root(line: &CommandLine) -> Result<(), String> {

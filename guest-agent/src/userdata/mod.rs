@@ -1,17 +1,17 @@
 //! What cloud-init does with user-data: once an instance, or at every boot, in its order and under
 //! its names below /var/lib/cloud.
 
-mod command;
-mod config;
+pub(crate) mod command;
+pub(crate) mod config;
 mod context;
-mod files;
+pub(crate) mod files;
 mod instance;
 mod instance_data;
 mod jinja;
 mod merge;
 mod modules;
 mod parts;
-mod report;
+pub(crate) mod report;
 mod stages;
 mod time;
 
@@ -21,7 +21,7 @@ use std::thread;
 
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, cli, seed, yaml};
+use crate::{children, cli, netconfig, seed, yaml};
 use parts::Kind;
 use report::Report;
 
@@ -71,6 +71,7 @@ pub fn run_alone() -> ExitCode {
 }
 
 fn apply(report: &Report) {
+    netconfig::tell(report);
     let base = config::of_disk(report);
     match seed::find(&base) {
         Ok(Some(seed)) => stages::run(&seed, &base, report),

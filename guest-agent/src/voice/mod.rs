@@ -19,7 +19,7 @@ use crate::{say, uptime_ms};
 const HOST: u32 = 2;
 /// The first privileged port that is tried, downwards.
 const FIRST_PORT: u32 = protocol::PRIVILEGED_PORTS - 1;
-/// How long the VMM may refuse, while it still has an earlier connection.
+/// How long there may be no way to the VMM.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 /// What is said while nobody listens, at most.
@@ -202,7 +202,7 @@ impl Voice {
     fn power_off(&self) -> io::Result<()> {
         let role = self.state().role;
         if role == Role::Service {
-            return power::ask_systemd();
+            return power::ask_init();
         }
         // Process 1's other thread does it.
         Ok(rustix::process::kill_process(
@@ -230,7 +230,7 @@ fn stage(name: &str, state: StageState, detail: Option<String>) -> Event {
 }
 
 /// Connects from a privileged port. A VMM that still has an earlier connection refuses for a
-/// moment; one that has no vsock at all is not asked twice.
+/// moment, and a root's own kernel may still have to load what vsock needs.
 fn connect() -> io::Result<UnixStream> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -242,10 +242,10 @@ fn connect() -> io::Result<UnixStream> {
 }
 
 fn worth_another(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut
-    )
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, TimedOut};
+    let refused = [ConnectionReset, ConnectionRefused, TimedOut].contains(&error.kind());
+    let unloaded = [libc::ENODEV, libc::EAFNOSUPPORT].map(Some);
+    refused || unloaded.contains(&error.raw_os_error())
 }
 
 fn attempt() -> io::Result<UnixStream> {
