@@ -50,10 +50,12 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(status.success(), "{program} {arguments:?}");
 }
 
-/// Boots the disk by what its own GRUB would start; the guest says how often it was booted.
+/// Boots the disk by what its own GRUB would start; the guest says how often it was booted, and
+/// does what its user-data ask for where the agent may go into it.
 fn boots_its_own_kernel(disk: &Path, options: &[&str], times: u32) {
     let directory = disk.parent().unwrap();
-    let manifest = Manifest::new("own", "").root(disk).write(directory);
+    let script = "echo user-data-ran >/dev/console; touch /user-data-ran\n";
+    let manifest = Manifest::new("own", script).root(disk).write(directory);
     let mut vm = Vm::run(&manifest, options);
     assert_eq!(vm.wait(BOOT), 0, "{}\n{}", vm.console(), vm.log());
     let console = vm.console();
@@ -63,6 +65,8 @@ fn boots_its_own_kernel(disk: &Path, options: &[&str], times: u32) {
     assert!(words.next().unwrap().ends_with("-cloud-amd64"), "{said}");
     assert_eq!(words.next().unwrap(), times.to_string(), "{said}");
     assert!(said.contains(" root=UUID=5ea90d00-"), "{said}");
+    let asked = times == 1 && !options.contains(&"off");
+    assert_eq!(console.contains("user-data-ran"), asked, "{console}");
     assert!(
         vm.log().contains("booting the disk's `GNU/Linux`"),
         "{}",

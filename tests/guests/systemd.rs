@@ -1,6 +1,7 @@
 //! A root with systemd: handed over to it, with the agent as a service. One of the slow family
 //! of systemd boots; the rest are in `make test-all`.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,26 +9,86 @@ use peapod_tests::{Manifest, Vm, image};
 
 use super::BOOT;
 
+fn copy(name: &str, root: &Path) {
+    let copied = Command::new("cp")
+        .args(["--sparse=always", "--dereference"])
+        .arg(image(name))
+        .arg(root)
+        .status()
+        .unwrap();
+    assert!(copied.success());
+}
+
+/// With two cores, written beside its root.
+fn manifest(name: &str, script: &str, root: &Path) -> PathBuf {
+    let manifest = Manifest::new(name, script).cores(2).root(root);
+    manifest.write(root.parent().unwrap())
+}
+
+/// A disk with its own kernel, initramfs, systemd, netplan and cloud-init, which has never heard of
+/// an agent.
+#[test]
+fn the_agent_goes_into_a_disk_and_does_what_its_cloud_init_would() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root.img");
+    copy("debian.img", &root);
+    let script = "echo init-is-$(cat /proc/1/comm); echo cloud-init-is-$(systemctl is-active cloud-init)\n\
+        until ip -br -4 addr show enp1s0 | grep 10.0.2.2/24; do sleep 0.5; done\n\
+        echo failed-units-$(systemctl --failed --no-legend --plain | wc -l)\n\
+        echo user-data-ran\n";
+    let manifest = manifest("debian", script, &root);
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    vm.wait_console("user-data-ran", 1, 2 * BOOT);
+    vm.wait_log("ready", Duration::from_secs(60));
+    let (console, log) = (vm.console(), vm.log());
+    for said in [
+        "init-is-systemd",
+        "cloud-init-is-inactive",
+        "failed-units-0",
+    ] {
+        assert!(console.contains(said), "{said}: {console}");
+    }
+    assert!(
+        log.contains("with the agent in cloud-init's place"),
+        "{log}"
+    );
+    vm.signal(libc::SIGTERM);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+}
+
+/// What one of the two has done once for an instance the other does not do again.
+#[test]
+#[ignore = "slow: make test-all"]
+fn without_the_agent_the_disks_cloud_init_reads_the_same_seed() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root.img");
+    copy("debian.img", &root);
+    let script = "echo user-data-ran >/dev/console; echo ran >>/root/ran\n";
+    let manifest = manifest("debian", script, &root);
+    let mut vm = Vm::run(&manifest, ["--agent", "off"]);
+    vm.wait_console("user-data-ran", 1, 4 * BOOT);
+    vm.wait_console("Cloud-init v. 22", 1, BOOT);
+    assert!(vm.log().contains("without the agent: --agent off"));
+    vm.signal(libc::SIGTERM);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    vm.wait_log("ready", 2 * BOOT);
+    assert!(!vm.console().contains("user-data-ran"), "{}", vm.console());
+    vm.signal(libc::SIGTERM);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+}
+
 #[test]
 fn a_systemd_root_runs_its_user_data_and_stops_cleanly() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root.img");
-    let copied = Command::new("cp")
-        .args(["--sparse=always", "--dereference"])
-        .arg(image("systemd.ext4"))
-        .arg(&root)
-        .status()
-        .unwrap();
-    assert!(copied.success());
+    copy("systemd.ext4", &root);
     // Once the set-up is over the agent goes, and only the power button is left to ask by.
     let script = "cat /proc/1/comm; udevadm info --query property /sys/class/net/eth0\n\
         (until [ -e /run/cloud-init/result.json ]; do sleep 1; done; sleep 5\n\
         systemctl stop peapod-agent; echo agent-gone >/dev/console) &\n\
         echo user-data-ran\n";
-    let manifest = Manifest::new("systemd", script)
-        .cores(2)
-        .root(&root)
-        .write(directory.path());
+    let manifest = manifest("systemd", script, &root);
     let mut vm = Vm::run(&manifest, [""; 0]);
     vm.wait_console("user-data-ran", 1, 2 * BOOT);
     vm.wait_log("ready", Duration::from_secs(60));

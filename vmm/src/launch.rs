@@ -138,9 +138,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         identity: identity(plan),
     };
     let (network, devices) = devices(plan, agent.clone())?;
-    if let Some(own) = &plan.own {
-        tracing::info!("booting {}", own.what);
-    }
+    tracing::info!("booting {}", plan.boots);
     for forward in &plan.forwards {
         tracing::info!(
             "{} is the guest's port {}",
@@ -172,6 +170,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         name: plan.machine.name.clone(),
         namespace: plan.machine.namespace.clone(),
         uuid: plan.machine.uuid.clone(),
+        boots: plan.boots.clone(),
         vcpus: plan.machine.vcpus,
         memory: plan.machine.memory,
         started: Instant::now(),
@@ -241,8 +240,8 @@ fn enter_sandbox(plan: &Plan) -> Result<(), Error> {
 fn cmdline(plan: &Plan) -> String {
     let root = plan.machine.root_disk().unwrap_or(0);
     let letter = char::from(b'a' + u8::try_from(root).unwrap_or(0).min(25));
-    let mut line = match &plan.own {
-        Some(own) => own.cmdline.clone(),
+    let mut line = match &plan.cmdline {
+        Some(own) => own.clone(),
         None => format!("console=ttyS0 quiet panic=-1 root=/dev/vd{letter} rootfstype=ext4 rw"),
     };
     if let Some(append) = &plan.append {

@@ -24,9 +24,11 @@ pub struct Plan {
     pub kernel: Kernel,
     /// The initramfs: the one with the agent in it, or the disk's own.
     pub initramfs: Option<Initramfs>,
-    /// The kernel is the root disk's own, started as its boot loader would start it, or the
-    /// manifest's.
-    pub own: Option<OwnKernel>,
+    /// What is booted, for a person.
+    pub boots: String,
+    /// The command line of a kernel that is the root disk's own, as its boot loader would start it,
+    /// or the manifest's.
+    pub cmdline: Option<String>,
     /// Words added to the kernel's command line.
     pub append: Option<String>,
     /// What SMBIOS tells the guest besides.
@@ -65,15 +67,6 @@ pub struct Offered {
     pub console: Option<PathBuf>,
     /// A file that is there once all has been checked and opened.
     pub readiness: Option<PathBuf>,
-}
-
-/// How a kernel that is not Peapod's is started.
-#[derive(Debug)]
-pub struct OwnKernel {
-    /// What is booted, for a person.
-    pub what: String,
-    /// Its command line.
-    pub cmdline: String,
 }
 
 /// A disk and what holds its bytes.

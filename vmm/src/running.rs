@@ -20,6 +20,8 @@ pub struct Running {
     pub namespace: String,
     /// The SMBIOS UUID.
     pub uuid: String,
+    /// What was booted, and where its agent comes from.
+    pub boots: String,
     /// How many vCPUs there are.
     pub vcpus: u8,
     /// The guest's memory, in bytes.
@@ -70,6 +72,8 @@ pub struct Status {
     pub ready: bool,
     /// Seconds since the start.
     pub uptime_seconds: f64,
+    /// What was booted, and where its agent comes from.
+    pub boots: String,
     /// How many there are.
     pub vcpus: u8,
     /// The guest's, in bytes.
@@ -102,6 +106,7 @@ impl Running {
             status: self.phase(),
             ready: self.unready().is_empty(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
+            boots: self.boots.clone(),
             vcpus: self.vcpus,
             memory: self.memory,
             agent: self.agent.status(),

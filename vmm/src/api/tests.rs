@@ -49,6 +49,7 @@ fn vm() -> Vm {
         namespace: "default".to_owned(),
         uuid: "u".to_owned(),
         vcpus: 2,
+        boots: "Peapod's kernel".to_owned(),
         memory: 1 << 30,
         started: Instant::now(),
         stopper: Stopper::start(agent.clone()).unwrap(),

@@ -55,6 +55,10 @@ pub struct Options {
     /// Initramfs with Peapod's agent [default: `initramfs.cpio` of the images]
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,
+    /// Whether Peapod's agent goes into a disk that boots its own kernel and initramfs, and does
+    /// there what the disk's cloud-init would do: `off` leaves that to cloud-init
+    #[arg(long, value_enum, default_value_t, value_name = "WHETHER")]
+    pub agent: Agent,
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "CMDLINE")]
     pub append: Option<String>,
@@ -80,6 +84,16 @@ pub struct Options {
     /// Leave system calls and files unlimited
     #[arg(long)]
     pub no_sandbox: bool,
+}
+
+/// Whether the agent goes into a disk of its own kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Agent {
+    /// Where it can.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Off,
 }
 
 /// What is elsewhere in a pod than on a laptop.
@@ -281,11 +295,12 @@ pub fn plan(args: &Options, file: String, machine: Machine, place: Place) -> Res
     let chosen = boot::choose(args, &machine, &finder, &disks, given, &place.cache)?;
     let (state_dir, entry) = state_dir(place.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
-    let (kernel, initramfs, own) = chosen.keep(&state_dir)?;
+    let booted = chosen.keep(&state_dir)?;
     Ok(Plan {
-        kernel,
-        initramfs,
-        own,
+        kernel: booted.kernel,
+        initramfs: booted.initramfs,
+        boots: booted.what,
+        cmdline: booted.cmdline,
         append: args.append.clone(),
         oem_strings: args.oem_string.clone(),
         disks,

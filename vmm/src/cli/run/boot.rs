@@ -1,14 +1,15 @@
 //! What is booted: a kernel that was given, the manifest's, the root disk's own, or Peapod's.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Error, Options, find};
-use crate::boot::initramfs::Initramfs;
+use super::{Agent, Error, Options, find};
+use crate::boot::initramfs::{Initramfs, InitramfsError};
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::disk;
 use crate::disks::Finder;
-use crate::plan::{OwnKernel, PlannedDisk};
+use crate::plan::PlannedDisk;
 use crate::vmi::{KernelBoot, Machine};
 use crate::{checks, disks};
 
@@ -34,16 +35,37 @@ pub(super) fn files(args: &Options, images: &[PathBuf]) -> Result<(PathBuf, Path
 /// What is booted.
 pub(super) struct Chosen {
     kernel: Kernel,
-    own: Option<OwnKernel>,
+    what: String,
+    cmdline: Option<String>,
     initramfs: Source,
+}
+
+/// The same with its files open.
+pub(super) struct Booted {
+    pub(super) kernel: Kernel,
+    pub(super) initramfs: Option<Initramfs>,
+    /// For a person.
+    pub(super) what: String,
+    /// The kernel's own command line, where it is not Peapod's.
+    pub(super) cmdline: Option<String>,
 }
 
 enum Source {
     None,
     File(PathBuf),
-    /// The disk's own.
-    Bytes(Vec<u8>),
+    /// The disk's own, and what goes ahead of it.
+    Disk {
+        agent: Option<PathBuf>,
+        bytes: Vec<u8>,
+    },
 }
+
+/// What starts the agent ahead of the initramfs's /init, and keeps the disk's cloud-init from doing
+/// the same as it does.
+const WITH_AGENT: &str = "rdinit=/peapod/agent cloud-init=disabled";
+/// The kernel looks for the next archive at a multiple of this
+/// (linux/Documentation/driver-api/early-userspace/buffer-format.rst).
+const ALIGNMENT: u64 = 4;
 
 /// The kernel that was given, or the manifest's, or the root disk's own, or for a plain root ours.
 pub(super) fn choose(
@@ -70,22 +92,61 @@ pub(super) fn choose(
         };
         return Ok(Chosen {
             kernel: Kernel::open(&kernel, &kernels)?,
-            own: None,
+            what: format!("{} with {}", kernel.display(), initramfs.display()),
+            cmdline: None,
             initramfs: Source::File(initramfs),
         });
     };
     let name = PathBuf::from(entry.kernel().unwrap_or_default());
+    let mut cmdline = entry.cmdline;
+    let (initramfs, agent) = match (&args.initramfs, loaded.initramfs) {
+        (Some(given), _) => (
+            Source::File(given.clone()),
+            "with --initramfs instead of its own".to_owned(),
+        ),
+        (None, Some(bytes)) => match agent(args, &cmdline, finder.images) {
+            Ok(agent) => {
+                checks::initramfs(&agent)?;
+                cmdline = format!("{cmdline} {WITH_AGENT}");
+                let agent = Some(agent);
+                let what = "with the agent in cloud-init's place".to_owned();
+                (Source::Disk { agent, bytes }, what)
+            }
+            Err(why) => {
+                let agent = None;
+                (
+                    Source::Disk { agent, bytes },
+                    format!("without the agent: {why}"),
+                )
+            }
+        },
+        (None, None) => (
+            Source::None,
+            "without the agent: the disk has no initramfs".to_owned(),
+        ),
+    };
     Ok(Chosen {
         kernel: Kernel::from_image(&name, &loaded.kernel, &kernels)?,
-        initramfs: match (&args.initramfs, loaded.initramfs) {
-            (Some(given), _) => Source::File(given.clone()),
-            (None, Some(bytes)) => Source::Bytes(bytes),
-            (None, None) => Source::None,
-        },
-        own: Some(OwnKernel {
-            what: format!("the disk's `{}`", entry.title.escape_debug()),
-            cmdline: entry.cmdline,
-        }),
+        what: format!("the disk's `{}`, {agent}", entry.title.escape_debug()),
+        cmdline: Some(cmdline.trim_start().to_owned()),
+        initramfs,
+    })
+}
+
+/// The archive with the agent that goes ahead of a disk's initramfs, or why none does.
+fn agent(args: &Options, cmdline: &str, images: &[PathBuf]) -> Result<PathBuf, String> {
+    if args.agent == Agent::Off {
+        return Err("--agent off".to_owned());
+    }
+    let appended = args.append.as_deref().unwrap_or_default();
+    let mut words = cmdline.split(' ').chain(appended.split(' '));
+    if words.any(|word| word.starts_with("rdinit=")) {
+        return Err("the command line has rdinit= already".to_owned());
+    }
+    let mut archives = images.iter().map(|dir| dir.join("agent.cpio"));
+    archives.find(|path| path.exists()).ok_or_else(|| {
+        let dirs: Vec<_> = images.iter().map(|dir| dir.display().to_string()).collect();
+        format!("no agent.cpio in {}", dirs.join(" or "))
     })
 }
 
@@ -114,26 +175,25 @@ fn from_image(
     }
     Ok(Chosen {
         kernel: Kernel::open(&kernel, kernels)?,
-        own: Some(OwnKernel {
-            what: format!("{}'s {}", boot.image, boot.kernel),
-            cmdline: boot.arguments.clone(),
-        }),
+        what: format!("{}'s {}, without the agent", boot.image, boot.kernel),
+        cmdline: Some(boot.arguments.clone()),
         initramfs: initramfs.map_or(Source::None, Source::File),
     })
 }
 
 impl Chosen {
-    /// The initramfs, and how the disk's own kernel is started if it is that. The disk's
-    /// initramfs goes into an unnamed file of the state directory.
-    pub(super) fn keep(
-        self,
-        state_dir: &Path,
-    ) -> Result<(Kernel, Option<Initramfs>, Option<OwnKernel>), Error> {
+    /// Opens what there is to load. A disk's own initramfs goes into an unnamed file of the state
+    /// directory.
+    pub(super) fn keep(self, state_dir: &Path) -> Result<Booted, Error> {
         let initramfs = match &self.initramfs {
             Source::None => None,
             Source::File(path) => Some(Initramfs::open(path)?),
-            Source::Bytes(bytes) => {
+            Source::Disk { agent, bytes } => {
                 let mut file = disk::unnamed(state_dir).map_err(disks::Error::from)?;
+                if let Some(agent) = agent {
+                    let unread = |cause| InitramfsError::Read(agent.clone(), cause);
+                    go_ahead(agent, &mut file).map_err(unread)?;
+                }
                 file.write_all(bytes).map_err(|cause| Error::Make {
                     path: state_dir.to_owned(),
                     cause,
@@ -141,6 +201,18 @@ impl Chosen {
                 Some(Initramfs::new(Path::new("of the disk"), file))
             }
         };
-        Ok((self.kernel, initramfs, self.own))
+        Ok(Booted {
+            kernel: self.kernel,
+            initramfs,
+            what: self.what,
+            cmdline: self.cmdline,
+        })
     }
+}
+
+/// Copies the archive at `path`, and what is missing to where the next may begin.
+fn go_ahead(path: &Path, file: &mut File) -> io::Result<()> {
+    let copied = io::copy(&mut File::open(path)?, file)?;
+    let missing = copied.next_multiple_of(ALIGNMENT) - copied;
+    io::copy(&mut io::repeat(0).take(missing), file).map(drop)
 }
