@@ -10,7 +10,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::{WaitOptions, wait};
 
 type Waiting = HashMap<i32, Sender<ExitStatus>>;
 
@@ -49,7 +49,7 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
 pub fn reap() -> bool {
     loop {
         let mut waiting = waiting().lock().unwrap_or_else(PoisonError::into_inner);
-        let (pid, status) = match waitpid(None, WaitOptions::NOHANG) {
+        let (pid, status) = match wait(WaitOptions::NOHANG) {
             Ok(Some(ended)) => ended,
             Ok(None) => return true,
             Err(_) => return false,
