@@ -15,6 +15,7 @@ pub mod power;
 pub mod protocol;
 pub mod seed;
 pub mod service;
+pub mod session;
 pub mod signals;
 pub mod userdata;
 pub mod voice;

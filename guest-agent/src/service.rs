@@ -10,7 +10,7 @@ use std::thread;
 use crate::protocol::Role;
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, ports, userdata};
+use crate::{children, ports, session, userdata};
 
 /// Below /run, which survives the switch to the root.
 const PROGRAM: &str = "peapod/agent";
@@ -78,6 +78,7 @@ pub fn install(run: &Path, from: &Path) -> io::Result<()> {
 pub fn run() -> ExitCode {
     let signals = Signals::block(&[libc::SIGCHLD]);
     let voice = Voice::start(Role::Service);
+    session::serve();
     ports::watch(&voice);
     thread::spawn(move || userdata::run(&voice));
     loop {

@@ -24,7 +24,7 @@ use crate::protocol::{Role, StageState};
 use crate::signals::Signals;
 use crate::userdata;
 use crate::voice::Voice;
-use crate::{children, ports, say, service};
+use crate::{children, ports, say, service, session};
 use cmdline::CommandLine;
 
 /// What signals process 1 gets, and from whom.
@@ -101,6 +101,7 @@ fn boot() {
     let failures = modules::load();
     // The modules bring the way to the VMM, so this is the first that it can hear.
     let voice = Voice::start(Role::Initramfs);
+    session::serve();
     for failure in failures {
         voice.failed("modules", &failure);
     }

@@ -1,6 +1,8 @@
 //! What the frames say. Every enum has an `Unknown` for what a later version adds; unknown fields
 //! are passed over.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Frame, Kind};
@@ -107,9 +109,61 @@ pub enum Request {
     Ping,
     /// Power the guest off, cleanly. The reply says that it has begun.
     PowerOff,
+    /// Of a session: run a program. Its streams are data; the reply is [`Reply::Exited`].
+    Exec(Exec),
+    /// Of a session that runs a program on a terminal, which has this size now. No reply.
+    Resize(Size),
+    /// Of a session: send a file. It is data; the reply is [`Reply::File`].
+    ReadFile {
+        /// Its path.
+        path: String,
+    },
+    /// Of a session: write the data that follows to a file, which is replaced as a whole.
+    WriteFile {
+        /// Its path.
+        path: String,
+        /// Its permissions; those that it has, or 0644, where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
+    },
     /// One of a later version; the reply is an error.
     #[serde(other)]
     Unknown,
+}
+
+/// A program to run, as root.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Words of its environment, beside PATH, HOME and LANG.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Where it runs; `/` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The size of the terminal that it gets; three streams where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Size>,
+}
+
+/// A terminal's size, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub columns: u16,
+}
+
+/// The streams of a program, the first byte of a data frame.
+pub mod stream {
+    /// To it.
+    pub const IN: u8 = 0;
+    /// From it; a terminal's as well.
+    pub const OUT: u8 = 1;
+    /// What it complains of.
+    pub const ERROR: u8 = 2;
 }
 
 /// The end of a request.
@@ -120,6 +174,18 @@ pub enum Reply {
     Ok,
     /// Not done; a sentence for a person.
     Error(String),
+    /// The program has ended.
+    Exited {
+        /// By itself, with this status.
+        code: Option<i32>,
+        /// By this signal.
+        signal: Option<i32>,
+    },
+    /// All of the file was sent.
+    File {
+        /// Its permissions.
+        mode: u32,
+    },
 }
 
 impl Event {
@@ -199,6 +265,57 @@ mod tests {
             Request::PowerOff.frame(9).payload,
             br#"{"request":"power-off"}"#
         );
+        let exec = Exec {
+            argv: vec!["sh".to_owned()],
+            env: [("A".to_owned(), "b".to_owned())].into(),
+            cwd: None,
+            terminal: Some(Size {
+                rows: 1,
+                columns: 2,
+            }),
+        };
+        for (request, json) in [
+            (
+                Request::Exec(exec),
+                r#"{"request":"exec","argv":["sh"],"env":{"A":"b"},"terminal":{"rows":1,"columns":2}}"#,
+            ),
+            (
+                Request::Resize(Size {
+                    rows: 3,
+                    columns: 4,
+                }),
+                r#"{"request":"resize","rows":3,"columns":4}"#,
+            ),
+            (
+                Request::ReadFile {
+                    path: "/a".to_owned(),
+                },
+                r#"{"request":"read-file","path":"/a"}"#,
+            ),
+            (
+                Request::WriteFile {
+                    path: "/a".to_owned(),
+                    mode: Some(0o600),
+                },
+                r#"{"request":"write-file","path":"/a","mode":384}"#,
+            ),
+        ] {
+            assert_eq!(request.frame(9).payload, json.as_bytes());
+            assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
+        }
+        for (reply, json) in [
+            (
+                Reply::Exited {
+                    code: Some(0),
+                    signal: None,
+                },
+                r#"{"exited":{"code":0,"signal":null}}"#,
+            ),
+            (Reply::File { mode: 420 }, r#"{"file":{"mode":420}}"#),
+        ] {
+            assert_eq!(reply.frame(9).payload, json.as_bytes());
+            assert_eq!(serde_json::from_str::<Reply>(json).unwrap(), reply);
+        }
         assert_eq!(Reply::Ok.frame(9).payload, br#""ok""#);
         assert_eq!(
             Reply::Error("no".to_owned()).frame(9).payload,

@@ -8,10 +8,13 @@ mod frame;
 mod message;
 
 pub use frame::{Frame, FrameError, Kind, MAX_PAYLOAD, read, write};
-pub use message::{Event, Outcome, Reply, Request, Role, StageState};
+pub use message::{Event, Exec, Outcome, Reply, Request, Role, Size, StageState, stream};
 
 /// The host's vsock port that the agent connects to.
 pub const PORT: u32 = 20_549;
+/// The guest's vsock port on which the agent serves sessions: one that only root can bind, so that
+/// nobody else is taken for it.
+pub const SESSIONS: u32 = 549;
 /// A source port below this is bound by root only (linux/net/vmw_vsock/af_vsock.c,
 /// `LAST_RESERVED_PORT`).
 pub const PRIVILEGED_PORTS: u32 = 1024;

@@ -194,7 +194,12 @@ impl Voice {
                 Ok(()) => Reply::Ok,
                 Err(error) => Reply::Error(format!("cannot power off: {error}")),
             },
-            Ok(Request::Unknown) => Reply::Error("a request that is not known here".to_owned()),
+            Ok(Request::Exec(_) | Request::ReadFile { .. } | Request::WriteFile { .. }) => {
+                Reply::Error("that is a session's request".to_owned())
+            }
+            Ok(Request::Resize(_) | Request::Unknown) => {
+                Reply::Error("a request that is not known here".to_owned())
+            }
             Err(error) => Reply::Error(format!("not a request: {error}")),
         }
     }

@@ -2,6 +2,7 @@
 //! guest's word: it is logged and shown, and nothing else depends on it.
 
 mod follow;
+pub mod session;
 #[cfg(test)]
 mod tests;
 
@@ -217,7 +218,8 @@ impl Agent {
                 Err(error) => tracing::warn!("an event of the agent's is not one: {error}"),
             },
             Kind::Reply => match serde_json::from_slice(json) {
-                Ok(Reply::Ok) => {}
+                // The others are a session's.
+                Ok(Reply::Ok | Reply::Exited { .. } | Reply::File { .. }) => {}
                 Ok(Reply::Error(why)) => {
                     tracing::warn!("the agent could not do it: {}", shown(&why));
                 }
