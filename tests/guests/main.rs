@@ -13,6 +13,7 @@ mod binaries;
 mod compute;
 mod details;
 mod disks;
+mod exec;
 mod life;
 mod lifecycle;
 mod network;

@@ -30,6 +30,11 @@ fn main() -> ExitCode {
         Command::Kill(vm) => about(vms::kill(vm)),
         Command::Pause(vm) => about(vms::pause(vm)),
         Command::Resume(vm) => about(vms::resume(vm)),
+        Command::Exec(args) => cli::exec::exec(args).unwrap_or_else(|error| {
+            complain(&error);
+            status::NOT_RUN
+        }),
+        Command::Cp(args) => about(cli::cp::cp(args)),
         Command::Console(vm) => about(vms::console(vm)),
         Command::Logs(args) => about(vms::logs(args)),
         Command::Port(port) => about(vms::port(port)),
@@ -94,7 +99,7 @@ fn about(result: Result<(), vms::Error>) -> u8 {
         Err(error) => {
             complain(&error);
             match error {
-                vms::Error::Find(_) => status::BAD_INPUT,
+                vms::Error::Find(_) | vms::Error::Sides => status::BAD_INPUT,
                 _ => status::FAILURE,
             }
         }

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::api::SOCKET;
+use crate::devices::virtio::vsock;
 
 /// The directory of this user's VMs: `peapod` in $XDG_RUNTIME_DIR, else `peapod-<uid>` in /tmp.
 pub fn home() -> PathBuf {
@@ -134,6 +135,11 @@ impl Found {
     /// Its API.
     pub fn socket(&self) -> PathBuf {
         self.state.join(SOCKET)
+    }
+
+    /// By which its guest's vsock ports are reached.
+    pub fn vsock(&self) -> PathBuf {
+        self.state.join(vsock::SOCKET)
     }
 
     /// Waits until its process has ended.

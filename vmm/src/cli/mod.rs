@@ -1,7 +1,9 @@
 //! The command line: a file a subcommand, thin: parse, call, print.
 
 pub mod boot_entries;
+pub mod cp;
 pub mod doctor;
+pub mod exec;
 pub mod launch;
 pub mod manual;
 pub mod pod;
@@ -33,6 +35,7 @@ Exit status of `run` and `launch`:
   7  the guest's kernel panicked
 
 Exit status of the commands about a running VM: 0 done, 1 the VM could not do it, 2 no such VM
+Exit status of `exec`: the program's, or 128 and its signal; 125 where it could not be run
 Exit status of `pod`: 0 printed, 1 not, 2 bad input
 Exit status of `validate`: 0 all good, 2 something is wrong
 Exit status of `boot-entries`: 0 something is there to be booted, 2 bad input, or nothing is
@@ -88,6 +91,10 @@ pub enum Command {
     Pause(vms::Vm),
     /// Let a paused VM go on
     Resume(vms::Vm),
+    /// Run a program in a guest, by its agent; no ssh, no network
+    Exec(exec::Args),
+    /// Copy a file into a guest or out of it, by its agent
+    Cp(cp::Args),
     /// Type at a VM's serial console; Ctrl-] leaves it
     Console(vms::Vm),
     /// Print what a VM's console has shown, its last MiB
@@ -137,6 +144,8 @@ pub mod status {
     pub const FORCED: u8 = 4;
     /// The guest crashed.
     pub const CRASHED: u8 = 5;
+    /// `exec`: the program could not be run.
+    pub const NOT_RUN: u8 = 125;
     /// The guest's kernel panicked. (6 is the sandbox's.)
     pub const PANICKED: u8 = 7;
 }

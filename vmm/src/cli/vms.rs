@@ -4,11 +4,13 @@ use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 
 use axum::http::Method;
+use guest_agent::protocol;
 use netdev::publish::{Publish, SPEC};
 use netdev::requests::{Action, Request, show};
 use serde_json::{Value, json};
 
 use super::terminal::Raw;
+use crate::agent::session::{self, Session};
 use crate::api::{self, Client};
 use crate::registry::{self, Found};
 
@@ -27,6 +29,18 @@ pub enum Error {
     /// Something here failed.
     #[error("{0}: {1}")]
     Io(&'static str, io::Error),
+    /// A file here.
+    #[error("{0}: {1}")]
+    File(String, io::Error),
+    /// The guest's agent did not do it.
+    #[error("{0}: {1}")]
+    Agent(String, #[source] session::Error),
+    /// A terminal was asked for.
+    #[error("-t: standard input is no terminal; without -t a program has three streams")]
+    NoTerminal,
+    /// A copy within one side.
+    #[error("one of the two is in a guest, VM:PATH, and the other is not")]
+    Sides,
 }
 
 /// A VM.
@@ -50,6 +64,24 @@ impl Vm {
     fn client(&self) -> Result<Client, Error> {
         let socket = self.find()?.socket();
         Client::new(&socket).map_err(|error| Error::Io("cannot ask", error))
+    }
+
+    /// The one of this name.
+    pub(super) fn called(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+        }
+    }
+
+    /// A session with its agent.
+    pub(super) fn session(&self, request: &protocol::Request) -> Result<Session, Error> {
+        let socket = self.find()?.vsock();
+        Session::open(&socket, request).map_err(|error| self.said(error))
+    }
+
+    /// What came of it.
+    pub(super) fn said(&self, error: session::Error) -> Error {
+        Error::Agent(self.name.clone(), error)
     }
 
     fn failed(&self, error: api::Error) -> Error {

@@ -10,12 +10,10 @@ use guest_agent::protocol;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::agent::Agent;
-use crate::devices::virtio::vsock::{Ports, Vsock};
+use crate::devices::virtio::vsock::{Ports, SOCKET, Vsock};
 
-/// In the state directory: clients of the host write `CONNECT <port>\n` here; a service at
-/// `vsock_<port>` is what the guest finds at that port.
-const SOCKET: &str = "vsock";
-
+/// Services of the host: what is at `vsock_<port>` in the state directory is what the guest finds at
+/// that port.
 struct HostPorts {
     agent: Agent,
     directory: PathBuf,

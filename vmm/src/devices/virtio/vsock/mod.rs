@@ -27,6 +27,9 @@ pub use mux::Ports;
 use mux::{LISTENER, Mux};
 use packet::{HEADER, Header};
 
+/// What the host's socket is called in a VM's state directory.
+pub const SOCKET: &str = "vsock";
+
 const ID: u16 = 19;
 /// Receive, transmit, and events, of which there are none yet.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
