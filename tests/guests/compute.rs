@@ -67,6 +67,12 @@ fn a_restricted_pod_runs_a_vmi_answers_probes_and_ends_cleanly_on_sigterm() {
     until("it is not ready", || {
         probe("/readyz").filter(|line| line == "HTTP/1.1 200 OK")
     });
+    // As a probe of `peapod pod` asks in the guest.
+    let state = "/var/run/kubevirt-ephemeral-disks/vm";
+    let asked = ["/usr/bin/peapod", "exec", state, "--", "sh", "-c", "exit 7"];
+    let output = container.exec(&asked);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{said}");
     // The console is where virtctl looks for it.
     let mut console = UnixStream::connect(container.file("private/4f1b/virt-serial0")).unwrap();
     console

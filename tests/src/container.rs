@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -26,6 +26,7 @@ const LAST: &str = "/dev/termination-log";
 #[derive(Debug)]
 pub struct Container {
     name: String,
+    user: (u32, u32),
     directory: TempDir,
     /// Its process.
     pub vm: Vm,
@@ -52,6 +53,7 @@ impl Container {
         let vm = Vm::start(crun.arg(bundle).arg(name));
         Self {
             name: name.to_owned(),
+            user,
             directory,
             vm,
         }
@@ -62,6 +64,15 @@ impl Container {
         let mut crun = self.crun("kill");
         let status = crun.args([&self.name, signal]).status();
         assert!(status.expect("run crun").success());
+    }
+
+    /// What one more command in it says, run as a kubelet runs a probe's: as the container's user.
+    pub fn exec(&self, command: &[&str]) -> Output {
+        let (uid, gid) = self.user;
+        let mut crun = self.crun("exec");
+        crun.arg("--user").arg(format!("{uid}:{gid}"));
+        let output = crun.arg(&self.name).args(command).output();
+        output.expect("run crun")
     }
 
     /// A file of one of its empty directories.

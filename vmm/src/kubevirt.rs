@@ -7,6 +7,8 @@ pub const CONTAINER_DISKS: &str = "/var/run/kubevirt/container-disks";
 pub const KERNEL_BOOT: &str = "kernel-boot";
 /// What a guest writes to ephemeral disks, and sockets.
 pub const EPHEMERAL_DISKS: &str = "/var/run/kubevirt-ephemeral-disks";
+/// In that, the VM's state directory.
+pub const STATE: &str = "vm";
 /// Sockets for virt-handler, in a directory for each VMI.
 pub const PRIVATE: &str = "/var/run/kubevirt-private";
 /// Claims that are file systems, under their volumes' names.

@@ -107,7 +107,7 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
         cache: args.ephemeral_disk_dir.join("cache"),
         mounted: Some(args.container_disk_dir.clone()),
         addresses: everywhere(&machine)?,
-        state_dir: Some(args.ephemeral_disk_dir.join("vm")),
+        state_dir: Some(args.ephemeral_disk_dir.join(kubevirt::STATE)),
         offered: Offered {
             console: console(args, &machine),
             readiness: args.readiness_file.clone(),

@@ -7,8 +7,8 @@ mod tests;
 
 use serde_json::{Value, json};
 
-use crate::kubevirt::{CLAIMS, CONTAINER_DISKS, EPHEMERAL_DISKS, KERNEL_BOOT, PRIVATE};
-use crate::vmi::{Machine, Protocol, Source};
+use crate::kubevirt::{CLAIMS, CONTAINER_DISKS, EPHEMERAL_DISKS, KERNEL_BOOT, PRIVATE, STATE};
+use crate::vmi::{Handler, Machine, Port, Probe, Protocol, Source};
 
 /// Of KubeVirt's virt-launcher, and of its images.
 const USER: u32 = 107;
@@ -45,6 +45,9 @@ pub enum Error {
     /// Several pods would write it.
     #[error("disk `{0}`: {1} pods cannot write one claim; use `ephemeral`")]
     Shared(String, u32),
+    /// Nothing of the pod listens there.
+    #[error("spec.{0}: port {1} is not among the interface's ports: add it there")]
+    Port(&'static str, Value),
     /// The guest would be asked in place of us.
     #[error("port {PROBES} is where the probes are asked; the VMI cannot have it")]
     Probes,
@@ -114,6 +117,24 @@ fn check(machine: &Machine, choices: &Choices) -> Result<(), Error> {
             _ => {}
         }
     }
+    for (name, probe) in [
+        ("readinessProbe", &machine.for_pod.readiness),
+        ("livenessProbe", &machine.for_pod.liveness),
+    ] {
+        let handler = probe.as_ref().map(|probe| &probe.handler);
+        if let Some(Handler::Http(asked) | Handler::Tcp(asked)) = handler {
+            let port = asked.get("port").unwrap_or(&Value::Null);
+            // Where no port is declared, those that the guest listens on are the pod's.
+            let is = |known: &Port| match port.as_str() {
+                Some(name) => known.name.as_deref() == Some(name),
+                None => port.as_u64() == Some(known.port.into()),
+            };
+            let declared = machine.ports().next().is_some() || port.is_string();
+            if declared && !machine.ports().any(is) {
+                return Err(Error::Port(name, port.clone()));
+            }
+        }
+    }
     match machine.ports().any(|port| port.port == PROBES) {
         true => Err(Error::Probes),
         false => Ok(()),
@@ -170,8 +191,8 @@ fn spec(machine: &Machine, choices: &Choices) -> Value {
             "limits": {"memory": memory, &choices.kvm_resource: "1"},
         },
         "startupProbe": probe("/readyz", 1, STARTUP),
-        "readinessProbe": probe("/readyz", 5, 3),
-        "livenessProbe": probe("/healthz", 10, 3),
+        "readinessProbe": own(&machine.for_pod.readiness, probe("/readyz", 5, 3)),
+        "livenessProbe": own(&machine.for_pod.liveness, probe("/healthz", 10, 3)),
         "volumeMounts": mounts,
     });
     if !ports.is_empty() {
@@ -203,6 +224,31 @@ fn spec(machine: &Machine, choices: &Choices) -> Value {
         spec.insert("subdomain".to_owned(), json!(subdomain));
     }
     Value::Object(spec)
+}
+
+/// The manifest's probe for a kubelet, or `ours` where it has none. What is to be asked in the guest
+/// is asked by its agent.
+fn own(probe: &Option<Probe>, ours: Value) -> Value {
+    let Some(probe) = probe else {
+        return ours;
+    };
+    let exec = |command: &[String]| {
+        let state = format!("{EPHEMERAL_DISKS}/{STATE}");
+        let mut words = ["/usr/bin/peapod", "exec", &state, "--"]
+            .map(str::to_owned)
+            .to_vec();
+        words.extend_from_slice(command);
+        ("exec", json!({ "command": words }))
+    };
+    let (name, handler) = match &probe.handler {
+        Handler::Http(get) => ("httpGet", get.clone()),
+        Handler::Tcp(socket) => ("tcpSocket", socket.clone()),
+        Handler::Exec(command) => exec(command),
+        Handler::Ping => exec(&["true".to_owned()]),
+    };
+    let mut probe = probe.times.clone();
+    probe.insert(name.to_owned(), handler);
+    Value::Object(probe)
 }
 
 /// Those of Kubernetes' safe ones that the guest needs: its echo, and ports below 1024.

@@ -144,3 +144,32 @@ fn what_no_pod_of_its_own_can_have_is_refused_with_what_to_use() {
     assert!(say(&host, None).contains("use a persistentVolumeClaim"));
     assert!(say(&MANIFEST.replace("port: 80", "port: 8095"), None).contains("8095"));
 }
+
+#[test]
+fn the_vmis_probes_are_the_pods_and_what_is_in_the_guest_is_asked_by_its_agent() {
+    let with = |probes: &str| MANIFEST.replace("  domain:\n", &format!("{probes}  domain:\n"));
+    let manifest = with(
+        "  readinessProbe: {httpGet: {path: /health, port: http}, periodSeconds: 3}\n  \
+         livenessProbe: {exec: {command: [pgrep, ruby]}, failureThreshold: 9}\n",
+    );
+    let objects = made(&manifest, None).unwrap();
+    objects.iter().for_each(|object| drop(held(object)));
+    let compute = &objects[1]["spec"]["containers"][0];
+    let readiness = json!({"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 3});
+    assert_eq!(compute["readinessProbe"], readiness);
+    let command = &compute["livenessProbe"]["exec"]["command"];
+    let state = "/var/run/kubevirt-ephemeral-disks/vm";
+    assert_eq!(
+        *command,
+        json!(["/usr/bin/peapod", "exec", state, "--", "pgrep", "ruby"])
+    );
+    assert_eq!(compute["livenessProbe"]["failureThreshold"], 9);
+    assert_eq!(compute["startupProbe"]["httpGet"]["path"], "/readyz");
+
+    let elsewhere = made(&with("  livenessProbe: {tcpSocket: {port: 81}}\n"), None);
+    let why = elsewhere.unwrap_err().to_string();
+    assert_eq!(
+        why,
+        "spec.livenessProbe: port 81 is not among the interface's ports: add it there"
+    );
+}

@@ -4,6 +4,7 @@
 use serde_json::Map;
 
 use super::object::{Object, Problems};
+use super::probes::{self, Probe};
 use super::yaml::{Node, Value};
 
 /// Fields of a VMI's spec that a pod's spec has under the same name, and with the same meaning.
@@ -28,6 +29,10 @@ pub struct ForPod {
     pub annotations: Map<String, serde_json::Value>,
     /// Fields of the pod's spec.
     pub spec: Map<String, serde_json::Value>,
+    /// `readinessProbe`.
+    pub readiness: Option<Probe>,
+    /// `livenessProbe`.
+    pub liveness: Option<Probe>,
 }
 
 impl ForPod {
@@ -36,17 +41,20 @@ impl ForPod {
         Self {
             labels: texts(meta, "labels", p),
             annotations: texts(meta, "annotations", p),
-            spec: Map::new(),
+            ..Self::default()
         }
     }
 
     /// Takes what a pod has too out of the spec.
-    pub(super) fn take(&mut self, spec: &mut Object<'_>) {
+    pub(super) fn take(&mut self, spec: &mut Object<'_>, p: &mut Problems) {
         for name in SAME_IN_A_POD {
             if let Some(field) = spec.take(name) {
                 self.spec.insert(name.to_owned(), json(field.node()));
             }
         }
+        let mut probe = |name: &str| spec.take(name).and_then(|field| probes::read(&field, p));
+        self.readiness = probe("readinessProbe");
+        self.liveness = probe("livenessProbe");
     }
 }
 
@@ -75,7 +83,8 @@ fn texts(meta: &mut Object<'_>, name: &str, p: &mut Problems) -> Map<String, ser
     read
 }
 
-fn json(node: &Node) -> serde_json::Value {
+/// As Kubernetes has it.
+pub(super) fn json(node: &Node) -> serde_json::Value {
     match &node.value {
         Value::Null => serde_json::Value::Null,
         Value::Bool(value) => (*value).into(),

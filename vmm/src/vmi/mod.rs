@@ -12,6 +12,7 @@ mod error;
 mod kubernetes;
 mod machine;
 mod object;
+mod probes;
 mod quantity;
 mod read;
 mod schema;
@@ -26,5 +27,6 @@ pub use machine::{
     Binding, Chassis, Disk, HostDiskType, Interface, KernelBoot, Machine, Port, Protocol,
     RebootPolicy, Source,
 };
+pub use probes::{Handler, Probe};
 pub use quantity::parse as parse_quantity;
 pub use read::{Parsed, parse};

@@ -186,7 +186,7 @@ fn spec_of(
     warnings: &mut Vec<String>,
 ) -> Option<Machine> {
     let mut spec = field.object(p, schema::SPEC)?;
-    for_pod.take(&mut spec);
+    for_pod.take(&mut spec, p);
     spec.ignore(schema::SPEC_CONTROL_PLANE);
     spec.accept_str("architecture", &["", "amd64"]);
     let hostname = spec.take("hostname").and_then(|f| label(&f, p, 63));

@@ -90,6 +90,13 @@ mod lists {
         "networkData", "networkDataBase64", "networkDataSecretRef", "secretRef", "userData",
         "userDataBase64",
     ];
+    pub const PROBE: Fields = &[
+        "exec", "failureThreshold", "guestAgentPing", "httpGet", "initialDelaySeconds",
+        "periodSeconds", "successThreshold", "tcpSocket", "timeoutSeconds",
+    ];
+    pub const HTTP_GET: Fields = &["host", "httpHeaders", "path", "port", "scheme"];
+    pub const TCP_SOCKET: Fields = &["host", "port"];
+    pub const EXEC: Fields = &["command"];
     /// An object without fields.
     pub const EMPTY: Fields = &[];
 }

@@ -166,7 +166,22 @@ fn each_bad_manifest_ends_in_one_line_with_its_place() {
         (
             "  domain:\n",
             "  livenessProbe: {exec: {}}\n  domain:\n",
-            "vm.yaml:6:3: spec.livenessProbe: not supported yet",
+            "vm.yaml:6:25: spec.livenessProbe.exec: `command` is required",
+        ),
+        (
+            "  domain:\n",
+            "  readinessProbe: {tcpSocket: {port: 80}, guestAgentPing: {}}\n  domain:\n",
+            "vm.yaml:6:19: spec.readinessProbe: expected one of httpGet, tcpSocket, exec and guestAgentPing",
+        ),
+        (
+            "  domain:\n",
+            "  readinessProbe: {tcpSocket: {port: 80000}}\n  domain:\n",
+            "vm.yaml:6:38: spec.readinessProbe.tcpSocket.port: must be from 1 to 65535",
+        ),
+        (
+            "  domain:\n",
+            "  readinessProbe: {guestAgentPing: {}, periodSeconds: 0}\n  domain:\n",
+            "vm.yaml:6:55: spec.readinessProbe.periodSeconds: must be from 1 to 2147483647",
         ),
         (
             "memory: {guest: 128Mi}",
