@@ -10,6 +10,7 @@
 )]
 
 mod bookinfo;
+mod faults;
 mod others;
 mod safety;
 mod sidecar;
@@ -37,6 +38,11 @@ fn trials() -> Vec<Trial> {
             what_the_registry_lacks_is_refused_at_once
             names_are_looked_up_at_the_sidecar
             by_tproxy_the_guest_sees_its_client_s_own_address,
+        faults:
+            a_guest_may_come_before_its_sidecar_or_after_it
+            a_sidecar_that_restarts_amid_traffic_leaves_nothing_behind
+            a_network_that_is_killed_leaves_no_port_open_and_comes_back
+            a_pod_whose_address_goes_and_comes_back_goes_on,
         safety:
             no_spelling_of_an_address_leads_to_the_pod_s_loopback_or_the_node_s_metadata,
         others:

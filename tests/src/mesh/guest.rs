@@ -16,7 +16,7 @@ use crate::{PATIENCE, peapod_net};
 const LEASE: &str = r#"#!/bin/sh -e
 case $reason in
 PREINIT) ip link set "$interface" up ;;
-BOUND)
+BOUND | REBOOT)
     ip address add "$new_ip_address/$new_subnet_mask" dev "$interface"
     ip link set "$interface" mtu "$new_interface_mtu"
     ip route add default via "$new_routers"
