@@ -17,6 +17,20 @@ fn a_guest_s_poweroff_ends_the_process_with_status_0() {
 }
 
 #[test]
+fn a_config_drive_s_user_data_run_as_no_cloud_s_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "echo by-$(cloud-id) for $(hostname)\nbusybox poweroff\n";
+    let manifest = Manifest::new("drive", script).write(directory.path());
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let text = text.replace("cloudInitNoCloud", "cloudInitConfigDrive");
+    std::fs::write(&manifest, text).unwrap();
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    let console = vm.console();
+    assert!(console.contains("by-configdrive for drive"), "{console}");
+}
+
+#[test]
 fn a_guest_s_reboot_boots_again_in_the_same_process_and_keeps_the_instance() {
     let directory = tempfile::tempdir().unwrap();
     // Runs once per instance; the per-boot script then runs at the second boot only.

@@ -265,12 +265,13 @@ impl Finder<'_> {
                 container_disk(disk, base?)
             }
             Source::Seed {
+                form,
                 user_data,
                 network_data,
             } => {
+                let (id, name) = (&machine.uuid, &machine.hostname);
                 let network = network_data.as_deref();
-                let image = seed::image(&machine.uuid, &machine.hostname, user_data, network);
-                image
+                seed::image(*form, id, name, user_data, network)
                     .map(Backing::Memory)
                     .map_err(make(Path::new("the seed")))
             }

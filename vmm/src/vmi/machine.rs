@@ -143,13 +143,24 @@ pub enum Source {
         /// The guest's writes die with the machine.
         ephemeral: bool,
     },
-    /// A cloud-init NoCloud seed, made by us.
+    /// A seed of cloud-init's, made by us.
     Seed {
+        /// In which of its forms.
+        form: SeedForm,
         /// `user-data`, decoded.
         user_data: Vec<u8>,
         /// `network-config`, decoded.
         network_data: Option<Vec<u8>>,
     },
+}
+
+/// Where cloud-init looks for what on a seed's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeedForm {
+    /// `cloudInitNoCloud`.
+    NoCloud,
+    /// `cloudInitConfigDrive`, OpenStack's.
+    ConfigDrive,
 }
 
 /// `hostDisk.type`.

@@ -25,7 +25,7 @@ pub use error::{Invalid, Problem};
 pub use kubernetes::ForPod;
 pub use machine::{
     Binding, Chassis, Disk, HostDiskType, Interface, KernelBoot, Machine, Port, Protocol,
-    RebootPolicy, Source,
+    RebootPolicy, SeedForm, Source,
 };
 pub use probes::{Handler, Probe};
 pub use quantity::parse as parse_quantity;

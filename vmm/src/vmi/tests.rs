@@ -52,6 +52,7 @@ fn what_kubectl_prints_for_a_running_vmi_is_accepted() {
     assert_eq!(machine.root_disk(), Some(0));
     assert!(machine.disks[1].readonly);
     let Source::Seed {
+        form: SeedForm::NoCloud,
         user_data,
         network_data: None,
     } = &machine.disks[1].source
@@ -59,6 +60,22 @@ fn what_kubectl_prints_for_a_running_vmi_is_accepted() {
         panic!("{:?}", machine.disks[1])
     };
     assert_eq!(user_data, b"#!/bin/bash\nruby details.rb 9080 &\n");
+}
+
+#[test]
+fn a_config_drive_is_a_seed_of_the_other_form() {
+    let text = DETAILS.replace("cloudInitNoCloud", "cloudInitConfigDrive");
+    let machine = parse("x", text.as_bytes()).unwrap().machine;
+    let is = |disk: &Disk| {
+        matches!(
+            disk.source,
+            Source::Seed {
+                form: SeedForm::ConfigDrive,
+                ..
+            }
+        )
+    };
+    assert_eq!(machine.disks.iter().filter(|disk| is(disk)).count(), 1);
 }
 
 #[test]
@@ -574,6 +591,7 @@ fn a_virtual_machine_is_found_among_documents_and_its_secret_beside_it() {
     let Source::Seed {
         user_data,
         network_data,
+        ..
     } = &machine.disks[1].source
     else {
         panic!("{:?}", machine.disks[1])

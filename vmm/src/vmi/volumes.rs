@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::documents::Beside;
-use super::machine::{HostDiskType, Source};
+use super::machine::{HostDiskType, SeedForm, Source};
 use super::object::{Field, Object, Problems};
 use super::schema;
 
@@ -45,6 +45,7 @@ pub(super) fn read<'a>(
             field.problem(p, format!("a second volume is named `{name}`"));
         }
         let source = source.unwrap_or(Source::Seed {
+            form: SeedForm::NoCloud,
             user_data: Vec::new(),
             network_data: None,
         });
@@ -111,7 +112,10 @@ fn source(
         ephemeral.finish(p);
         return claim(&field?, name, true, p);
     }
-    let field = volume.take("cloudInitNoCloud")?;
+    let (field, form) = match volume.take("cloudInitNoCloud") {
+        Some(field) => (field, SeedForm::NoCloud),
+        None => (volume.take("cloudInitConfigDrive")?, SeedForm::ConfigDrive),
+    };
     let mut seed = field.object(p, schema::NO_CLOUD)?;
     let user = ["userData", "userDataBase64", "secretRef", "userdata"];
     let user_data = data(&mut seed, user, beside, p);
@@ -127,6 +131,7 @@ fn source(
     }
     seed.finish(p);
     Some(Source::Seed {
+        form,
         user_data: user_data.unwrap_or_default(),
         network_data,
     })
@@ -185,7 +190,6 @@ pub(super) fn filled(object: &mut Object, name: &str, p: &mut Problems) -> Optio
     Some(text.to_owned())
 }
 
-/// Data given as text or in base64, not both.
 /// Data that are given as they are, as base64, or in a Secret under a key that is spelt like the first
 /// or in lower case.
 fn data(
