@@ -135,6 +135,14 @@ fn start(exec: &Exec, line: &Line) -> io::Result<Started> {
         .env_clear()
         .envs([("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")])
         .envs(&exec.env);
+    // SAFETY: signal() between fork and exec is safe (signal-safety(7)) and touches no memory.
+    unsafe {
+        command.pre_exec(|| {
+            // Whoever started the agent may have wanted it not to hear; its programs do.
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
     let (ended, end) = io::pipe()?;
     let copy = |from: File, stream: u8| -> io::Result<JoinHandle<()>> {
         let (line, ended) = (line.clone(), ended.try_clone()?);
