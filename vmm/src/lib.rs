@@ -22,4 +22,5 @@ pub mod registry;
 pub mod running;
 pub mod sandbox;
 pub mod seed;
+pub mod vfat;
 pub mod vmi;
