@@ -31,6 +31,25 @@ fn a_config_drive_s_user_data_run_as_no_cloud_s_do() {
 }
 
 #[test]
+fn a_config_map_is_a_disk_of_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "busybox mount -t vfat -o ro /dev/vdc /mnt\n\
+        ls /mnt; cat /mnt/app-with-a-long-name.conf\nbusybox poweroff\n";
+    let manifest = Manifest::new("conf", script).write(directory.path());
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let text = format!(
+        "{text}  - name: conf\n    configMap: {{name: app}}\n---\napiVersion: v1\n\
+         kind: ConfigMap\nmetadata: {{name: app}}\n\
+         data: {{app-with-a-long-name.conf: 'answer=42', other: ''}}\n"
+    );
+    std::fs::write(&manifest, text).unwrap();
+    let mut vm = Vm::run(&manifest, [""; 0]);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    let console = vm.console();
+    assert!(console.contains("answer=42"), "{console}");
+}
+
+#[test]
 fn a_guest_s_reboot_boots_again_in_the_same_process_and_keeps_the_instance() {
     let directory = tempfile::tempdir().unwrap();
     // Runs once per instance; the per-boot script then runs at the second boot only.

@@ -7,6 +7,7 @@
 //! that were believed, choose files of the host to read at its next start.
 
 pub mod entries;
+pub mod keys;
 pub mod mounted;
 
 use std::fs::File;
@@ -17,8 +18,8 @@ use crate::devices::virtio::block::cow::CowDisk;
 use crate::devices::virtio::block::disk::{Disk, DiskError, RawDisk};
 use crate::devices::virtio::block::qcow2::{self, BackingFiles, Qcow2Disk};
 use crate::plan::{Backing, Format, PlannedDisk};
-use crate::vmi::{self, HostDiskType, Machine, Source};
-use crate::{checks, containerdisk, kubevirt, seed};
+use crate::vmi::{self, HostDiskType, Keyed, Machine, Source};
+use crate::{checks, containerdisk, kubevirt, seed, vfat};
 
 /// Where a launcher finds what its claims stand for: a file system's image, a block device.
 const CLAIMS: [(&str, &str); 2] = [(kubevirt::CLAIMS, "disk.img"), ("/dev", "")];
@@ -101,6 +102,26 @@ pub enum Error {
         name: String,
         /// `hostDisk or claim`, or `claim`.
         what: &'static str,
+    },
+    /// There is no such ConfigMap or Secret.
+    #[error(
+        "disk `{disk}`: {of} `{name}` is neither in the manifest's file nor mounted; put it beside the VMI"
+    )]
+    NoKeys {
+        /// The disk.
+        disk: String,
+        /// What it is.
+        of: Keyed,
+        /// Its name.
+        name: String,
+    },
+    /// A mounted one cannot be read.
+    #[error("{path}: {cause}")]
+    Keys {
+        /// Where.
+        path: PathBuf,
+        /// Said by the system.
+        cause: io::Error,
     },
     /// A file cannot be made.
     #[error("cannot make {path}: {cause}")]
@@ -263,6 +284,38 @@ impl Finder<'_> {
                         .map_err(|source| Error::ContainerDisk { disk: name, source }),
                 };
                 container_disk(disk, base?)
+            }
+            Source::Keys {
+                volume,
+                of,
+                name,
+                optional,
+                label,
+                files,
+            } => {
+                let mounted = || keys::mounted(*of, volume);
+                let files = match files {
+                    Some(files) => Some(files.clone()),
+                    None if self.mounted.is_some() => {
+                        mounted().map_err(|(path, cause)| Error::Keys { path, cause })?
+                    }
+                    None => None,
+                };
+                let files = match (files, optional) {
+                    (Some(files), _) => files,
+                    (None, true) => keys::Keys::new(),
+                    (None, false) => {
+                        return Err(Error::NoKeys {
+                            disk: disk.name.clone(),
+                            of: *of,
+                            name: name.clone(),
+                        });
+                    }
+                };
+                let files = files.iter().map(|(name, data)| (&**name, &**data));
+                vfat::image(label, "", files)
+                    .map(Backing::Memory)
+                    .map_err(make(Path::new(&format!("the disk of {of} {name}"))))
             }
             Source::Seed {
                 form,

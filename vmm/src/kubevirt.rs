@@ -13,3 +13,7 @@ pub const STATE: &str = "vm";
 pub const PRIVATE: &str = "/var/run/kubevirt-private";
 /// Claims that are file systems, under their volumes' names.
 pub const CLAIMS: &str = "/var/run/kubevirt-private/vmi-disks";
+/// The keys of ConfigMaps as files, under their volumes' names.
+pub const CONFIG_MAPS: &str = "/var/run/kubevirt-private/config-map";
+/// The same of Secrets.
+pub const SECRETS: &str = "/var/run/kubevirt-private/secret";

@@ -159,3 +159,16 @@ fn an_option_for_a_disk_that_is_not_there_is_refused() {
     }
     assert!(parse_format("r=vmdk").is_err() && parse_format("raw").is_err());
 }
+
+#[test]
+fn a_config_map_that_nobody_has_is_named_unless_it_is_optional() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |more: &str| machine(&format!("{{name: conf, configMap: {{name: app{more}}}}}"));
+    let error = plan(&of(""), folder.path(), &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("disk `conf`: ConfigMap `app` is neither"),
+        "{error}"
+    );
+    let (disks, _) = plan(&of(", optional: true"), folder.path(), &[]).unwrap();
+    assert!(matches!(disks[0].backing, Backing::Memory(_)));
+}

@@ -7,8 +7,10 @@ mod tests;
 
 use serde_json::{Value, json};
 
-use crate::kubevirt::{CLAIMS, CONTAINER_DISKS, EPHEMERAL_DISKS, KERNEL_BOOT, PRIVATE, STATE};
-use crate::vmi::{Handler, Machine, Port, Probe, Protocol, Source};
+use crate::kubevirt::{
+    CLAIMS, CONFIG_MAPS, CONTAINER_DISKS, EPHEMERAL_DISKS, KERNEL_BOOT, PRIVATE, SECRETS, STATE,
+};
+use crate::vmi::{Handler, Keyed, Machine, Port, Probe, Protocol, Source};
 
 /// Of KubeVirt's virt-launcher, and of its images.
 const USER: u32 = 107;
@@ -291,6 +293,33 @@ fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
         } = &disk.source
         {
             image(format!("disk-{volume}"), volume, reference);
+        }
+    }
+    for disk in &machine.disks {
+        // What is in the manifest's own file goes with that.
+        if let Source::Keys {
+            volume,
+            of,
+            name: object,
+            optional,
+            files: None,
+            ..
+        } = &disk.source
+        {
+            let name = format!("keys-{volume}");
+            let (below, source) = match of {
+                Keyed::ConfigMap => (
+                    CONFIG_MAPS,
+                    json!({"name": name, "configMap": {"name": object, "optional": optional}}),
+                ),
+                Keyed::Secret => (
+                    SECRETS,
+                    json!({"name": name, "secret": {"secretName": object, "optional": optional}}),
+                ),
+            };
+            volumes.push(source);
+            let path = format!("{below}/{volume}");
+            mounts.push(json!({"name": name, "mountPath": path, "readOnly": true}));
         }
     }
     for disk in &machine.disks {

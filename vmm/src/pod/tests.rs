@@ -173,3 +173,22 @@ fn the_vmis_probes_are_the_pods_and_what_is_in_the_guest_is_asked_by_its_agent()
         "spec.livenessProbe: port 81 is not among the interface's ports: add it there"
     );
 }
+
+#[test]
+fn a_config_map_that_is_not_in_the_manifest_is_mounted() {
+    let manifest = format!(
+        "{MANIFEST}  - {{name: conf, configMap: {{name: app}}}}\n  \
+         - {{name: keys, secret: {{secretName: keys, optional: true}}}}\n"
+    );
+    let objects = made(&manifest, None).unwrap();
+    objects.iter().for_each(|object| drop(held(object)));
+    let spec = &objects[1]["spec"];
+    let volumes = spec["volumes"].as_array().unwrap();
+    let volume = |name: &str| volumes.iter().find(|v| v["name"] == name).unwrap();
+    assert_eq!(volume("keys-conf")["configMap"]["name"], "app");
+    assert_eq!(volume("keys-keys")["secret"]["secretName"], "keys");
+    let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+    let at = |path: &str| mounts.iter().any(|mount| mount["mountPath"] == path);
+    assert!(at("/var/run/kubevirt-private/config-map/conf"));
+    assert!(at("/var/run/kubevirt-private/secret/keys"));
+}

@@ -1,6 +1,6 @@
 //! `spec.domain.devices` and `spec.networks`.
 
-use super::machine::{Binding, Disk, Interface, Port, Protocol, Source};
+use super::machine::{Binding, Disk, Interface, Port, Protocol};
 use super::object::{Field, Object, Problems};
 use super::schema;
 use super::volumes::Volume;
@@ -184,9 +184,7 @@ fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> V
         };
         let volume = volumes.remove(i);
         used.push(volume_name);
-        // Nothing would read what a guest writes to its seed.
-        let seed = matches!(volume.source, Source::Seed { .. });
-        let readonly = seed || readonly.unwrap_or(false);
+        let readonly = volume.source.is_readonly() || readonly.unwrap_or(false);
         disks.push(Disk {
             name: name.to_owned(),
             source: volume.source,
@@ -203,7 +201,7 @@ fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> V
                 .problem(p, format!("more than {MAX_DISKS} disks"));
             break;
         }
-        let readonly = matches!(volume.source, Source::Seed { .. });
+        let readonly = volume.source.is_readonly();
         disks.push(Disk {
             name: volume.name,
             source: volume.source,

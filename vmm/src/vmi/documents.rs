@@ -6,15 +6,21 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
+use super::machine::Keyed;
 use super::object::{Field, Object, Problems};
 use super::schema;
 use super::yaml::{Node, Value};
+
+/// Keys and what is under them.
+type Keys = BTreeMap<String, Vec<u8>>;
 
 /// What a file has beside its VMI.
 #[derive(Debug, Default)]
 pub(super) struct Beside {
     /// Each Secret's keys, by its name.
-    secrets: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    secrets: BTreeMap<String, Keys>,
+    /// The same of each ConfigMap.
+    config_maps: BTreeMap<String, Keys>,
     /// Kind and name of each document that nobody here reads.
     left: Vec<String>,
 }
@@ -35,6 +41,8 @@ pub(super) fn sort<'a>(nodes: &'a [Node], p: &mut Problems) -> Option<(Field<'a>
             machine.get_or_insert(field);
         } else if kind == "Secret" {
             beside.secret(&field, p);
+        } else if kind == "ConfigMap" {
+            beside.config_map(&field, p);
         } else {
             let name = get(node, "metadata").and_then(|meta| text(meta, "name"));
             beside.left.push(format!("{kind} {}", name.unwrap_or("?")));
@@ -69,28 +77,56 @@ impl Beside {
             .ok_or_else(|| format!("Secret `{name}` has no `{}`", keys.join("` or `")))
     }
 
+    /// All keys of one, if it is in the file.
+    pub(super) fn keys(&self, of: Keyed, name: &str) -> Option<&Keys> {
+        let all = match of {
+            Keyed::ConfigMap => &self.config_maps,
+            Keyed::Secret => &self.secrets,
+        };
+        all.get(name)
+    }
+
+    fn config_map(&mut self, field: &Field<'_>, p: &mut Problems) {
+        let Some(mut map) = field.object(p, schema::CONFIG_MAP) else {
+            return;
+        };
+        let meta = map.take("metadata");
+        let name = meta.and_then(|meta| text(meta.node(), "name"));
+        let mut keys = entries(&mut map, "binaryData", p, base64);
+        keys.extend(entries(&mut map, "data", p, plain));
+        if let Some(name) = name {
+            self.config_maps.insert(name.to_owned(), keys);
+        }
+    }
+
     fn secret(&mut self, field: &Field<'_>, p: &mut Problems) {
         let Some(mut secret) = field.object(p, schema::SECRET) else {
             return;
         };
         let meta = secret.take("metadata");
         let name = meta.and_then(|meta| text(meta.node(), "name"));
-        let mut keys = entries(&mut secret, "data", p, |field, p| {
-            let text: String = field.string(p)?.split_ascii_whitespace().collect();
-            let decoded = BASE64_STANDARD.decode(text).ok();
-            if decoded.is_none() {
-                field.problem(p, "not base64");
-            }
-            decoded
-        });
+        let mut keys = entries(&mut secret, "data", p, base64);
         // What is written in plain is what counts, as Kubernetes has it.
-        keys.extend(entries(&mut secret, "stringData", p, |field, p| {
-            Some(field.string(p)?.as_bytes().to_vec())
-        }));
+        keys.extend(entries(&mut secret, "stringData", p, plain));
         if let Some(name) = name {
             self.secrets.insert(name.to_owned(), keys);
         }
     }
+}
+
+fn plain(field: &Field<'_>, p: &mut Problems) -> Option<Vec<u8>> {
+    Some(field.string(p)?.as_bytes().to_vec())
+}
+
+/// Bytes that are written in base64.
+pub(super) fn base64(field: &Field<'_>, p: &mut Problems) -> Option<Vec<u8>> {
+    // Line breaks are common in it, and Go's decoder skips them.
+    let text: String = field.string(p)?.split_ascii_whitespace().collect();
+    let decoded = BASE64_STANDARD.decode(text).ok();
+    if decoded.is_none() {
+        field.problem(p, "not base64");
+    }
+    decoded
 }
 
 fn entries(
@@ -98,7 +134,7 @@ fn entries(
     name: &str,
     p: &mut Problems,
     read: impl Fn(&Field<'_>, &mut Problems) -> Option<Vec<u8>>,
-) -> BTreeMap<String, Vec<u8>> {
+) -> Keys {
     let field = secret.take(name);
     let fields = field.map(|field| field.entries(p)).unwrap_or_default();
     let read = fields

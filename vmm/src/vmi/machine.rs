@@ -1,5 +1,6 @@
 //! What a manifest asks for, as plain data.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,19 +43,30 @@ pub struct Machine {
     pub for_pod: ForPod,
 }
 
+impl Source {
+    /// Whether nobody would read what a guest writes to it.
+    pub fn is_readonly(&self) -> bool {
+        matches!(self, Self::Seed { .. } | Self::Keys { .. })
+    }
+}
+
 impl Machine {
     /// The ports that the manifest declares.
     pub fn ports(&self) -> impl Iterator<Item = &Port> {
         self.interface.iter().flat_map(|interface| &interface.ports)
     }
 
-    /// Index of the disk to boot from: the lowest `bootOrder`, else the first that is neither a
-    /// seed nor empty.
+    /// Index of the disk to boot from: the lowest `bootOrder`, else the first that is neither made by
+    /// us nor empty.
     pub fn root_disk(&self) -> Option<usize> {
         let candidates = || {
             let all = self.disks.iter().enumerate();
-            let bootable =
-                |source: &Source| !matches!(source, Source::Seed { .. } | Source::EmptyDisk { .. });
+            let bootable = |source: &Source| {
+                !matches!(
+                    source,
+                    Source::Seed { .. } | Source::Keys { .. } | Source::EmptyDisk { .. }
+                )
+            };
             all.filter(move |(_, d)| bootable(&d.source))
         };
         candidates()
@@ -143,6 +155,21 @@ pub enum Source {
         /// The guest's writes die with the machine.
         ephemeral: bool,
     },
+    /// The keys of a ConfigMap or a Secret as files, on a disk made by us.
+    Keys {
+        /// The volume's name, after which KubeVirt names its place.
+        volume: String,
+        /// Which of the two.
+        of: Keyed,
+        /// Its name.
+        name: String,
+        /// Whether the disk is empty where there is none.
+        optional: bool,
+        /// The file system's label.
+        label: String,
+        /// What is in it, where it is in the manifest's own file.
+        files: Option<BTreeMap<String, Vec<u8>>>,
+    },
     /// A seed of cloud-init's, made by us.
     Seed {
         /// In which of its forms.
@@ -152,6 +179,24 @@ pub enum Source {
         /// `network-config`, decoded.
         network_data: Option<Vec<u8>>,
     },
+}
+
+/// What has keys that a guest finds as files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keyed {
+    /// A ConfigMap.
+    ConfigMap,
+    /// A Secret.
+    Secret,
+}
+
+impl std::fmt::Display for Keyed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+        })
+    }
 }
 
 /// Where cloud-init looks for what on a seed's disk.

@@ -24,7 +24,7 @@ mod yaml;
 pub use error::{Invalid, Problem};
 pub use kubernetes::ForPod;
 pub use machine::{
-    Binding, Chassis, Disk, HostDiskType, Interface, KernelBoot, Machine, Port, Protocol,
+    Binding, Chassis, Disk, HostDiskType, Interface, KernelBoot, Keyed, Machine, Port, Protocol,
     RebootPolicy, SeedForm, Source,
 };
 pub use probes::{Handler, Probe};

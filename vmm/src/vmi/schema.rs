@@ -86,6 +86,11 @@ mod lists {
     pub const EMPTY_DISK: Fields = &["capacity"];
     pub const CLAIM: Fields = &["claimName", "hotpluggable", "readOnly"];
     pub const EPHEMERAL: Fields = &["persistentVolumeClaim"];
+    pub const CONFIG_MAP_VOLUME: Fields = &["name", "optional", "volumeLabel"];
+    pub const SECRET_VOLUME: Fields = &["optional", "secretName", "volumeLabel"];
+    pub const CONFIG_MAP: Fields = &[
+        "apiVersion", "binaryData", "data", "immutable", "kind", "metadata",
+    ];
     pub const NO_CLOUD: Fields = &[
         "networkData", "networkDataBase64", "networkDataSecretRef", "secretRef", "userData",
         "userDataBase64",

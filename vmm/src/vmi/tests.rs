@@ -79,6 +79,50 @@ fn a_config_drive_is_a_seed_of_the_other_form() {
 }
 
 #[test]
+fn a_config_map_or_a_secret_is_a_disk_of_its_keys() {
+    let volumes = "  volumes:\n    - {name: conf, configMap: {name: app}}\n    \
+        - {name: keys, secret: {secretName: keys, optional: true, volumeLabel: keys}}\n";
+    let text = DETAILS.replace("  volumes:\n", volumes);
+    let beside = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\n\
+        data: {a.conf: 'x=1'}\nbinaryData: {b: AAE=}\n";
+    let parsed = parse("x", format!("{text}{beside}").as_bytes()).unwrap();
+    assert_eq!(parsed.warnings, [""; 0]);
+    let find = |name: &str| {
+        let mut disks = parsed.machine.disks.iter();
+        disks.find(|disk| disk.name == name).unwrap().clone()
+    };
+    let conf = find("conf");
+    assert!(conf.readonly);
+    let files = [
+        ("a.conf".to_owned(), b"x=1".to_vec()),
+        ("b".to_owned(), vec![0, 1]),
+    ];
+    assert_eq!(
+        conf.source,
+        Source::Keys {
+            volume: "conf".to_owned(),
+            of: Keyed::ConfigMap,
+            name: "app".to_owned(),
+            optional: false,
+            label: "cfgdata".to_owned(),
+            files: Some(files.into()),
+        }
+    );
+    let keys = find("keys").source;
+    assert!(matches!(
+        keys,
+        Source::Keys {
+            of: Keyed::Secret,
+            optional: true,
+            files: None,
+            ..
+        }
+    ));
+    let root = parsed.machine.root_disk().unwrap();
+    assert_eq!(parsed.machine.disks[root].name, "root");
+}
+
+#[test]
 fn the_example_is_accepted_as_yaml_and_as_json() {
     let yaml = parse("x", DETAILS.as_bytes()).unwrap();
     let value: serde_json::Value = serde_saphyr::from_str(DETAILS).unwrap();

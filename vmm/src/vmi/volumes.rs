@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-
-use super::documents::Beside;
-use super::machine::{HostDiskType, SeedForm, Source};
+use super::documents::{self, Beside};
+use super::machine::{HostDiskType, Keyed, SeedForm, Source};
 use super::object::{Field, Object, Problems};
 use super::schema;
+
+/// KubeVirt's label of a disk of files.
+const LABEL: &str = "cfgdata";
+/// What a FAT's may have.
+const MAX_LABEL: usize = 11;
 
 /// A volume, waiting for its disk.
 pub(super) struct Volume<'a> {
@@ -112,6 +114,19 @@ fn source(
         ephemeral.finish(p);
         return claim(&field?, name, true, p);
     }
+    for (kind, of, known, key) in [
+        (
+            "configMap",
+            Keyed::ConfigMap,
+            schema::CONFIG_MAP_VOLUME,
+            "name",
+        ),
+        ("secret", Keyed::Secret, schema::SECRET_VOLUME, "secretName"),
+    ] {
+        if let Some(field) = volume.take(kind) {
+            return keys(&mut field.object(p, known)?, of, (name, key), beside, p);
+        }
+    }
     let (field, form) = match volume.take("cloudInitNoCloud") {
         Some(field) => (field, SeedForm::NoCloud),
         None => (volume.take("cloudInitConfigDrive")?, SeedForm::ConfigDrive),
@@ -134,6 +149,37 @@ fn source(
         form,
         user_data: user_data.unwrap_or_default(),
         network_data,
+    })
+}
+
+/// A ConfigMap's or a Secret's disk, by the volume's name and the field that has the object's.
+fn keys(
+    object: &mut Object,
+    of: Keyed,
+    (volume, key): (&str, &str),
+    beside: &Beside,
+    p: &mut Problems,
+) -> Option<Source> {
+    let name = filled(object, key, p)?;
+    let optional = object.take("optional").and_then(|f| f.boolean(p));
+    let label = match object.take("volumeLabel") {
+        Some(field) => {
+            let label = field.string(p)?;
+            if label.len() > MAX_LABEL || !label.bytes().all(|b| b.is_ascii_graphic()) {
+                let message = format!("must be at most {MAX_LABEL} printable characters");
+                field.problem(p, message);
+            }
+            label
+        }
+        None => LABEL,
+    };
+    Some(Source::Keys {
+        volume: volume.to_owned(),
+        of,
+        optional: optional.unwrap_or(false),
+        label: label.to_owned(),
+        files: beside.keys(of, &name).cloned(),
+        name,
     })
 }
 
@@ -213,15 +259,7 @@ fn data(
             None
         }
         (Some(text), None) => Some(text.as_bytes().to_vec()),
-        (None, Some(field)) => {
-            // Line breaks are common in it, and Go's decoder skips them.
-            let text: String = field.string(p)?.split_ascii_whitespace().collect();
-            let decoded = BASE64_STANDARD.decode(text).ok();
-            if decoded.is_none() {
-                field.problem(p, "not base64");
-            }
-            decoded
-        }
+        (None, Some(field)) => documents::base64(&field, p),
         (None, None) => None,
     }
 }
