@@ -10,7 +10,7 @@ use std::thread;
 use crate::protocol::Role;
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, ports, session, userdata};
+use crate::{children, cli, ports, session, userdata};
 
 /// Below /run, which survives the switch to the root.
 const PROGRAM: &str = "peapod/agent";
@@ -74,13 +74,22 @@ pub fn install(run: &Path, from: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Does what the seed asks for, then says that the guest is ready.
+pub fn set_up(voice: &Voice) {
+    if let Err(error) = cli::install() {
+        voice.failed("cloud-init", &error.to_string());
+    }
+    userdata::run(voice);
+    voice.ready();
+}
+
 /// Runs as the service, until systemd ends it.
 pub fn run() -> ExitCode {
     let signals = Signals::block(&[libc::SIGCHLD]);
     let voice = Voice::start(Role::Service);
     session::serve();
     ports::watch(&voice);
-    thread::spawn(move || userdata::run(&voice));
+    thread::spawn(move || set_up(&voice));
     loop {
         signals.wait();
         let _ = children::reap();

@@ -39,19 +39,13 @@ pub fn image(
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Cursor, Read};
+    use std::io::Cursor;
 
     use fatfs::{FileSystem, FsOptions};
 
     use super::SeedForm::{ConfigDrive, NoCloud};
     use super::*;
-
-    fn read(image: &[u8], name: &str) -> io::Result<Vec<u8>> {
-        let fs = FileSystem::new(Cursor::new(image.to_vec()), FsOptions::new())?;
-        let mut data = Vec::new();
-        fs.root_dir().open_file(name)?.read_to_end(&mut data)?;
-        Ok(data)
-    }
+    use crate::vfat::tests::read;
 
     #[test]
     fn what_is_put_in_is_read_back() {

@@ -64,12 +64,13 @@ pub fn image<'a>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Read;
 
     use super::*;
 
-    fn read(image: &[u8], name: &str) -> io::Result<Vec<u8>> {
+    /// What an image has in a file.
+    pub(crate) fn read(image: &[u8], name: &str) -> io::Result<Vec<u8>> {
         let fs = FileSystem::new(Cursor::new(image.to_vec()), FsOptions::new())?;
         let mut data = Vec::new();
         fs.root_dir().open_file(name)?.read_to_end(&mut data)?;

@@ -22,7 +22,6 @@ use crate::network::{self, Names};
 use crate::power::{self, End};
 use crate::protocol::{Role, StageState};
 use crate::signals::Signals;
-use crate::userdata;
 use crate::voice::Voice;
 use crate::{children, ports, say, service, session};
 use cmdline::CommandLine;
@@ -181,6 +180,6 @@ fn become_init(voice: &Voice, names: Option<&Names>) -> io::Result<()> {
         voice.failed("network", &error.to_string());
     }
     ports::watch(voice);
-    userdata::run(voice);
+    service::set_up(voice);
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::init::ahead;
 use crate::seed;
 use crate::signals::Signals;
 use crate::userdata::report::Report;
-use crate::userdata::{command, config, files};
+use crate::userdata::{self, command, config, files};
 use crate::yaml::{self, Node};
 use model::{Config, Dhcp, Link};
 
@@ -33,8 +33,6 @@ const HEAD: &str = "# Written by peapod-agent for an instance's first boot, from
     # network: {config: disabled} in /etc/cloud/cloud.cfg.d keeps it from that.\n";
 /// Of which instance the rest of /var/lib/cloud is.
 const INSTANCE: &str = "/var/lib/cloud/data/instance-id";
-/// What went wrong, a line each.
-const FAILURES: &str = "/run/peapod/network.failures";
 /// netplan's own program.
 const GENERATORS: [&str; 3] = [
     "/usr/libexec/netplan/generate",
@@ -153,18 +151,10 @@ pub fn run() -> ExitCode {
     }
     let text: String = failures.iter().map(|why| format!("{why}\n")).collect();
     eprint!("{text}");
-    if let Err(error) = files::write(Path::new(FAILURES), text.as_bytes(), 0o600) {
-        eprintln!("{FAILURES}: {error}");
+    if let Err(error) = files::write(Path::new(userdata::EARLIER), text.as_bytes(), 0o600) {
+        eprintln!("{}: {error}", userdata::EARLIER);
     }
     ExitCode::FAILURE
-}
-
-/// Tells what went wrong at this boot.
-pub fn tell(report: &Report) {
-    let text = fs::read_to_string(FAILURES).unwrap_or_default();
-    for why in text.lines() {
-        report.failed("network-config", why);
-    }
 }
 
 /// `peapod-agent render FILE RENDERER FOLDER`: what would be written for a network-config, below a

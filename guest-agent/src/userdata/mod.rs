@@ -15,13 +15,14 @@ pub(crate) mod report;
 mod stages;
 mod time;
 
+use std::fs;
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
 use std::thread;
 
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, cli, netconfig, seed, yaml};
+use crate::{children, seed, yaml};
 use parts::Kind;
 use report::Report;
 
@@ -34,13 +35,12 @@ const STATE: &str = "/var/lib/cloud";
 /// What of it is of this boot only.
 const RUN: &str = "/run/cloud-init";
 
-/// Does what the seed asks for, then says that the guest is ready.
+/// What went wrong at this boot before there was anybody to hear of it, a line each.
+pub const EARLIER: &str = "/run/peapod/network.failures";
+
+/// Does what the seed asks for.
 pub fn run(voice: &Voice) {
-    if let Err(error) = cli::install() {
-        voice.failed("cloud-init", &error.to_string());
-    }
     apply(&Report::to(voice.clone()));
-    voice.ready();
 }
 
 /// The same without a VMM, in the root that this process is in: `peapod-agent apply`.
@@ -71,7 +71,10 @@ pub fn run_alone() -> ExitCode {
 }
 
 fn apply(report: &Report) {
-    netconfig::tell(report);
+    let earlier = fs::read_to_string(EARLIER).unwrap_or_default();
+    for why in earlier.lines() {
+        report.failed("network-config", why);
+    }
     let base = config::of_disk(report);
     match seed::find(&base) {
         Ok(Some(seed)) => stages::run(&seed, &base, report),

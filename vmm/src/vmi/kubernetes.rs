@@ -5,7 +5,7 @@ use serde_json::Map;
 
 use super::object::{Object, Problems};
 use super::probes::{self, Probe};
-use super::yaml::{Node, Value};
+use super::yaml::Value;
 
 /// Fields of a VMI's spec that a pod's spec has under the same name, and with the same meaning.
 const SAME_IN_A_POD: [&str; 9] = [
@@ -49,7 +49,7 @@ impl ForPod {
     pub(super) fn take(&mut self, spec: &mut Object<'_>, p: &mut Problems) {
         for name in SAME_IN_A_POD {
             if let Some(field) = spec.take(name) {
-                self.spec.insert(name.to_owned(), json(field.node()));
+                self.spec.insert(name.to_owned(), field.node().value.json());
             }
         }
         let mut probe = |name: &str| spec.take(name).and_then(|field| probes::read(&field, p));
@@ -81,22 +81,4 @@ fn texts(meta: &mut Object<'_>, name: &str, p: &mut Problems) -> Map<String, ser
         }
     }
     read
-}
-
-/// As Kubernetes has it.
-pub(super) fn json(node: &Node) -> serde_json::Value {
-    match &node.value {
-        Value::Null => serde_json::Value::Null,
-        Value::Bool(value) => (*value).into(),
-        Value::Int(value) => i64::try_from(*value).map_or(serde_json::Value::Null, Into::into),
-        Value::Float(value) => (*value).into(),
-        Value::String(value) => value.clone().into(),
-        Value::List(nodes) => nodes.iter().map(json).collect(),
-        Value::Map(entries) => {
-            let entries = entries
-                .iter()
-                .map(|(key, node)| (key.value.clone(), json(node)));
-            serde_json::Value::Object(entries.collect())
-        }
-    }
 }

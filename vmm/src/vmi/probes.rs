@@ -3,7 +3,6 @@
 
 use serde_json::{Map, Value};
 
-use super::kubernetes::json;
 use super::object::{Field, Problems};
 use super::schema;
 
@@ -52,12 +51,12 @@ pub(super) fn read(field: &Field, p: &mut Problems) -> Option<Probe> {
     if let Some(field) = probe.take("httpGet") {
         let mut get = field.object(p, schema::HTTP_GET)?;
         port(&get.need(p, "port")?, p)?;
-        handlers.push(Handler::Http(json(field.node())));
+        handlers.push(Handler::Http(field.node().value.json()));
     }
     if let Some(field) = probe.take("tcpSocket") {
         let mut socket = field.object(p, schema::TCP_SOCKET)?;
         port(&socket.need(p, "port")?, p)?;
-        handlers.push(Handler::Tcp(json(field.node())));
+        handlers.push(Handler::Tcp(field.node().value.json()));
     }
     if let Some(field) = probe.take("exec") {
         let mut exec = field.object(p, schema::EXEC)?;

@@ -28,6 +28,24 @@ pub(super) enum Value {
 }
 
 impl Value {
+    /// As Kubernetes has it.
+    pub(super) fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Null => serde_json::Value::Null,
+            Self::Bool(value) => (*value).into(),
+            Self::Int(value) => i64::try_from(*value).map_or(serde_json::Value::Null, Into::into),
+            Self::Float(value) => (*value).into(),
+            Self::String(value) => value.clone().into(),
+            Self::List(nodes) => nodes.iter().map(|node| node.value.json()).collect(),
+            Self::Map(entries) => {
+                let entries = entries
+                    .iter()
+                    .map(|(key, node)| (key.value.clone(), node.value.json()));
+                serde_json::Value::Object(entries.collect())
+            }
+        }
+    }
+
     /// What it is, for "expected X, found Y".
     pub(super) fn kind(&self) -> &'static str {
         match self {
