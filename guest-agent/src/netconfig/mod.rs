@@ -180,8 +180,14 @@ pub fn render(file: &str, text: &str, renderer: &str) -> Result<(Vec<File>, Vec<
 fn apply() -> Vec<String> {
     let report = Report::default();
     let base = config::of_disk(&report);
-    // A seed that only the network leads to is found later, by what is written without one.
-    let seed = seed::find(&base).unwrap_or_default();
+    let seed = match seed::find(&base) {
+        Ok(Some(seed)) => Some(seed),
+        // As cloud-init, which is not even started then.
+        Ok(None) => return Vec::new(),
+        // One that only the network leads to is found later; what was written for it before stays.
+        Err(_) if Path::new(INSTANCE).exists() => return Vec::new(),
+        Err(_) => None,
+    };
     let renderer = Renderer::choose(&base);
     let Some(written) = wanted(&base, seed.as_ref(), renderer) else {
         return Vec::new();
@@ -226,8 +232,9 @@ fn wanted(
             let written = written.map(|node| node.get("network").cloned().unwrap_or(node));
             Some(written)
         }
-        // A card that this program has configured itself needs nothing.
-        None if !ahead::led_here() => None,
+        // A card that this program has configured itself needs nothing, and a root that brings up
+        // none has not asked for it.
+        None if !ahead::led_here() || renderer.is_none() => None,
         // ifupdown would wait for a DHCPv6 server that there may not be.
         None => {
             let v6 = renderer != Some(Renderer::Interfaces);
@@ -237,12 +244,16 @@ fn wanted(
 }
 
 fn is_new(seed: Option<&seed::Seed>) -> bool {
-    let id = seed.map_or("nocloud", |seed| &*seed.instance_id);
-    fs::read_to_string(INSTANCE).unwrap_or_default().trim() != id
+    let id = seed.map(|seed| &*seed.instance_id);
+    let known = fs::read_to_string(INSTANCE).unwrap_or_default();
+    id.is_none_or(|id| known.trim() != id)
 }
 
 /// The first network card by name, once udev has given it one.
 fn first_card() -> Option<String> {
+    if !has_controller() {
+        return None;
+    }
     let end = Instant::now() + PATIENCE;
     loop {
         let cards = fs::read_dir(CARDS).into_iter().flatten().flatten();
@@ -260,6 +271,18 @@ fn first_card() -> Option<String> {
             _ => thread::sleep(PAUSE),
         }
     }
+}
+
+/// Whether there is anything that a driver would make a card of: nobody waits for one otherwise.
+fn has_controller() -> bool {
+    let devices = fs::read_dir("/sys/bus/pci/devices")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let class = |path: PathBuf| fs::read_to_string(path.join("class")).unwrap_or_default();
+    // PCI's base class of network controllers
+    let mut classes = devices.map(|device| class(device.path()));
+    classes.any(|class| class.starts_with("0x02"))
 }
 
 fn is_card(path: &Path) -> bool {
