@@ -27,6 +27,15 @@ enum Kind {
 }
 
 impl Tree<'_> {
+    /// Whether a day of shadow(5), counted from 1970, is the one on which this root was set up: a
+    /// judged root is kept for days, and a set-up may pass midnight.
+    fn set_up_on(&self, day: &str) -> bool {
+        let ended = fs::metadata(self.upper.join("var/lib/cloud/data/result.json")).unwrap();
+        let ended = ended.mtime() / (24 * 60 * 60);
+        day.parse()
+            .is_ok_and(|day: i64| (ended - 1..=ended).contains(&day))
+    }
+
     fn changed(&self) -> BTreeSet<PathBuf> {
         fn walk(folder: &Path, upper: &Path, found: &mut BTreeSet<PathBuf>) {
             for entry in fs::read_dir(folder).unwrap() {
@@ -124,7 +133,9 @@ pub fn compare(judge: &Tree, agent: &Tree, seed: &Seed) -> Vec<(PathBuf, String)
             ));
             continue;
         };
-        if let Some(difference) = contents(&path, theirs, ours, seed) {
+        let set_up =
+            |theirs: &str, ours: &str| judge.set_up_on(theirs) && agent.set_up_on(ours);
+        if let Some(difference) = contents(&path, theirs, ours, seed, set_up) {
             differences.push((path, difference));
         }
     }
@@ -143,8 +154,15 @@ fn without_makers(text: &str) -> String {
         .collect()
 }
 
-/// How two files differ, if that means anything.
-fn contents(path: &Path, theirs: &[u8], ours: &[u8], seed: &Seed) -> Option<String> {
+/// How two files differ, if that means anything; `set_up` is whether two days are those on which
+/// the two roots were set up.
+fn contents(
+    path: &Path,
+    theirs: &[u8],
+    ours: &[u8],
+    seed: &Seed,
+    set_up: impl Fn(&str, &str) -> bool,
+) -> Option<String> {
     let name = path.file_name().unwrap().to_string_lossy();
     let theirs = without_makers(&String::from_utf8_lossy(theirs));
     let ours = without_makers(&String::from_utf8_lossy(ours));
@@ -168,27 +186,44 @@ fn contents(path: &Path, theirs: &[u8], ours: &[u8], seed: &Seed) -> Option<Stri
         return (kind(&theirs) != kind(&ours)).then(|| first_difference(&theirs, &ours));
     }
     if name.starts_with("shadow") || name.starts_with("gshadow") {
-        let mut ours = ours;
-        for (theirs, line) in theirs.lines().zip(ours.clone().lines()) {
-            if same_password(theirs, line, &seed.passwords) {
-                ours = ours.replacen(line, theirs, 1);
-            }
-        }
+        let mut their_lines = theirs.lines();
+        let mut same = |ours| {
+            let theirs = their_lines.next()?;
+            same_account(theirs, ours, &seed.passwords, &set_up).then_some(theirs)
+        };
+        let ours: String = ours
+            .split_inclusive('\n')
+            .map(|line| match same(line.trim_end_matches('\n')) {
+                Some(theirs) => format!("{theirs}\n"),
+                None => line.to_owned(),
+            })
+            .collect();
         return (theirs != ours).then(|| first_difference(&theirs, &ours));
     }
     (theirs != ours).then(|| first_difference(&theirs, &ours))
 }
 
-/// Whether two lines of shadow(5) differ in nothing but the salt, or the method, of a hash.
-fn same_password(theirs: &str, ours: &str, passwords: &[String]) -> bool {
-    let split = |line: &str| {
-        let mut fields: Vec<String> = line.split(':').map(str::to_owned).collect();
-        let hash = (fields.len() > 1).then(|| fields.remove(1));
-        (fields, hash.unwrap_or_default())
-    };
-    let ((their_fields, their_hash), (our_fields, our_hash)) = (split(theirs), split(ours));
-    if their_fields != our_fields || their_hash == our_hash {
+/// Whether two lines of shadow(5) differ in nothing but the salt, or the method, of a hash, and the
+/// day on which the account was set up.
+fn same_account(
+    theirs: &str,
+    ours: &str,
+    passwords: &[String],
+    set_up: impl Fn(&str, &str) -> bool,
+) -> bool {
+    let theirs: Vec<&str> = theirs.split(':').collect();
+    let ours: Vec<&str> = ours.split(':').collect();
+    let others_differ = theirs.len() != ours.len()
+        || (0..theirs.len()).any(|field| match field {
+            1 => false,
+            2 => theirs[2] != ours[2] && !set_up(theirs[2], ours[2]),
+            _ => theirs[field] != ours[field],
+        });
+    let (Some(their_hash), Some(our_hash)) = (theirs.get(1), ours.get(1)) else {
         return false;
+    };
+    if others_differ || their_hash == our_hash {
+        return !others_differ;
     }
     // A lock (passwd -l) is a mark before it.
     if their_hash.starts_with('!') != our_hash.starts_with('!') {
