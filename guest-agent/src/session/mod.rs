@@ -22,9 +22,9 @@ const HOST: u32 = 2;
 /// Any address of ours (`VMADDR_CID_ANY`).
 const ANY: u32 = u32::MAX;
 const BACKLOG: i32 = 16;
-/// How long there may be no vsock.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long there may be no vsock, and how often it is asked for.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(500);
 /// Sessions at once.
 const MOST: usize = 64;
 

@@ -19,8 +19,11 @@ use crate::{say, uptime_ms};
 const HOST: u32 = 2;
 /// The first privileged port that is tried, downwards.
 const FIRST_PORT: u32 = protocol::PRIVILEGED_PORTS - 1;
-/// How long there may be no way to the VMM.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a VMM may not listen that is there.
+const REFUSED: Duration = Duration::from_secs(10);
+/// How long a root's own kernel may take to load what vsock needs, and how often it is asked.
+const UNLOADED: Duration = Duration::from_secs(120);
+const UNLOADED_PAUSE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(50);
 /// What is said while nobody listens, at most.
 const KEPT: usize = 64;
@@ -237,20 +240,28 @@ fn stage(name: &str, state: StageState, detail: Option<String>) -> Event {
 /// Connects from a privileged port. A VMM that still has an earlier connection refuses for a
 /// moment, and a root's own kernel may still have to load what vsock needs.
 fn connect() -> io::Result<UnixStream> {
-    let end = Instant::now() + PATIENCE;
+    let start = Instant::now();
     loop {
-        match attempt() {
-            Err(error) if worth_another(&error) && Instant::now() < end => thread::sleep(PAUSE),
-            other => return other,
+        let error = match attempt() {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        match patience(&error) {
+            Some((patience, pause)) if start.elapsed() < patience => thread::sleep(pause),
+            _ => return Err(error),
         }
     }
 }
 
-fn worth_another(error: &io::Error) -> bool {
+/// How long, and how often, it is worth another attempt.
+fn patience(error: &io::Error) -> Option<(Duration, Duration)> {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, TimedOut};
-    let refused = [ConnectionReset, ConnectionRefused, TimedOut].contains(&error.kind());
+    if [ConnectionReset, ConnectionRefused, TimedOut].contains(&error.kind()) {
+        return Some((REFUSED, PAUSE));
+    }
     let unloaded = [libc::ENODEV, libc::EAFNOSUPPORT].map(Some);
-    refused || unloaded.contains(&error.raw_os_error())
+    let unloaded = unloaded.contains(&error.raw_os_error());
+    unloaded.then_some((UNLOADED, UNLOADED_PAUSE))
 }
 
 fn attempt() -> io::Result<UnixStream> {
