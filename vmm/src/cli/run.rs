@@ -20,8 +20,6 @@ use crate::registry::{self, Entry};
 use crate::vmi::{self, Machine};
 use crate::{checks, containerdisk, host};
 
-/// What we need beside the guest's memory: our code and heap, page tables, queues, buffers.
-const OVERHEAD: u64 = 16 << 20;
 const LOCK_ATTEMPTS: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// A manifest is read no further; `vmi` refuses what is longer than 1 MiB.
@@ -191,14 +189,15 @@ pub enum Error {
     NoRoot(String),
     /// Too large for this host or cgroup.
     #[error(
-        "{file}: spec.domain.memory: {guest} MiB for the guest and {} MiB for peapod exceed {origin}, {limit} MiB",
-        OVERHEAD >> 20
+        "{file}: spec.domain.memory: {guest} MiB for the guest and {overhead} MiB for peapod exceed {origin}, {limit} MiB"
     )]
     Memory {
         /// The manifest.
         file: String,
         /// In MiB.
         guest: u64,
+        /// In MiB.
+        overhead: u64,
         /// Who sets the limit.
         origin: String,
         /// In MiB.
@@ -281,7 +280,7 @@ pub fn plan(args: &Options, file: String, machine: Machine, place: Place) -> Res
         dry_run: place.dry_run,
     };
     finder.check(&machine)?;
-    memory(&file, machine.memory)?;
+    memory(&file, &machine)?;
     if !place.dry_run {
         host::open_kvm()?;
     }
@@ -358,12 +357,13 @@ fn find(
         })
 }
 
-fn memory(file: &str, guest: u64) -> Result<(), Error> {
+fn memory(file: &str, machine: &Machine) -> Result<(), Error> {
     let limit = host::memory_limit().map_err(Error::Limits)?;
-    if guest.saturating_add(OVERHEAD) > limit.bytes {
+    if machine.memory.saturating_add(machine.overhead()) > limit.bytes {
         return Err(Error::Memory {
             file: file.to_owned(),
-            guest: guest >> 20,
+            guest: machine.memory >> 20,
+            overhead: machine.overhead() >> 20,
             limit: limit.bytes >> 20,
             origin: limit.origin,
         });

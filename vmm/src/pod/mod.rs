@@ -55,11 +55,6 @@ pub enum Error {
     Probes,
 }
 
-/// What a pod costs beyond its guest, in bytes; docs/pod.md tells how it is made up.
-pub fn overhead(vcpus: u8, memory: u64) -> u64 {
-    24 * MIB + u64::from(vcpus) * MIB + memory / 512
-}
-
 /// The objects for `machine`, whose manifest is `manifest`.
 pub fn objects(machine: &Machine, manifest: &str, choices: &Choices) -> Result<Vec<Value>, Error> {
     check(machine, choices)?;
@@ -175,7 +170,7 @@ fn spec(machine: &Machine, choices: &Choices) -> Value {
             "periodSeconds": period, "failureThreshold": failures, "timeoutSeconds": 5,
         })
     };
-    let memory = machine.memory + overhead(machine.vcpus, machine.memory);
+    let memory = machine.memory.saturating_add(machine.overhead());
     let memory = format!("{}Mi", memory.div_ceil(MIB));
     let cpu = format!("{}m", u32::from(machine.vcpus) * 100);
     let mut compute = json!({

@@ -51,6 +51,13 @@ impl Source {
 }
 
 impl Machine {
+    /// What the machine costs beyond its guest's memory, in bytes: our code and heap, buffers, a
+    /// thousand connections, and the host's page tables for the guest (docs/pod.md).
+    pub fn overhead(&self) -> u64 {
+        const MIB: u64 = 1 << 20;
+        24 * MIB + u64::from(self.vcpus) * MIB + self.memory / 512
+    }
+
     /// The ports that the manifest declares.
     pub fn ports(&self) -> impl Iterator<Item = &Port> {
         self.interface.iter().flat_map(|interface| &interface.ports)
