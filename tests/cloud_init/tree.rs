@@ -133,8 +133,7 @@ pub fn compare(judge: &Tree, agent: &Tree, seed: &Seed) -> Vec<(PathBuf, String)
             ));
             continue;
         };
-        let set_up =
-            |theirs: &str, ours: &str| judge.set_up_on(theirs) && agent.set_up_on(ours);
+        let set_up = |theirs: &str, ours: &str| judge.set_up_on(theirs) && agent.set_up_on(ours);
         if let Some(difference) = contents(&path, theirs, ours, seed, set_up) {
             differences.push((path, difference));
         }
