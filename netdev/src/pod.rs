@@ -4,18 +4,17 @@ use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use crate::netlink::Netlink;
+use crate::netlink::{Link, Netlink};
 
 /// Links, and addresses, that are looked at: more than a pod has.
 const MOST: usize = 16_384;
@@ -180,21 +179,11 @@ impl Pod {
 
     /// The network as it is. What changes meanwhile makes an event, and so another look.
     fn look(&mut self) -> io::Result<View> {
-        let mut links = Vec::new();
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        self.questions.dump(request, |message| {
-            if let RouteNetlinkMessage::NewLink(message) = message
-                && links.len() < MOST
-            {
-                links.push(Link::read(&message));
-            }
-        })?;
+        let mut links = self.questions.links()?;
+        links.truncate(MOST);
         let mut addresses = Vec::new();
-        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.questions.dump(request, |message| {
-            if let RouteNetlinkMessage::NewAddress(message) = message
-                && addresses.len() < MOST
-            {
+        self.questions.addresses(|message| {
+            if addresses.len() < MOST {
                 addresses.extend(Address::read(&message, &links));
             }
         })?;
@@ -219,21 +208,17 @@ impl Pod {
         let of_family = |address: &&Address| of_family(address) && counts(address.index);
         let mut is_there = addresses.iter().filter(of_family).any(|a| a.leads_out);
         let mut best: Option<Route> = None;
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        self.questions
-            .dump(RouteNetlinkMessage::GetRoute(request), |message| {
-                if let RouteNetlinkMessage::NewRoute(message) = message
-                    && let Some(route) = Route::read(&message, links)
-                    && counts(route.index)
-                {
-                    is_there = true;
-                    let is_better = best.as_ref().is_none_or(|b| route.metric < b.metric);
-                    if route.is_default && is_better {
-                        best = Some(route);
-                    }
+        self.questions.routes(family, |message| {
+            if let Some(route) = Route::read(&message, links)
+                && counts(route.index)
+            {
+                is_there = true;
+                let is_better = best.as_ref().is_none_or(|b| route.metric < b.metric);
+                if route.is_default && is_better {
+                    best = Some(route);
                 }
-            })?;
+            }
+        })?;
         let mut way = Way {
             is_there,
             ..Way::default()
@@ -264,30 +249,9 @@ impl Pod {
     }
 }
 
-struct Link {
-    index: u32,
-    is_up: bool,
-    is_loopback: bool,
-    mtu: Option<u32>,
-}
-
-impl Link {
-    fn read(message: &LinkMessage) -> Self {
-        let mtu = |attribute: &LinkAttribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        };
-        Self {
-            index: message.header.index,
-            is_up: message.header.flags.contains(LinkFlags::Up),
-            is_loopback: message.header.flags.contains(LinkFlags::Loopback),
-            mtu: message.attributes.iter().find_map(mtu),
-        }
-    }
-
-    fn leads_out(&self) -> bool {
-        self.is_up && !self.is_loopback
-    }
+/// Others than the pod itself are behind it.
+fn leads_out(link: &Link) -> bool {
+    link.is_up && !link.is_loopback
 }
 
 struct Address {
@@ -320,7 +284,7 @@ impl Address {
             prefix: header.prefix_len,
             leads_out: header.scope == AddressScope::Universe
                 && !header.flags.intersects(unusable)
-                && link.is_some_and(Link::leads_out),
+                && link.is_some_and(leads_out),
         })
     }
 }
@@ -376,7 +340,7 @@ impl Route {
         }
         let link = links.iter().find(|link| link.index == route.index)?;
         route.mtu = route.mtu.into_iter().chain(link.mtu).min();
-        link.leads_out().then_some(route)
+        leads_out(link).then_some(route)
     }
 }
 

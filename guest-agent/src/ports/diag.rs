@@ -10,7 +10,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::{Transport, Waiting};
 
-pub struct Diag(Netlink<SockDiagMessage>);
+pub struct Diag(Netlink);
 
 impl Diag {
     pub fn open() -> io::Result<Self> {

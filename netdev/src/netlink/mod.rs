@@ -1,48 +1,35 @@
 //! What the guest's network, and the pod's, need of rtnetlink(7); and any other netlink dump.
 
+mod message;
+
 use std::io;
-use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    Parseable,
 };
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
     RouteType,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use socket2::SockRef;
 
+pub use message::{Link, Message};
+
 /// The kernel answers at once; whoever asks it must not hang where it does not.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A network link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// The kernel's number for it.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// Its address, where it has one of six bytes.
-    pub mac: [u8; 6],
-    /// It is the machine's own loopback.
-    pub is_loopback: bool,
-    /// It is a network card.
-    pub is_ethernet: bool,
-}
-
 /// A socket to the kernel for messages of a protocol.
-pub struct Netlink<M = RouteNetlinkMessage> {
+pub struct Netlink {
     socket: Socket,
     sequence: u32,
-    protocol: PhantomData<M>,
 }
 
 impl Netlink {
@@ -54,24 +41,32 @@ impl Netlink {
     /// All links.
     pub fn links(&mut self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        self.dump(request, |message| {
-            if let RouteNetlinkMessage::NewLink(link) = message {
-                links.push(read_link(&link));
-            }
+        self.each(libc::RTM_GETLINK, message::Up::default(), |link| {
+            links.push(link);
         })?;
         Ok(links)
     }
 
+    /// Every address of every link.
+    pub fn addresses(&mut self, each: impl FnMut(AddressMessage)) -> io::Result<()> {
+        self.each(libc::RTM_GETADDR, AddressMessage::default(), each)
+    }
+
+    /// Every route of a family.
+    pub fn routes(
+        &mut self,
+        family: AddressFamily,
+        each: impl FnMut(RouteMessage),
+    ) -> io::Result<()> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        self.each(libc::RTM_GETROUTE, request, each)
+    }
+
     /// Brings a link up, with an MTU where one is given.
     pub fn bring_up(&mut self, index: u32, mtu: Option<u16>) -> io::Result<()> {
-        let mut link = LinkMessage::default();
-        link.header.index = index;
-        link.header.flags = LinkFlags::Up;
-        link.header.change_mask = LinkFlags::Up;
-        link.attributes
-            .extend(mtu.map(|mtu| LinkAttribute::Mtu(mtu.into())));
-        self.ask(RouteNetlinkMessage::SetLink(link), NLM_F_ACK, drop)
+        let mtu = mtu.map(u32::from);
+        self.change(libc::RTM_SETLINK, 0, message::Up { index, mtu })
     }
 
     /// Gives a link an address.
@@ -85,8 +80,7 @@ impl Netlink {
             message.header.flags = AddressHeaderFlags::Nodad;
         }
         message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.ask(RouteNetlinkMessage::NewAddress(message), flags, drop)
+        self.change(libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, message)
     }
 
     /// Routes everything by `gateway`.
@@ -109,16 +103,25 @@ impl Netlink {
             }),
             RouteAttribute::Oif(index),
         ];
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.ask(RouteNetlinkMessage::NewRoute(message), flags, drop)
+        self.change(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, message)
     }
-}
 
-impl<M> Netlink<M>
-where
-    M: NetlinkSerializable + NetlinkDeserializable,
-    NetlinkPayload<M>: From<M>,
-{
+    fn each<B: Emitable, A: Parseable<[u8]>>(
+        &mut self,
+        kind: u16,
+        request: B,
+        mut each: impl FnMut(A),
+    ) -> io::Result<()> {
+        let request = Message::new(kind, request);
+        self.dump(request, |answer: Message<A>| each(answer.body))
+    }
+
+    fn change(&mut self, kind: u16, flags: u16, request: impl Emitable) -> io::Result<()> {
+        let request = Message::new(kind, request);
+        // What it answers is an acknowledgement, whatever it was asked.
+        self.ask(request, NLM_F_ACK | flags, |_: Message<Link>| {})
+    }
+
     /// Opens one for `protocol`, which is that of the messages.
     pub fn open_for(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
@@ -128,22 +131,30 @@ where
         Ok(Self {
             socket,
             sequence: 0,
-            protocol: PhantomData,
         })
     }
 
     /// Gives `each` all of what `request` asks for.
-    pub fn dump(&mut self, request: M, each: impl FnMut(M)) -> io::Result<()> {
+    pub fn dump<Q: NetlinkSerializable, A: NetlinkDeserializable>(
+        &mut self,
+        request: Q,
+        each: impl FnMut(A),
+    ) -> io::Result<()> {
         self.ask(request, NLM_F_DUMP, each)
     }
 
     /// Sends a request and reads its answers up to the last.
-    fn ask(&mut self, request: M, flags: u16, mut each: impl FnMut(M)) -> io::Result<()> {
+    fn ask<Q: NetlinkSerializable, A: NetlinkDeserializable>(
+        &mut self,
+        request: Q,
+        flags: u16,
+        mut each: impl FnMut(A),
+    ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
@@ -156,7 +167,7 @@ where
             };
             let mut rest = &answer[..];
             while let Some(len) = rest.first_chunk() {
-                let message = NetlinkMessage::<M>::deserialize(rest);
+                let message = NetlinkMessage::<A>::deserialize(rest);
                 let len = (u32::from_ne_bytes(*len) as usize).next_multiple_of(4);
                 rest = rest.get(len.max(4)..).unwrap_or_default();
                 // One that the library does not understand is about nothing that matters here.
@@ -186,28 +197,6 @@ fn family(address: IpAddr) -> AddressFamily {
     } else {
         AddressFamily::Inet
     }
-}
-
-fn read_link(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        mac: [0; 6],
-        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
-        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(bytes) => {
-                link.mac = bytes.as_slice().try_into().unwrap_or_default();
-            }
-            // A bridge, a dummy, a tunnel: nothing that a machine comes with.
-            LinkAttribute::LinkInfo(_) => link.is_ethernet = false,
-            _ => {}
-        }
-    }
-    link
 }
 
 #[cfg(test)]
