@@ -25,11 +25,13 @@ use crate::devices::pci::branch::{self, Bridge};
 use crate::devices::pci::bridge::HostBridge;
 use crate::devices::pci::root::Root;
 use crate::devices::pvpanic::PvPanic;
+use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_LEN, PciTransport, SharedVirtio};
+use crate::devices::virtio::trouble::Complaints;
 use crate::machine::{Config, Machine, MachineError, memory};
 use crate::plan::{Outcome, Plan};
 use crate::power::{self, Power};
@@ -112,9 +114,28 @@ impl Error {
     }
 }
 
-/// The devices of a machine, by slot. They belong to the process: a guest's reset makes the
-/// machine anew round them.
-type Devices = Vec<(u8, SharedVirtio)>;
+/// A device in its slot. It belongs to the process: a guest's reset makes the machine anew round it.
+struct Plugged {
+    slot: u8,
+    device: SharedVirtio,
+    complaints: Arc<Complaints>,
+}
+
+impl Plugged {
+    fn new(
+        slot: u8,
+        (kind, name): (&'static str, &str),
+        device: impl VirtioDevice + 'static,
+    ) -> Self {
+        Self {
+            slot,
+            device: Arc::new(Mutex::new(device)),
+            complaints: Complaints::new(kind, name),
+        }
+    }
+}
+
+type Devices = Vec<Plugged>;
 
 /// Starts the machine and stays with it until it has ended for good.
 pub fn launch(plan: Plan) -> Result<Outcome, Error> {
@@ -178,6 +199,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         stopper: stopper.clone(),
         console: Console::default(),
         network,
+        complaints: devices.iter().map(|d| d.complaints.clone()).collect(),
         exits: Arc::default(),
         power: Mutex::default(),
     });
@@ -274,21 +296,18 @@ fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Erro
         let mtu = config.mtu;
         let engine = Engine::new(config)?;
         network = Some(engine.control());
-        devices.push((NET_SLOT, Arc::new(Mutex::new(Net::new(engine, mac, mtu)))));
+        let net = Net::new(engine, mac, mtu);
+        devices.push(Plugged::new(NET_SLOT, ("net", ""), net));
     }
     let vsock = sockets::vsock(agent, &plan.state_dir)
         .map_err(|error| Error::Vsock(plan.state_dir.clone(), error))?;
-    devices.push((VSOCK_SLOT, Arc::new(Mutex::new(vsock))));
-    devices.push((RNG_SLOT, Arc::new(Mutex::new(Rng::default()))));
+    devices.push(Plugged::new(VSOCK_SLOT, ("vsock", ""), vsock));
+    devices.push(Plugged::new(RNG_SLOT, ("rng", ""), Rng::default()));
     for (slot, disk) in (FIRST_DISK_SLOT..).zip(&plan.disks) {
         let serial = disk.serial.clone().unwrap_or_default();
-        devices.push((
-            slot,
-            Arc::new(Mutex::new(Block::new(
-                disks::open(disk, &plan.backing_dirs, &plan.state_dir)?,
-                &serial,
-            ))),
-        ));
+        let open = disks::open(disk, &plan.backing_dirs, &plan.state_dir)?;
+        let name = ("block", disk.name.as_str());
+        devices.push(Plugged::new(slot, name, Block::new(open, &serial)));
     }
     Ok((network, devices))
 }
@@ -334,8 +353,8 @@ fn plug(machine: &mut Machine, devices: &Devices) -> Result<Root, Error> {
     root.insert(at(0), Arc::new(Mutex::new(HostBridge::default())));
     // Behind all that is on bus 0.
     let branch = memory::BAR_START + branch::WINDOW;
-    for (slot, device) in devices {
-        let (address, bar) = match *slot {
+    for plugged in devices {
+        let (address, bar) = match plugged.slot {
             NET_SLOT => {
                 root.insert(at(NET_SLOT), Arc::new(Mutex::new(Bridge::new(branch))));
                 let card = Address {
@@ -347,7 +366,8 @@ fn plug(machine: &mut Machine, devices: &Devices) -> Result<Root, Error> {
             slot => (at(slot), memory::BAR_START + u64::from(slot) * BAR_LEN),
         };
         let memory = machine.memory().clone();
-        let transport = PciTransport::new(device.clone(), machine.host(), memory, address, bar)
+        let device = (plugged.device.clone(), plugged.complaints.clone());
+        let transport = PciTransport::new(device, machine.host(), memory, address, bar)
             .map_err(Error::Device)?;
         root.insert(address, Arc::new(Mutex::new(transport)));
     }

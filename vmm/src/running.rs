@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, Agent};
 use crate::console::Console;
+use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
 use crate::machine::vcpu::Exits;
 use crate::power::Power;
@@ -36,6 +37,8 @@ pub struct Running {
     pub console: Console,
     /// Its network, if it has one.
     pub network: Option<Control>,
+    /// What its devices have to say of their drivers.
+    pub complaints: Vec<Arc<Complaints>>,
     /// Its vCPUs' exits.
     pub exits: Arc<Exits>,
     /// The machine as it is since the guest's last reset.

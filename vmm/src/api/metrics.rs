@@ -5,8 +5,10 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use netdev::counters::Counter;
 use netdev::prometheus::Page;
 
+use crate::devices::virtio::trouble::Complaints;
 use crate::running::Running;
 
 /// Prometheus' text format.
@@ -44,6 +46,26 @@ fn own(running: &Running) -> String {
         ("kicked", &exits.kicked),
     ] {
         page.sample("vcpu_exits_total", &[("reason", reason)], counter.get());
+    }
+    type Read = fn(&Complaints) -> &Counter;
+    let counters: [(&str, &str, Read); 2] = [
+        (
+            "device_malformed_total",
+            "Requests of the guest's driver that made no sense and were given back unserved.",
+            |of| &of.malformed,
+        ),
+        (
+            "device_broken_total",
+            "Times that the guest's driver broke a queue, and so has to reset the device.",
+            |of| &of.broken,
+        ),
+    ];
+    for (name, help, counter) in counters {
+        page.metric(name, "counter", help);
+        for device in &running.complaints {
+            let labels = [("device", device.device), ("name", &device.name)];
+            page.sample(name, &labels, counter(device).get());
+        }
     }
     page.metric(
         "boot_stage_milliseconds",

@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::*;
 use crate::agent::Agent;
 use crate::console::Console;
+use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
 use crate::power::{Outcome, Power};
 
@@ -56,6 +57,7 @@ fn vm() -> Vm {
         agent,
         console: Console::default(),
         network: Some(engine.control()),
+        complaints: vec![Complaints::new("block", "root")],
         exits: Arc::default(),
         power: Mutex::default(),
     });
@@ -237,8 +239,15 @@ fn probes_tell_why_a_vm_is_not_ready_and_metrics_are_text() {
         (status.as_u16(), &*why),
         (503, "the guest's set-up is not over")
     );
+    vm.running.complaints[0].malformed.add();
     let metrics = vm.client.text("/metrics").unwrap();
-    for line in ["peapod_ready 0", "peapod_vcpus 2", "peapod_net_flows 0"] {
+    for line in [
+        "peapod_ready 0",
+        "peapod_vcpus 2",
+        "peapod_net_flows 0",
+        "peapod_device_malformed_total{device=\"block\",name=\"root\"} 1",
+        "peapod_device_broken_total{device=\"block\",name=\"root\"} 0",
+    ] {
         assert!(
             metrics.lines().any(|other| other == line),
             "{line}: {metrics}"

@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::header::{self, Header};
 use super::{Capabilities, Link, Offload, Received};
-use crate::virtqueue::{Chain, QueueError, next};
+use crate::virtqueue::{BadChain, Chain, QueueError, descriptors, next};
 
 /// The features that a card of ours offers, whatever else its transport does.
 pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
@@ -79,6 +79,8 @@ pub struct VirtqueueLink {
     taken: bool,
     /// The driver broke a queue: nothing goes through until it resets the device.
     broken: bool,
+    /// Hears of that.
+    report: Box<dyn Fn() + Send>,
 }
 
 /// A buffer of the receive queue, and the number of its chain.
@@ -123,7 +125,13 @@ impl VirtqueueLink {
             given: false,
             taken: false,
             broken: false,
+            report: Box::new(|| {}),
         }
+    }
+
+    /// Has `report` called when the driver has broken a queue.
+    pub fn report_to(&mut self, report: impl Fn() + Send + 'static) {
+        self.report = Box::new(report);
     }
 
     /// How far the receive and the transmit queue have come: the next available entry of each.
@@ -142,6 +150,7 @@ impl VirtqueueLink {
         with(self).unwrap_or_else(|error| {
             tracing::warn!("net: {error}");
             self.broken = true;
+            (self.report)();
             T::default()
         })
     }
@@ -152,7 +161,7 @@ impl VirtqueueLink {
             if let Some(chain) = next(&mut self.transmit.queue, &self.memory)? {
                 let head = chain.head_index();
                 let mut header: Header = [0; header::LEN];
-                let read = self.read(chain, &mut header, place);
+                let read = self.read(&chain, &mut header, place);
                 self.transmit.queue.add_used(&self.memory, head, 0)?;
                 self.taken = true;
                 return Ok(Some(Received {
@@ -168,9 +177,13 @@ impl VirtqueueLink {
 
     /// Copies what the driver wrote to the two places, and returns how much came to the second;
     /// `None` where there is too much or too little, or a buffer lies outside memory.
-    fn read(&self, chain: Chain<'_>, header: &mut Header, place: &mut [u8]) -> Option<usize> {
+    fn read(&self, chain: &Chain<'_>, header: &mut Header, place: &mut [u8]) -> Option<usize> {
         let mut at = 0;
-        for descriptor in chain.readable() {
+        for descriptor in descriptors(chain) {
+            let descriptor = descriptor.ok()?;
+            if descriptor.is_write_only() {
+                continue;
+            }
             let (mut from, mut left) = (descriptor.addr(), descriptor.len() as usize);
             if let Some(rest) = header.get_mut(at..)
                 && !rest.is_empty()
@@ -202,20 +215,29 @@ impl VirtqueueLink {
             self.receive.queue.disable_notification(&self.memory)?;
             self.places.clear();
             let (mut chains, mut room) = (0, 0);
-            while room < len && (mergeable || chains == 0) {
+            // A ring has no more than its size; who seems to have adds while this looks.
+            let most = if mergeable {
+                self.receive.queue.size()
+            } else {
+                1
+            };
+            while room < len && chains < most {
                 let Some(chain) = next(&mut self.receive.queue, &self.memory)? else {
                     break;
                 };
                 let head = chain.head_index();
                 let known = self.places.len();
-                for descriptor in chain.writable() {
+                for descriptor in descriptors(&chain) {
+                    let descriptor = descriptor?;
                     let len = descriptor.len() as usize;
-                    room += len;
-                    self.places.push(Place {
-                        head,
-                        at: descriptor.addr(),
-                        len,
-                    });
+                    if len > 0 && descriptor.is_write_only() {
+                        room += len;
+                        self.places.push(Place {
+                            head,
+                            at: descriptor.addr(),
+                            len,
+                        });
+                    }
                 }
                 if self.places.len() == known {
                     // It holds nothing, but is to be given back.
@@ -229,6 +251,10 @@ impl VirtqueueLink {
             }
             if room >= len {
                 return Ok(Some(chains));
+            }
+            if chains == most {
+                // All that a driver may have outstanding does not hold a frame: it never will.
+                return Err(BadChain.into());
             }
             // Asked for behind the last one seen, so that what was seen does not count as new.
             let more = self.receive.queue.enable_notification(&self.memory)?;

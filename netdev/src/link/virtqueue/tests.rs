@@ -1,5 +1,8 @@
 //! Frames over queues that a driver set up.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress};
@@ -88,6 +91,20 @@ fn a_chain_outside_memory_or_too_long_is_a_frame_without_bytes() {
         assert_eq!(received.map(|received| received.len), Some(0));
         assert_eq!(link.receive(&mut [0; 100]), None);
     }
+}
+
+#[test]
+fn room_that_no_frame_will_ever_have_is_told_of_and_not_waited_for() {
+    let memory = memory();
+    let buffers = [buffer(0x1_0000, 8, WRITE); 4];
+    let (mut link, _rx) = link(&memory, &buffers, &[]);
+    // Every frame has to fit into one buffer now.
+    link.features &= !(1 << VIRTIO_NET_F_MRG_RXBUF);
+    let told = Arc::new(AtomicBool::new(false));
+    let tell = told.clone();
+    link.report_to(move || tell.store(true, Ordering::Relaxed));
+    assert!(!link.send(&[b"a frame"], Offload::default()));
+    assert!(told.load(Ordering::Relaxed));
 }
 
 #[test]

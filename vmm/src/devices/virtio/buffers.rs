@@ -3,27 +3,17 @@
 
 use vm_memory::{GuestMemoryBackend, VolatileMemoryError, VolatileSlice};
 
-use super::queue::Chain;
-
-/// The most buffers that a chain may have; a longer one is refused.
-const MAX_BUFFERS: usize = 1024;
+use super::queue::{BadChain, Chain, descriptors};
 
 /// Buffers, one behind the other.
 pub type Slices<'a> = Vec<VolatileSlice<'a>>;
-
-/// The chain lies: a buffer is outside the guest's memory, or there are too many.
-#[derive(Debug, thiserror::Error)]
-#[error("a chain that is too long or lies outside the guest's memory")]
-pub struct BadChain;
 
 /// The chain's buffers: those to read from, those to write to.
 pub fn gather<'c>(chain: &'c Chain<'_>) -> Result<(Slices<'c>, Slices<'c>), BadChain> {
     let (mut from, mut to) = (Vec::new(), Vec::new());
     let memory = chain.memory();
-    for (count, descriptor) in chain.clone().enumerate() {
-        if count == MAX_BUFFERS {
-            return Err(BadChain);
-        }
+    for descriptor in descriptors(chain) {
+        let descriptor = descriptor?;
         let slice = memory
             .get_slice(descriptor.addr(), descriptor.len() as usize)
             .map_err(|_| BadChain)?;

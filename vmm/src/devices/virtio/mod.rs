@@ -6,7 +6,10 @@ pub mod buffers;
 pub mod net;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+pub mod testing;
 pub mod transport;
+pub mod trouble;
 pub mod vsock;
 pub mod worker;
 
@@ -19,6 +22,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::host::MsiVector;
+use trouble::Trouble;
 
 /// Guest memory as devices hold it: a clone is another handle of the same memory.
 pub type GuestMemory = GuestMemoryMmap;
@@ -59,6 +63,8 @@ pub struct Activation {
     pub queues: Vec<Option<ActiveQueue>>,
     /// To tell the driver that the configuration space changed.
     pub config_interrupt: Interrupt,
+    /// Where the device complains of its driver.
+    pub trouble: Trouble,
 }
 
 /// A queue that the driver set up.
@@ -99,3 +105,6 @@ fn read_from(config: &[u8], offset: u64, data: &mut [u8]) {
         *byte = config.get(from.saturating_add(i)).copied().unwrap_or(0);
     }
 }
+
+#[cfg(test)]
+mod hostile;

@@ -1,28 +1,60 @@
 //! What every device does with a queue: take what the driver made available, give it back, and
 //! tell the driver where it wants to be told (virtio 1.2, section 2.7).
 
-pub use netdev::virtqueue::{Chain, QueueError, next};
+pub use netdev::virtqueue::{BadChain, Chain, QueueError, descriptors, next};
 use virtio_queue::QueueT;
 
+use super::trouble::Trouble;
 use super::{ActiveQueue, GuestMemory};
 
 impl ActiveQueue {
-    /// Serves every chain that is available: `serve` returns how many bytes it wrote.
+    /// Serves the chains that are available: `serve` returns how many bytes it wrote. A chain that
+    /// makes no sense to it goes back empty; a broken queue is served no more.
     pub fn serve(
         &mut self,
         memory: &GuestMemory,
-        mut serve: impl FnMut(Chain<'_>) -> u32,
-    ) -> Result<(), QueueError> {
+        trouble: &Trouble,
+        mut serve: impl FnMut(Chain<'_>) -> Result<u32, BadChain>,
+    ) {
         // The kick is taken before the ring is read, so that none is missed.
         let _ = self.kick.read();
+        if trouble.is_broken() {
+            return;
+        }
+        let mut each = |chain: Chain<'_>| {
+            serve(chain).unwrap_or_else(|error| {
+                trouble.malformed(&error);
+                0
+            })
+        };
+        if let Err(error) = self.turn(memory, &mut each) {
+            trouble.broke(&error);
+        }
+    }
+
+    /// Serves as many chains as the ring has, and comes back for more: a driver that makes them
+    /// available without end is not to keep the thread from hearing that it shall stop.
+    fn turn(
+        &mut self,
+        memory: &GuestMemory,
+        serve: &mut dyn FnMut(Chain<'_>) -> u32,
+    ) -> Result<(), QueueError> {
+        let mut left = self.queue.size();
         let mut used = false;
         loop {
             self.queue.disable_notification(memory)?;
-            while let Some(chain) = next(&mut self.queue, memory)? {
+            while left > 0
+                && let Some(chain) = next(&mut self.queue, memory)?
+            {
                 let head = chain.head_index();
                 let written = serve(chain);
                 self.queue.add_used(memory, head, written)?;
                 used = true;
+                left -= 1;
+            }
+            if left == 0 {
+                self.come_back();
+                break;
             }
             if !self.queue.enable_notification(memory)? {
                 break;
@@ -34,10 +66,16 @@ impl ActiveQueue {
         Ok(())
     }
 
+    /// Kicks the queue in the driver's place.
+    pub fn come_back(&self) {
+        // An eventfd's write fails only when its counter is full: it is signalled then.
+        let _ = self.kick.write(1);
+    }
+
     /// Tells the driver of used buffers, where it wants to know.
     pub fn notify(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
         if self.queue.needs_notification(memory)? {
-            // An eventfd's write fails only when its counter is full: it is raised then.
+            // As above.
             let _ = self.interrupt.trigger();
         }
         Ok(())

@@ -17,6 +17,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
+use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
 use crate::sandbox::Kind;
@@ -34,7 +35,7 @@ const CONFIG: usize = 60;
 pub struct Block {
     /// `None` while the worker has it.
     disk: Option<Box<dyn Disk>>,
-    worker: Option<Worker<BlockWorker>>,
+    worker: Option<Worker<BlockJob>>,
     features: u64,
     config: [u8; CONFIG],
     serial: [u8; SERIAL],
@@ -66,6 +67,23 @@ impl Block {
             config,
             serial: id,
         }
+    }
+
+    /// What is to be done with the queues; nothing where the driver left them disabled.
+    pub fn job(&mut self, activation: Activation) -> io::Result<Option<BlockJob>> {
+        let Some(Some(queue)) = activation.queues.into_iter().next() else {
+            return Ok(None);
+        };
+        let Some(disk) = self.disk.take() else {
+            return Err(io::Error::other("the disk was lost when its worker failed"));
+        };
+        Ok(Some(BlockJob {
+            queue,
+            memory: activation.memory,
+            disk,
+            serial: self.serial,
+            trouble: activation.trouble,
+        }))
     }
 }
 
@@ -110,22 +128,10 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let Some(Some(queue)) = activation.queues.into_iter().next() else {
-            return Ok(());
-        };
-        let Some(disk) = self.disk.take() else {
-            return Err(io::Error::other("the disk was lost when its worker failed"));
-        };
-        let watched = [(queue.kick.as_raw_fd(), 0)];
-        let memory = activation.memory;
-        let job = BlockWorker {
-            queue,
-            memory,
-            disk,
-            serial: self.serial,
-            broken: false,
-        };
-        self.worker = Some(Worker::spawn(Kind::Block, &watched, job)?);
+        if let Some(job) = self.job(activation)? {
+            let watched = [(job.queue.kick.as_raw_fd(), 0)];
+            self.worker = Some(Worker::spawn(Kind::Block, &watched, job)?);
+        }
         Ok(())
     }
 
@@ -136,28 +142,21 @@ impl VirtioDevice for Block {
     }
 }
 
-struct BlockWorker {
+/// A driver's requests, carried out.
+pub struct BlockJob {
     queue: ActiveQueue,
     memory: GuestMemory,
     disk: Box<dyn Disk>,
     serial: [u8; SERIAL],
-    broken: bool,
+    trouble: Trouble,
 }
 
-impl Job for BlockWorker {
+impl Job for BlockJob {
     fn ready(&mut self, _: u64, _: EventSet) {
-        if self.broken {
-            let _ = self.queue.kick.read();
-            return;
-        }
         let (disk, serial) = (&mut *self.disk, &self.serial);
-        if let Err(error) = self
-            .queue
-            .serve(&self.memory, |chain| request::execute(chain, disk, serial))
-        {
-            tracing::warn!("block: {error}");
-            self.broken = true;
-        }
+        self.queue.serve(&self.memory, &self.trouble, |chain| {
+            request::execute(chain, disk, serial)
+        });
     }
 }
 

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, VolatileMemoryError, VolatileSlice};
 
 use super::disk::{Disk, SECTOR};
 use crate::devices::virtio::buffers;
-use crate::devices::virtio::queue::Chain;
+use crate::devices::virtio::queue::{BadChain, Chain};
 
 const HEADER: usize = 16;
 /// A range to discard or zero: first sector, sectors, flags.
@@ -45,18 +45,14 @@ impl From<VolatileMemoryError> for Failure {
 }
 
 /// Carries out the request in `chain` and returns how many bytes were written to it. A chain
-/// without room for a status is given back untouched.
-pub fn execute(chain: Chain<'_>, disk: &mut dyn Disk, serial: &[u8; SERIAL]) -> u32 {
-    let (from, mut to) = match buffers::gather(&chain) {
-        Ok(buffers) => buffers,
-        Err(error) => {
-            tracing::debug!("block: {error}");
-            return 0;
-        }
-    };
-    let Some(status_byte) = take_last(&mut to) else {
-        return 0;
-    };
+/// without room for a status is an error.
+pub fn execute(
+    chain: Chain<'_>,
+    disk: &mut dyn Disk,
+    serial: &[u8; SERIAL],
+) -> Result<u32, BadChain> {
+    let (from, mut to) = buffers::gather(&chain)?;
+    let status_byte = take_last(&mut to).ok_or(BadChain)?;
     let room = buffers::len(&to);
     let (status, written) = match carry_out(from, &to, disk, serial) {
         Ok(written) => (VIRTIO_BLK_S_OK, written),
@@ -70,7 +66,7 @@ pub fn execute(chain: Chain<'_>, disk: &mut dyn Disk, serial: &[u8; SERIAL]) -> 
     // The slice has one byte, checked when it was cut.
     let _ = status_byte.write_obj(status as u8, 0);
     // The status lies behind all of the data's room, whether or not that was filled.
-    if written > 0 { room as u32 + 1 } else { 1 }
+    Ok(if written > 0 { room as u32 + 1 } else { 1 })
 }
 
 /// Cuts the last byte off the buffers.

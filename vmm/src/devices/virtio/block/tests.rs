@@ -56,7 +56,7 @@ fn chain(memory: &GuestMemory, disk: &mut dyn Disk, descriptors: &[RawDescriptor
     mock.build_desc_chain(descriptors).unwrap();
     let mut queue: Queue = mock.create_queue().unwrap();
     let chain = queue.pop_descriptor_chain(memory).unwrap();
-    request::execute(chain, disk, b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0")
+    request::execute(chain, disk, b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap_or(0)
 }
 
 fn status(memory: &GuestMemory) -> u8 {

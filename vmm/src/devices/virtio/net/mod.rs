@@ -92,6 +92,8 @@ impl VirtioDevice for Net {
             control,
             activation.features,
         );
+        let trouble = activation.trouble;
+        link.report_to(move || trouble.needs_reset());
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
         let thread = sandbox::spawn(Kind::Net, move || {

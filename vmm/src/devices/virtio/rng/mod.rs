@@ -5,12 +5,13 @@ use std::os::fd::AsRawFd;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::{GuestMemoryBackend, VolatileSlice};
+use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::EventSet;
 
-use super::queue::Chain;
+use super::queue::{BadChain, Chain};
+use super::trouble::Trouble;
 use super::worker::{Job, Worker};
-use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
+use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice, buffers};
 use crate::sandbox::Kind;
 
 const ID: u16 = 4;
@@ -49,7 +50,7 @@ impl VirtioDevice for Rng {
         let job = RngWorker {
             queue,
             memory: activation.memory,
-            broken: false,
+            trouble: activation.trouble,
         };
         self.worker = Some(Worker::spawn(Kind::Rng, &watched, job)?);
         Ok(())
@@ -63,36 +64,24 @@ impl VirtioDevice for Rng {
 struct RngWorker {
     queue: ActiveQueue,
     memory: GuestMemory,
-    broken: bool,
+    trouble: Trouble,
 }
 
 impl Job for RngWorker {
     fn ready(&mut self, _: u64, _: EventSet) {
-        if self.broken {
-            let _ = self.queue.kick.read();
-        } else if let Err(error) = self.queue.serve(&self.memory, fill) {
-            tracing::warn!("rng: {error}");
-            self.broken = true;
-        }
+        self.queue.serve(&self.memory, &self.trouble, fill);
     }
 }
 
 /// Fills the chain's writable buffers; how many bytes were written.
-fn fill(chain: Chain<'_>) -> u32 {
-    let buffers = chain.clone().writable();
-    let memory = chain.memory();
-    let mut written = 0;
-    for descriptor in buffers {
-        let len = (descriptor.len() as usize).min(MAX_REQUEST - written);
-        let Ok(slice) = memory.get_slice(descriptor.addr(), len) else {
-            break;
-        };
-        if !randomize(&slice) {
-            break;
-        }
-        written += len;
+fn fill(chain: Chain<'_>) -> Result<u32, BadChain> {
+    let (_, mut to) = buffers::gather(&chain)?;
+    buffers::truncate(&mut to, MAX_REQUEST).map_err(|_| BadChain)?;
+    if buffers::len(&to) == 0 {
+        return Err(BadChain);
     }
-    written as u32
+    let filled = to.iter().take_while(|slice| randomize(slice));
+    Ok(filled.map(|slice| slice.len() as u32).sum())
 }
 
 fn randomize(slice: &VolatileSlice<'_>) -> bool {

@@ -2,6 +2,7 @@
 //! reads and writes, and what a write asks for.
 
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 
 /// A vector index that means none.
 pub const NO_VECTOR: u16 = 0xffff;
@@ -47,13 +48,10 @@ impl QueueRegisters {
         self.enabled.then(|| {
             let mut queue = Queue::new(self.max_size)?;
             queue.try_set_size(self.size)?;
-            let halves = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
-            let (low, high) = halves(self.descriptors);
-            queue.set_desc_table_address(low, high);
-            let (low, high) = halves(self.available);
-            queue.set_avail_ring_address(low, high);
-            let (low, high) = halves(self.used);
-            queue.set_used_ring_address(low, high);
+            // These refuse what is not aligned; the others would leave a ring at 0 then.
+            queue.try_set_desc_table_address(GuestAddress(self.descriptors))?;
+            queue.try_set_avail_ring_address(GuestAddress(self.available))?;
+            queue.try_set_used_ring_address(GuestAddress(self.used))?;
             queue.set_event_idx(event_idx);
             queue.set_ready(true);
             Ok(queue)

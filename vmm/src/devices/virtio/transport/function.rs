@@ -13,6 +13,7 @@ use crate::devices::host::Host;
 use crate::devices::pci::config::{ConfigSpace, Identity};
 use crate::devices::pci::msix::Msix;
 use crate::devices::pci::{Address, PciFunction};
+use crate::devices::virtio::trouble::{Complaints, Trouble};
 use crate::devices::virtio::{Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice};
 
 /// A device, which outlives the transport: a guest's reset makes the machine anew round it.
@@ -56,15 +57,19 @@ pub struct PciTransport {
     kicks: Vec<EventFd>,
     queue_vectors: Vec<Arc<AtomicU16>>,
     config_vector: Arc<AtomicU16>,
+    complaints: Arc<Complaints>,
+    /// Of the device that runs.
+    trouble: Option<Trouble>,
     /// Where the doorbells are registered now.
     doorbells: Option<u64>,
     pci_cfg: u16,
 }
 
 impl PciTransport {
-    /// Puts `device` at `address` of the bus with BAR 0 at `bar`.
+    /// Puts `device` at `address` of the bus with BAR 0 at `bar`. What its driver does wrong is
+    /// counted in `complaints`.
     pub fn new(
-        device: SharedVirtio,
+        (device, complaints): (SharedVirtio, Arc<Complaints>),
         host: Arc<dyn Host>,
         memory: GuestMemory,
         address: Address,
@@ -105,6 +110,8 @@ impl PciTransport {
             kicks,
             queue_vectors: sizes.iter().map(|_| no_vector()).collect(),
             config_vector: no_vector(),
+            complaints,
+            trouble: None,
             doorbells: None,
             pci_cfg: u16::from(pci_cfg),
         })
@@ -116,10 +123,13 @@ impl PciTransport {
             Request::Reset => self.reset_device(),
             Request::Vectors => self.move_vectors(),
             Request::Activate => {
-                if let Err(error) = self.activate() {
-                    tracing::warn!("virtio device {}: {error}", lock(&self.device).id());
-                    self.registers.status |= status::NEEDS_RESET;
+                let interrupt = self.interrupt(&self.config_vector);
+                let trouble = Trouble::new(self.complaints.clone(), interrupt);
+                if let Err(error) = self.activate(trouble.clone()) {
+                    tracing::warn!("{}: {error}", self.complaints.device);
+                    trouble.needs_reset();
                 }
+                self.trouble = Some(trouble);
             }
         }
     }
@@ -127,6 +137,7 @@ impl PciTransport {
     fn reset_device(&mut self) {
         lock(&self.device).reset();
         self.registers.reset();
+        self.trouble = None;
         self.move_vectors();
         for kick in &self.kicks {
             // An error means that nothing was pending.
@@ -149,7 +160,7 @@ impl PciTransport {
         }
     }
 
-    fn activate(&mut self) -> io::Result<()> {
+    fn activate(&mut self, trouble: Trouble) -> io::Result<()> {
         if self.registers.status & status::FEATURES_OK == 0 {
             return Err(io::Error::other(
                 "the driver started it before agreeing on features",
@@ -182,6 +193,7 @@ impl PciTransport {
             features,
             queues,
             config_interrupt: self.interrupt(&self.config_vector),
+            trouble,
         })
     }
 
@@ -303,7 +315,12 @@ impl PciFunction for PciTransport {
     fn bar_read(&mut self, _: u8, offset: u64, data: &mut [u8]) {
         let (page, offset) = (offset & !u64::from(PAGE - 1), offset & u64::from(PAGE - 1));
         match u32::try_from(page) {
-            Ok(COMMON) => self.registers.read(offset, data),
+            Ok(COMMON) => {
+                if self.trouble.as_ref().is_some_and(Trouble::is_broken) {
+                    self.registers.status |= status::NEEDS_RESET;
+                }
+                self.registers.read(offset, data);
+            }
             Ok(DEVICE) => lock(&self.device).read_config(offset, data),
             Ok(TABLE) => self.msix.read(offset, data),
             // ISR: there is no INTx to acknowledge.

@@ -6,55 +6,12 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::GuestAddress;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::devices::host::{Host, MsiMessage, MsiVector};
 use crate::devices::pci::{Address, PciFunction};
+use crate::devices::virtio::testing::FakeHost;
+use crate::devices::virtio::trouble::Complaints;
 use crate::devices::virtio::{Activation, GuestMemory, VirtioDevice};
-
-/// A host that remembers what it was asked for.
-#[derive(Default)]
-pub struct FakeHost {
-    doorbells: Mutex<Vec<u64>>,
-    routes: Arc<Mutex<Vec<Option<MsiMessage>>>>,
-}
-
-struct FakeVector(EventFd, usize, Arc<Mutex<Vec<Option<MsiMessage>>>>);
-
-impl MsiVector for FakeVector {
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
-    }
-    fn event(&self) -> &EventFd {
-        &self.0
-    }
-    fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        self.2.lock().unwrap()[self.1] = message;
-        Ok(())
-    }
-}
-
-impl Host for FakeHost {
-    fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
-        let mut routes = self.routes.lock().unwrap();
-        routes.push(None);
-        let event = EventFd::new(EFD_NONBLOCK)?;
-        Ok(Arc::new(FakeVector(
-            event,
-            routes.len() - 1,
-            self.routes.clone(),
-        )))
-    }
-    fn add_ioevent(&self, address: u64, _: &EventFd) -> io::Result<()> {
-        self.doorbells.lock().unwrap().push(address);
-        Ok(())
-    }
-    fn remove_ioevent(&self, address: u64, _: &EventFd) -> io::Result<()> {
-        self.doorbells.lock().unwrap().retain(|a| *a != address);
-        Ok(())
-    }
-}
 
 /// A device that counts.
 #[derive(Default)]
@@ -101,7 +58,8 @@ fn transport() -> (PciTransport, Arc<FakeHost>, Activations) {
         device: 3,
         function: 0,
     };
-    let device = Arc::new(Mutex::new(device));
+    let device: SharedVirtio = Arc::new(Mutex::new(device));
+    let device = (device, Complaints::new("test", ""));
     let transport = PciTransport::new(device, host.clone(), memory, at, 0xc000_0000).unwrap();
     (transport, host, activations)
 }

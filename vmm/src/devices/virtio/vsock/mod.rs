@@ -10,7 +10,7 @@ mod mux;
 mod packet;
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT;
 use vmm_sys_util::epoll::{Epoll, EventSet};
 
-use super::queue::{QueueError, next};
+use super::queue::{BadChain, Chain, QueueError, next};
+use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice, buffers};
 use crate::sandbox::Kind;
@@ -37,12 +38,14 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 const GUEST_CID: u64 = 3;
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = u64::MAX - 2;
+/// Packets for the guest before the worker looks at everything else.
+const TURN: usize = 128;
 
 /// The socket device. Its services and its listening socket outlive a guest's resets.
 pub struct Vsock {
     /// `None` while it runs.
     host: Option<(Box<dyn Ports>, Option<UnixListener>)>,
-    worker: Option<Worker<VsockWorker>>,
+    worker: Option<Worker<VsockJob>>,
 }
 
 impl Vsock {
@@ -55,6 +58,30 @@ impl Vsock {
             host: Some((ports, listener)),
             worker: None,
         })
+    }
+
+    /// What is to be done with the queues, and where it waits for what happens on the host.
+    pub fn job(&mut self, activation: Activation) -> io::Result<(VsockJob, Arc<Epoll>)> {
+        let mut queues = activation.queues.into_iter();
+        let (Some(Some(receive)), Some(Some(transmit))) = (queues.next(), queues.next()) else {
+            return Err(io::Error::other(
+                "the driver enabled only one of its queues",
+            ));
+        };
+        let Some((ports, listener)) = self.host.take() else {
+            return Err(io::Error::other(
+                "the sockets were lost when their worker failed",
+            ));
+        };
+        let epoll = Arc::new(Epoll::new()?);
+        let job = VsockJob {
+            receive,
+            transmit,
+            memory: activation.memory,
+            mux: Mux::new(GUEST_CID, ports, listener, epoll.clone()),
+            trouble: activation.trouble,
+        };
+        Ok((job, epoll))
     }
 }
 
@@ -76,30 +103,8 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let mut queues = activation.queues.into_iter();
-        let (Some(Some(receive)), Some(Some(transmit))) = (queues.next(), queues.next()) else {
-            return Err(io::Error::other(
-                "the driver enabled only one of its queues",
-            ));
-        };
-        let Some((ports, listener)) = self.host.take() else {
-            return Err(io::Error::other(
-                "the sockets were lost when their worker failed",
-            ));
-        };
-        let epoll = Arc::new(Epoll::new()?);
-        let mut watched = vec![
-            (receive.kick.as_raw_fd(), RECEIVE),
-            (transmit.kick.as_raw_fd(), TRANSMIT),
-        ];
-        watched.extend(listener.as_ref().map(|l| (l.as_raw_fd(), LISTENER)));
-        let job = VsockWorker {
-            receive,
-            transmit,
-            memory: activation.memory,
-            mux: Mux::new(GUEST_CID, ports, listener, epoll.clone()),
-            broken: false,
-        };
+        let (job, epoll) = self.job(activation)?;
+        let watched = job.watched();
         self.worker = Some(Worker::spawn_on(epoll, Kind::Vsock, &watched, job)?);
         Ok(())
     }
@@ -111,57 +116,71 @@ impl VirtioDevice for Vsock {
     }
 }
 
-struct VsockWorker {
+/// A guest's packets, carried to sockets and back.
+pub struct VsockJob {
     receive: ActiveQueue,
     transmit: ActiveQueue,
     memory: GuestMemory,
     mux: Mux,
-    broken: bool,
+    trouble: Trouble,
 }
 
-impl Job for VsockWorker {
+impl Job for VsockJob {
     fn ready(&mut self, token: u64, events: EventSet) {
         match token {
             RECEIVE => {
                 let _ = self.receive.kick.read();
             }
-            TRANSMIT if self.broken => {
-                let _ = self.transmit.kick.read();
-            }
             TRANSMIT => {
-                let (mux, memory) = (&mut self.mux, &self.memory);
-                let served = self.transmit.serve(memory, |chain| {
-                    if let Ok((mut from, _)) = buffers::gather(&chain)
-                        && let Some(header) = buffers::take(&mut from)
-                    {
-                        let header = Header::from_bytes(&header);
-                        if buffers::truncate(&mut from, header.len as usize).is_ok() {
-                            mux.packet(&header, from);
-                        }
-                    }
-                    0
-                });
-                self.check(served);
+                let mux = &mut self.mux;
+                let packet = |chain: Chain<'_>| take(mux, &chain);
+                self.transmit.serve(&self.memory, &self.trouble, packet);
             }
             token => self.mux.event(token, events),
         }
-        let sent = self.send();
-        self.check(sent);
+        if !self.trouble.is_broken()
+            && let Err(error) = self.send()
+        {
+            self.trouble.broke(&error);
+        }
     }
 }
 
-impl VsockWorker {
-    fn check(&mut self, result: Result<(), QueueError>) {
-        if let Err(error) = result {
-            tracing::warn!("vsock: {error}");
-            self.broken = true;
-        }
+/// Takes one of the guest's packets.
+fn take(mux: &mut Mux, chain: &Chain<'_>) -> Result<u32, BadChain> {
+    let (mut from, _) = buffers::gather(chain)?;
+    let header = buffers::take(&mut from).ok_or(BadChain)?;
+    let header = Header::from_bytes(&header);
+    let len = header.len as usize;
+    if len > buffers::len(&from) || buffers::truncate(&mut from, len).is_err() {
+        return Err(BadChain);
+    }
+    mux.packet(&header, from);
+    Ok(0)
+}
+
+impl VsockJob {
+    /// What it has to hear of from the start, each with its token.
+    pub fn watched(&self) -> Vec<(RawFd, u64)> {
+        let mut watched = vec![
+            (self.receive.kick.as_raw_fd(), RECEIVE),
+            (self.transmit.kick.as_raw_fd(), TRANSMIT),
+        ];
+        let listener = self.mux.listener();
+        watched.extend(listener.map(|listener| (listener.as_raw_fd(), LISTENER)));
+        watched
     }
 
     /// Gives the guest what there is for it, while it has room.
     fn send(&mut self) -> Result<(), QueueError> {
         let mut used = false;
-        while !self.broken && self.mux.has_output() {
+        let mut left = TURN;
+        while self.mux.has_output() {
+            if left == 0 {
+                self.receive.come_back();
+                break;
+            }
+            left -= 1;
             self.receive.queue.disable_notification(&self.memory)?;
             let Some(chain) = next(&mut self.receive.queue, &self.memory)? else {
                 if self.receive.queue.enable_notification(&self.memory)? {
@@ -173,7 +192,10 @@ impl VsockWorker {
             let written = match buffers::gather(&chain) {
                 Ok((_, to)) if buffers::len(&to) > HEADER => self.mux.next(&to),
                 // Of no use to anybody; it goes back empty.
-                _ => Some(0),
+                _ => {
+                    self.trouble.malformed(&BadChain);
+                    Some(0)
+                }
             };
             match written {
                 Some(written) => {

@@ -81,6 +81,11 @@ impl Mux {
         (self.ports, self.listener)
     }
 
+    /// The host's listening socket.
+    pub fn listener(&self) -> Option<&UnixListener> {
+        self.listener.as_ref()
+    }
+
     /// A packet from the guest.
     pub fn packet(&mut self, header: &Header, data: Slices<'_>) {
         let key = (header.destination_port, header.source_port);
