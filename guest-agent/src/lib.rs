@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod children;
 pub mod cli;
+pub mod guest;
 pub mod http;
 pub mod init;
 pub mod netconfig;
@@ -17,6 +18,7 @@ pub mod seed;
 pub mod service;
 pub mod session;
 pub mod signals;
+pub mod sshd;
 pub mod userdata;
 pub mod voice;
 pub mod yaml;

@@ -5,16 +5,14 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
-};
+use netlink_packet_route::address::{AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
 };
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use crate::netlink::{Link, Netlink};
+use crate::netlink::{Link, Netlink, own_address};
 
 /// Links, and addresses, that are looked at: more than a pod has.
 const MOST: usize = 16_384;
@@ -265,22 +263,13 @@ struct Address {
 impl Address {
     fn read(message: &AddressMessage, links: &[Link]) -> Option<Self> {
         let header = &message.header;
-        // Of a point-to-point link, the one that is not local is the other end's.
-        let local = message.attributes.iter().find_map(|a| match a {
-            AddressAttribute::Local(address) => Some(*address),
-            _ => None,
-        });
-        let address = message.attributes.iter().find_map(|a| match a {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        });
         let unusable = AddressHeaderFlags::Tentative
             | AddressHeaderFlags::Dadfailed
             | AddressHeaderFlags::Deprecated;
         let link = links.iter().find(|link| link.index == header.index);
         Some(Self {
             index: header.index,
-            address: local.or(address)?,
+            address: own_address(message)?,
             prefix: header.prefix_len,
             leads_out: header.scope == AddressScope::Universe
                 && !header.flags.intersects(unusable)

@@ -9,6 +9,7 @@
     clippy::unwrap_used
 )]
 
+mod agent;
 mod binaries;
 mod compute;
 mod details;

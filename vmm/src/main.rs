@@ -35,6 +35,10 @@ fn main() -> ExitCode {
             status::NOT_RUN
         }),
         Command::Cp(args) => about(cli::cp::cp(args)),
+        Command::GuestInfo(asked) => about(cli::guest::info(asked)),
+        Command::Freeze(args) => about(cli::guest::freeze(args)),
+        Command::Thaw(vm) => about(cli::guest::thaw(vm)),
+        Command::Credentials(what) => about(cli::guest::credentials(what)),
         Command::Console(vm) => about(vms::console(vm)),
         Command::Logs(args) => about(vms::logs(args)),
         Command::Port(port) => about(vms::port(port)),

@@ -163,9 +163,10 @@ impl Running {
         Ok(())
     }
 
-    /// Lets them go on.
+    /// Lets them go on, and tells the guest what time it is now.
     pub fn resume(&self) {
         self.power().resume();
+        self.agent.set_clock();
     }
 
     /// Powers the guest off, by force after `grace`, or the manifest's grace period.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Frame, Kind};
+use super::{Frame, GuestInfo, Kind};
 
 /// Where the agent is in the guest's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +126,50 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mode: Option<u32>,
     },
+    /// Tell what the guest is and has; the reply is [`Reply::GuestInfo`].
+    GuestInfo,
+    /// Set the clock, where it is off by a second or more: nobody has run the guest for a while.
+    SetClock {
+        /// The time, in nanoseconds since 1970.
+        unix_ns: u64,
+    },
+    /// Have the file systems of disks stand still; the reply is [`Reply::Frozen`].
+    Freeze {
+        /// After so long they go on by themselves; after 300 s where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds: Option<u32>,
+    },
+    /// Have them go on; the reply is [`Reply::Thawed`].
+    Thaw,
+    /// Set a user's password.
+    SetPassword {
+        /// Whose.
+        user: String,
+        /// The password, or its hash.
+        password: String,
+        /// It is a hash of crypt(5).
+        #[serde(default)]
+        hashed: bool,
+    },
+    /// Tell the keys with which a user may log in; the reply is [`Reply::AuthorizedKeys`].
+    AuthorizedKeys {
+        /// Whose.
+        user: String,
+    },
+    /// Add keys with which a user may log in.
+    AddAuthorizedKeys {
+        /// Whose.
+        user: String,
+        /// A line of authorized_keys each.
+        keys: Vec<String>,
+    },
+    /// Remove keys with which a user may log in.
+    RemoveAuthorizedKeys {
+        /// Whose.
+        user: String,
+        /// As they were added; options and comments do not matter.
+        keys: Vec<String>,
+    },
     /// One of a later version; the reply is an error.
     #[serde(other)]
     Unknown,
@@ -167,7 +211,7 @@ pub mod stream {
 }
 
 /// The end of a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
     /// Done.
@@ -186,6 +230,14 @@ pub enum Reply {
         /// Its permissions.
         mode: u32,
     },
+    /// What the guest is and has.
+    GuestInfo(Box<GuestInfo>),
+    /// So many file systems stand still.
+    Frozen(u32),
+    /// So many go on.
+    Thawed(u32),
+    /// The keys, a line of authorized_keys each.
+    AuthorizedKeys(Vec<String>),
 }
 
 impl Event {
@@ -299,6 +351,45 @@ mod tests {
                 },
                 r#"{"request":"write-file","path":"/a","mode":384}"#,
             ),
+            (Request::GuestInfo, r#"{"request":"guest-info"}"#),
+            (
+                Request::SetClock { unix_ns: 7 },
+                r#"{"request":"set-clock","unix_ns":7}"#,
+            ),
+            (
+                Request::Freeze { seconds: Some(9) },
+                r#"{"request":"freeze","seconds":9}"#,
+            ),
+            (Request::Freeze { seconds: None }, r#"{"request":"freeze"}"#),
+            (Request::Thaw, r#"{"request":"thaw"}"#),
+            (
+                Request::SetPassword {
+                    user: "a".to_owned(),
+                    password: "b".to_owned(),
+                    hashed: false,
+                },
+                r#"{"request":"set-password","user":"a","password":"b","hashed":false}"#,
+            ),
+            (
+                Request::AuthorizedKeys {
+                    user: "a".to_owned(),
+                },
+                r#"{"request":"authorized-keys","user":"a"}"#,
+            ),
+            (
+                Request::AddAuthorizedKeys {
+                    user: "a".to_owned(),
+                    keys: vec!["k".to_owned()],
+                },
+                r#"{"request":"add-authorized-keys","user":"a","keys":["k"]}"#,
+            ),
+            (
+                Request::RemoveAuthorizedKeys {
+                    user: "a".to_owned(),
+                    keys: Vec::new(),
+                },
+                r#"{"request":"remove-authorized-keys","user":"a","keys":[]}"#,
+            ),
         ] {
             assert_eq!(request.frame(9).payload, json.as_bytes());
             assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
@@ -312,6 +403,12 @@ mod tests {
                 r#"{"exited":{"code":0,"signal":null}}"#,
             ),
             (Reply::File { mode: 420 }, r#"{"file":{"mode":420}}"#),
+            (Reply::Frozen(2), r#"{"frozen":2}"#),
+            (Reply::Thawed(2), r#"{"thawed":2}"#),
+            (
+                Reply::AuthorizedKeys(vec!["ssh-rsa A".to_owned()]),
+                r#"{"authorized-keys":["ssh-rsa A"]}"#,
+            ),
         ] {
             assert_eq!(reply.frame(9).payload, json.as_bytes());
             assert_eq!(serde_json::from_str::<Reply>(json).unwrap(), reply);

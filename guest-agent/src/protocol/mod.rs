@@ -5,9 +5,11 @@
 //! an older agent and a newer VMM, or the reverse, agree on what both know.
 
 mod frame;
+mod guest;
 mod message;
 
 pub use frame::{Frame, FrameError, Kind, MAX_PAYLOAD, read, write};
+pub use guest::{Address, Filesystem, GuestInfo, Interface, Memory, Os, Timezone, Traffic, User};
 pub use message::{Event, Exec, Outcome, Reply, Request, Role, Size, StageState, stream};
 
 /// The host's vsock port that the agent connects to.

@@ -67,18 +67,10 @@ pub enum Family {
 impl Os {
     /// This root's.
     pub fn of_this_root() -> Self {
-        let text = fs::read_to_string("/etc/os-release")
-            .or_else(|_| fs::read_to_string("/usr/lib/os-release"));
-        Self::parse(&text.unwrap_or_default())
+        Self::of(os_release())
     }
 
-    fn parse(text: &str) -> Self {
-        let entry = |line: &str| {
-            let (key, value) = line.split_once('=')?;
-            let value = value.trim().trim_matches(['"', '\'']);
-            Some((key.to_owned(), value.to_owned()))
-        };
-        let mut words: HashMap<String, String> = text.lines().filter_map(entry).collect();
+    fn of(mut words: HashMap<String, String>) -> Self {
         let mut word = |key: &str| words.remove(key).unwrap_or_default();
         let (id, like) = (word("ID"), word("ID_LIKE"));
         let is = |names: &[&str]| {
@@ -101,16 +93,34 @@ impl Os {
     }
 }
 
+/// What this root's os-release(5) says.
+pub fn os_release() -> HashMap<String, String> {
+    let text = fs::read_to_string("/etc/os-release")
+        .or_else(|_| fs::read_to_string("/usr/lib/os-release"));
+    words(&text.unwrap_or_default())
+}
+
+fn words(text: &str) -> HashMap<String, String> {
+    let entry = |line: &str| {
+        let (key, value) = line.split_once('=')?;
+        let value = value.trim().trim_matches(['"', '\'']);
+        Some((key.to_owned(), value.to_owned()))
+    };
+    text.lines().filter_map(entry).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_system_is_of_the_family_that_it_says() {
-        let os = Os::parse("ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n");
+        let os = Os::of(words(
+            "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n",
+        ));
         assert_eq!((os.family, &*os.version), (Family::Debian, "12"));
-        let os = Os::parse("ID=\"almalinux\"\nID_LIKE=\"rhel centos fedora\"\n");
+        let os = Os::of(words("ID=\"almalinux\"\nID_LIKE=\"rhel centos fedora\"\n"));
         assert_eq!(os.family, Family::RedHat);
-        assert_eq!(Os::parse("").family, Family::Other);
+        assert_eq!(Os::of(words("")).family, Family::Other);
     }
 }

@@ -5,12 +5,14 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::guest::{self, freeze};
 use crate::power::{self, End};
 use crate::protocol::{self, Event, Frame, Kind, Outcome, Reply, Request, Role, StageState};
 use crate::{say, uptime_ms};
@@ -27,6 +29,8 @@ const UNLOADED_PAUSE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(50);
 /// What is said while nobody listens, at most.
 const KEPT: usize = 64;
+/// Requests about the guest that are worked on at once.
+const MOST: usize = 8;
 /// How long the VMM may take to hear of the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -175,8 +179,9 @@ impl Voice {
 
     fn listen(&self, stream: &mut UnixStream) -> io::Result<()> {
         while let Some(frame) = protocol::read(stream).map_err(io::Error::other)? {
-            if frame.kind == Kind::Request {
-                let reply = self.answer(&frame);
+            if frame.kind == Kind::Request
+                && let Some(reply) = self.answer(&frame)
+            {
                 self.reply(&reply.frame(frame.number))?;
             }
         }
@@ -190,8 +195,9 @@ impl Voice {
         }
     }
 
-    fn answer(&self, frame: &Frame) -> Reply {
-        match serde_json::from_slice(&frame.payload) {
+    /// The reply; `None` where it comes later.
+    fn answer(&self, frame: &Frame) -> Option<Reply> {
+        let reply = match serde_json::from_slice(&frame.payload) {
             Ok(Request::Ping) => Reply::Ok,
             Ok(Request::PowerOff) => match self.power_off() {
                 Ok(()) => Reply::Ok,
@@ -203,11 +209,34 @@ impl Voice {
             Ok(Request::Resize(_) | Request::Unknown) => {
                 Reply::Error("a request that is not known here".to_owned())
             }
+            Ok(request) => return self.answer_later(frame.number, request),
             Err(error) => Reply::Error(format!("not a request: {error}")),
+        };
+        Some(reply)
+    }
+
+    /// What may wait for a disk does not hold up what does not.
+    fn answer_later(&self, number: u32, request: Request) -> Option<Reply> {
+        static WORKED_ON: AtomicUsize = AtomicUsize::new(0);
+        if WORKED_ON.fetch_add(1, Ordering::Relaxed) >= MOST {
+            WORKED_ON.fetch_sub(1, Ordering::Relaxed);
+            let busy = format!("{MOST} requests are worked on already");
+            return Some(Reply::Error(busy));
         }
+        let voice = self.clone();
+        thread::spawn(move || {
+            let reply = guest::answer(&request)
+                .unwrap_or_else(|| Reply::Error("a request that is not known here".to_owned()));
+            // A VMM that is gone needs none.
+            let _ = voice.reply(&reply.frame(number));
+            WORKED_ON.fetch_sub(1, Ordering::Relaxed);
+        });
+        None
     }
 
     fn power_off(&self) -> io::Result<()> {
+        // Nothing could end that waits for its disk.
+        freeze::thaw();
         let role = self.state().role;
         if role == Role::Service {
             return power::ask_init();

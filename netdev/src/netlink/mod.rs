@@ -191,6 +191,19 @@ impl Netlink {
     }
 }
 
+/// The link's own address, which of a point-to-point link is not the one that names it.
+pub fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    local.or(address)
+}
+
 fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv6() {
         AddressFamily::Inet6

@@ -1,6 +1,7 @@
 //! The host's side of the agent's protocol (docs/agent-protocol.md). What the agent says is the
 //! guest's word: it is logged and shown, and nothing else depends on it.
 
+mod ask;
 mod follow;
 pub mod session;
 #[cfg(test)]
@@ -18,13 +19,14 @@ use guest_agent::protocol::{
 
 use serde::{Deserialize, Serialize};
 
+pub use ask::{PATIENCE, Unanswered, answered};
 pub use follow::Follower;
 
 use crate::power::{self, Power};
 use crate::sandbox;
 
 /// How long a request may wait for room in the stream.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ROOM: Duration = Duration::from_secs(1);
 /// Longer words of the guest are cut in a log.
 const SHOWN: usize = 200;
 
@@ -84,6 +86,8 @@ struct State {
     /// The machine that it is in.
     machine: Option<Power>,
     last_number: u32,
+    /// Who waits for an answer.
+    waiting: ask::Waiting,
 }
 
 /// The streams of an agent that nobody listens to yet.
@@ -121,7 +125,7 @@ impl Agent {
         }
         let (ours, guests) = UnixStream::pair()?;
         // A guest that does not read must not hold up who asks.
-        ours.set_write_timeout(Some(PATIENCE))?;
+        ours.set_write_timeout(Some(ROOM))?;
         self.0
             .streams
             .try_send(ours.try_clone()?)
@@ -217,15 +221,22 @@ impl Agent {
                 Ok(event) => self.event(event),
                 Err(error) => tracing::warn!("an event of the agent's is not one: {error}"),
             },
-            Kind::Reply => match serde_json::from_slice(json) {
-                // The others are a session's.
-                Ok(Reply::Ok | Reply::Exited { .. } | Reply::File { .. }) => {}
-                Ok(Reply::Error(why)) => {
-                    tracing::warn!("the agent could not do it: {}", shown(&why));
-                }
-                Err(error) => tracing::warn!("a reply of the agent's is not one: {error}"),
-            },
+            Kind::Reply => self.reply(frame),
             Kind::Request | Kind::Data | Kind::Unknown(_) => {}
+        }
+    }
+
+    fn reply(&self, frame: &protocol::Frame) {
+        // Taken in any case: who waits for what is no reply hears so by its end.
+        let waiting = self.state().waiting.take(frame.number);
+        match (ask::read(&frame.payload), waiting) {
+            (Ok(reply), Some(then)) => then(reply),
+            (Ok(Reply::Error(why)), None) => {
+                tracing::warn!("the agent could not do it: {}", shown(&why));
+            }
+            // Nobody waits for it any more.
+            (Ok(_), None) => {}
+            (Err(error), _) => tracing::warn!("a reply of the agent's is not one: {error}"),
         }
     }
 
@@ -314,7 +325,8 @@ impl Status {
     }
 }
 
-fn ask(state: &mut State, request: &Request) {
+/// Sends a request; its number.
+fn ask(state: &mut State, request: &Request) -> u32 {
     state.last_number = state.last_number.wrapping_add(1);
     let frame = request.frame(state.last_number);
     if let Some(stream) = &mut state.stream
@@ -322,6 +334,7 @@ fn ask(state: &mut State, request: &Request) {
     {
         tracing::warn!("the agent cannot be asked: {error}");
     }
+    state.last_number
 }
 
 /// The guest's words for a log: cut, and without what a terminal would obey.

@@ -40,7 +40,7 @@ pub enum Error {
 }
 
 /// What the agent says.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum Said {
     /// What a program writes, or a file holds.
     Output(Vec<u8>),

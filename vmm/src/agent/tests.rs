@@ -112,3 +112,71 @@ fn a_guest_that_cannot_go_on_ends_its_machine() {
         power::Duty::End(power::Outcome::GaveUp(said))
     );
 }
+
+/// An agent that has said hello.
+fn greeted(agent: &Agent) -> UnixStream {
+    let mut stream = connect(agent);
+    write(&mut stream, &hello()).unwrap();
+    until(|| agent.is_connected());
+    stream
+}
+
+#[test]
+fn who_asks_gets_the_answer_to_its_own_question_whatever_the_order() {
+    let agent = start();
+    assert_eq!(agent.ask(&Request::Ping), Err(Unanswered::NoAgent));
+    let mut stream = greeted(&agent);
+    let asks = [Request::GuestInfo, Request::Thaw].map(|request| {
+        let agent = agent.clone();
+        std::thread::spawn(move || agent.ask(&request))
+    });
+    let mut frames = [(); 2].map(|()| read(&mut stream).unwrap().unwrap());
+    frames.sort_by_key(|frame| frame.payload == Request::GuestInfo.frame(0).payload);
+    let [thaw, info] = frames;
+    write(&mut stream, &Reply::Thawed(3).frame(thaw.number)).unwrap();
+    let json = br#"{"guest-info":{"hostname":"a\u001b[2Jb","later":{"more":1}}}"#;
+    let reply = Frame {
+        kind: Kind::Reply,
+        number: info.number,
+        payload: json.to_vec(),
+    };
+    write(&mut stream, &reply).unwrap();
+    let [info, thawed] = asks.map(|ask| ask.join().unwrap().unwrap());
+    assert_eq!(thawed, Reply::Thawed(3));
+    let Reply::GuestInfo(info) = info else {
+        panic!("{info:?}");
+    };
+    assert_eq!(info.hostname, "a\u{fffd}[2Jb");
+}
+
+#[test]
+fn a_refusal_and_an_end_are_answers_too() {
+    let agent = start();
+    let mut stream = greeted(&agent);
+    let asked = {
+        let agent = agent.clone();
+        std::thread::spawn(move || agent.guest_info())
+    };
+    let number = read(&mut stream).unwrap().unwrap().number;
+    let refusal = Reply::Error("a request that is not known here".to_owned());
+    write(&mut stream, &refusal.frame(number)).unwrap();
+    let refused = Unanswered::Refused("a request that is not known here".to_owned());
+    assert_eq!(asked.join().unwrap(), Err(refused));
+    let asked = {
+        let agent = agent.clone();
+        std::thread::spawn(move || agent.guest_info())
+    };
+    read(&mut stream).unwrap().unwrap();
+    drop(stream);
+    assert_eq!(asked.join().unwrap(), Err(Unanswered::Gone));
+}
+
+#[test]
+fn answers_that_never_come_are_not_waited_for_without_bound() {
+    let agent = start();
+    let _stream = greeted(&agent);
+    for _ in 0..100 {
+        agent.ask_then(&Request::Ping, drop).unwrap();
+    }
+    assert_eq!(agent.state().waiting.len(), 64);
+}

@@ -14,10 +14,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::agent;
+
 /// The protocol to which a console's connection is switched: bytes both ways.
 pub const CONSOLE: &str = "peapod-console";
-/// How long an answer may take.
+/// How long an answer may take, and one for which the guest's agent is asked.
 const PATIENCE: Duration = Duration::from_secs(10);
+const WITH_AGENT: Duration = agent::PATIENCE.saturating_add(PATIENCE);
 /// The longest answer that is read whole, in bytes: as many flows as are listed.
 const MAX_ANSWER: usize = 8 << 20;
 
@@ -28,8 +31,8 @@ pub enum Error {
     #[error("{path}: the VM does not answer: {cause}", path = .0.display(), cause = .1)]
     Connect(PathBuf, io::Error),
     /// It did not answer in time.
-    #[error("{path}: the VM did not answer within {} s", PATIENCE.as_secs(), path = .0.display())]
-    Late(PathBuf),
+    #[error("{path}: the VM did not answer within {patience} s", path = .0.display(), patience = .1.as_secs())]
+    Late(PathBuf, Duration),
     /// It spoke otherwise than it should.
     #[error("{path}: {cause}", path = .0.display(), cause = .1)]
     Http(PathBuf, String),
@@ -44,6 +47,7 @@ pub enum Error {
 /// A VM's API.
 pub struct Client {
     socket: PathBuf,
+    patience: Duration,
     runtime: Runtime,
 }
 
@@ -53,8 +57,15 @@ impl Client {
         let mut builder = Builder::new_current_thread();
         Ok(Self {
             socket: socket.to_owned(),
+            patience: PATIENCE,
             runtime: builder.enable_io().enable_time().build()?,
         })
+    }
+
+    /// The same for calls that have to wait for the guest's agent.
+    pub fn patient(self) -> Self {
+        let patience = WITH_AGENT;
+        Self { patience, ..self }
     }
 
     /// Asks for JSON.
@@ -84,8 +95,8 @@ impl Client {
             Ok(bytes)
         };
         self.runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, answer).await })
-            .unwrap_or_else(|_| Err(Error::Late(self.socket.clone())))
+            .block_on(async { tokio::time::timeout(self.patience, answer).await })
+            .unwrap_or_else(|_| Err(Error::Late(self.socket.clone(), self.patience)))
     }
 
     /// Copies an answer to `out` as it comes, until the VM or whoever reads has ended.

@@ -7,6 +7,7 @@
 
 mod client;
 mod console;
+mod guest;
 mod health;
 mod metrics;
 mod network;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get, post, put};
 use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -114,6 +115,16 @@ fn all() -> Routes {
         ("/v1/vm/kill", post(vm::kill)),
         ("/v1/vm/log", get(console::log)),
         ("/v1/vm/console", get(console::console)),
+        ("/v1/guest", get(guest::info)),
+        ("/v1/guest/freeze", post(guest::freeze)),
+        ("/v1/guest/thaw", post(guest::thaw)),
+        ("/v1/guest/password", put(guest::set_password)),
+        (
+            "/v1/guest/keys",
+            get(guest::keys)
+                .post(guest::add_keys)
+                .delete(guest::remove_keys),
+        ),
         (
             "/v1/network/ports",
             get(network::ports)

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use axum::http::Method;
+use guest_agent::protocol::{self, Event, Reply, Request};
 use netdev::config::{Config, Network};
 use netdev::engine::Engine;
 use netdev::socket::Listener;
@@ -162,8 +163,22 @@ fn every_answer_is_as_it_is_described() {
     let free = free_port();
     let publish = Some(json!({ "publish": format!("{free}:80") }));
     let removed = format!("/v1/network/ports?publish={free}:80");
+    let (method, status) = (Method::GET, 409);
+    assert_eq!(vm.refused(method, "/v1/guest", None).0, status);
+    with_agent(&vm);
+    let password = Some(json!({ "user": "anna", "password": "x" }));
+    let keys = Some(json!({ "user": "anna", "keys": ["ssh-rsa AAAA"] }));
     for (method, path, body, status) in [
         (Method::GET, "/v1/vm", None, 200),
+        (Method::GET, "/v1/guest", None, 200),
+        (Method::POST, "/v1/guest/freeze", None, 200),
+        (Method::POST, "/v1/guest/freeze?seconds=9", None, 200),
+        (Method::POST, "/v1/guest/thaw", None, 200),
+        (Method::PUT, "/v1/guest/password", password, 200),
+        (Method::GET, "/v1/guest/keys?user=anna", None, 200),
+        (Method::GET, "/v1/guest/keys?user=bob", None, 409),
+        (Method::POST, "/v1/guest/keys", keys.clone(), 200),
+        (Method::DELETE, "/v1/guest/keys", keys, 200),
         (Method::POST, "/v1/vm/resume", None, 200),
         (Method::GET, "/v1/network/ports", None, 200),
         (Method::POST, "/v1/network/ports", publish.clone(), 200),
@@ -206,6 +221,42 @@ fn every_answer_is_as_it_is_described() {
             .map(|fault| fault.to_string())
             .collect();
         assert!(faults.is_empty(), "{method} {path}: {answer}: {faults:?}");
+    }
+}
+
+/// What an agent answers to a request; of the guest it tells what this machine is.
+fn answer(request: &Request) -> Reply {
+    let keys = || vec!["ssh-rsa AAAA".to_owned()];
+    match request {
+        Request::GuestInfo => Reply::GuestInfo(Box::new(guest_agent::guest::info())),
+        Request::Freeze { seconds } => Reply::Frozen(seconds.unwrap_or(1)),
+        Request::Thaw => Reply::Thawed(2),
+        Request::AuthorizedKeys { user } if user == "anna" => Reply::AuthorizedKeys(keys()),
+        Request::AuthorizedKeys { .. } => Reply::Error("there is no such user".to_owned()),
+        _ => Reply::Ok,
+    }
+}
+
+/// An agent that has come.
+fn with_agent(vm: &Vm) {
+    let mut stream = vm.running.agent.connect(1023).unwrap();
+    let hello = Event::Hello {
+        version: 1,
+        software: "test".to_owned(),
+        role: None,
+    };
+    protocol::write(&mut stream, &hello.frame()).unwrap();
+    std::thread::spawn(move || {
+        while let Ok(Some(frame)) = protocol::read(&mut stream) {
+            if frame.kind == protocol::Kind::Request {
+                let request = serde_json::from_slice(&frame.payload).unwrap();
+                let reply = answer(&request).frame(frame.number);
+                protocol::write(&mut stream, &reply).unwrap();
+            }
+        }
+    });
+    while !vm.running.agent.is_connected() {
+        std::thread::yield_now();
     }
 }
 

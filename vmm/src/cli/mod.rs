@@ -4,6 +4,7 @@ pub mod boot_entries;
 pub mod cp;
 pub mod doctor;
 pub mod exec;
+pub mod guest;
 pub mod launch;
 pub mod manual;
 pub mod pod;
@@ -95,6 +96,15 @@ pub enum Command {
     Exec(exec::Args),
     /// Copy a file into a guest or out of it, by its agent
     Cp(cp::Args),
+    /// Tell what a guest is and has, by its agent: system, load, disks, addresses, users
+    GuestInfo(vms::Asked),
+    /// Have a guest's file systems stand still, for a snapshot of its disks
+    Freeze(guest::Freeze),
+    /// Have a guest's file systems go on
+    Thaw(vms::Vm),
+    /// Set a password of a guest's user, list, add and remove its SSH keys
+    #[command(subcommand, arg_required_else_help = false)]
+    Credentials(guest::Credentials),
     /// Type at a VM's serial console; Ctrl-] leaves it
     Console(vms::Vm),
     /// Print what a VM's console has shown, its last MiB

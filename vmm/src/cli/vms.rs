@@ -56,8 +56,20 @@ impl Vm {
         Ok(registry::find(&registry::home(), &self.name)?)
     }
 
-    fn call<T>(&self, call: impl FnOnce(&Client) -> Result<T, api::Error>) -> Result<T, Error> {
+    pub(super) fn call<T>(
+        &self,
+        call: impl FnOnce(&Client) -> Result<T, api::Error>,
+    ) -> Result<T, Error> {
         let client = self.client()?;
+        call(&client).map_err(|error| self.failed(error))
+    }
+
+    /// As [`Self::call`], where the guest's agent is asked.
+    pub(super) fn call_agent<T>(
+        &self,
+        call: impl FnOnce(&Client) -> Result<T, api::Error>,
+    ) -> Result<T, Error> {
+        let client = self.client()?.patient();
         call(&client).map_err(|error| self.failed(error))
     }
 
@@ -93,10 +105,10 @@ impl Vm {
 #[derive(Debug, clap::Args)]
 pub struct Asked {
     #[command(flatten)]
-    vm: Vm,
+    pub(super) vm: Vm,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Lists the VMs that run.
@@ -363,11 +375,11 @@ fn ask(
     })
 }
 
-fn pretty(value: &Value) -> String {
+pub(super) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-fn print(text: &str) -> Result<(), Error> {
+pub(super) fn print(text: &str) -> Result<(), Error> {
     match io::stdout().write_all(text.as_bytes()) {
         // Whoever closed the pipe has read enough.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

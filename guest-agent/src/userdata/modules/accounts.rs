@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use super::{people, ssh, ssh_keys};
+use super::{people, ssh};
 use crate::accounts::{self, NewUser};
+use crate::sshd;
 use crate::userdata::command::{Program, tell};
 use crate::userdata::context::Context;
 use crate::userdata::files;
@@ -112,7 +113,7 @@ fn make_user(
             Value::Map(map) => map.iter().filter_map(|(_, key)| key.scalar()).collect(),
             _ => keys.scalars(),
         };
-        ssh_keys::add(&context.accounts, name, &keys, None)?;
+        sshd::add(&context.accounts, name, &keys, None)?;
     }
     if redirect.is_some() {
         let to = default.ok_or("ssh_redirect_user: there is no default user")?;
@@ -121,7 +122,7 @@ fn make_user(
             return Err("ssh_redirect_user: the meta-data have no public-keys".to_owned());
         }
         let options = ssh::instead_of(ssh::DISABLED, to, name);
-        ssh_keys::add(&context.accounts, name, &keys, Some(&options))?;
+        sshd::add(&context.accounts, name, &keys, Some(&options))?;
     }
     Ok(())
 }
@@ -369,7 +370,7 @@ fn allow_ssh(context: &Context) -> Result<(), String> {
     } else {
         return Err(node.wrong("ssh_pwauth", "true, false or unchanged"));
     };
-    let changed = ssh_keys::set_option("PasswordAuthentication", value)
+    let changed = sshd::set_option("PasswordAuthentication", value)
         .map_err(|error| format!("sshd_config: {error}"))?;
     // A server that runs has read the old one.
     if changed && Path::new("/run/systemd/system").is_dir() {

@@ -18,7 +18,6 @@ mod random_seed;
 mod runcmd;
 mod scripts;
 mod ssh;
-mod ssh_keys;
 mod timezone;
 mod write_files;
 mod yum;

@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::{people, ssh_keys};
+use super::people;
+use crate::sshd;
 use crate::userdata::command::Program;
 use crate::userdata::context::Context;
 use crate::userdata::files;
@@ -50,7 +51,7 @@ pub fn run(context: &Context) -> Result<(), String> {
     }
     let mut outcome = Ok(());
     if let Some(user) = &user {
-        outcome = ssh_keys::add(&context.accounts, user, &keys, None);
+        outcome = sshd::add(&context.accounts, user, &keys, None);
     }
     let options = match context.config.flag("disable_root", true) {
         true => {
@@ -60,12 +61,7 @@ pub fn run(context: &Context) -> Result<(), String> {
         }
         false => String::new(),
     };
-    outcome.and(ssh_keys::add(
-        &context.accounts,
-        "root",
-        &keys,
-        Some(&options),
-    ))
+    outcome.and(sshd::add(&context.accounts, "root", &keys, Some(&options)))
 }
 
 /// Sees that every user that was asked for has its file of keys, where a key may then be put.
@@ -77,7 +73,7 @@ pub fn every_user(context: &Context) -> Result<(), String> {
         // One without a home has no place for keys.
         let home = context.accounts.user(&user.name).map(|user| user.home);
         if home.is_some_and(|home| home.is_dir()) {
-            ssh_keys::add(&context.accounts, &user.name, &[], None)?;
+            sshd::add(&context.accounts, &user.name, &[], None)?;
         }
     }
     Ok(())
@@ -118,7 +114,7 @@ fn given_keys(context: &Context, keys: &Node) {
             failed(&format!("{path}: {error}"));
         }
         if what == "certificate"
-            && let Err(error) = ssh_keys::set_option("HostCertificate", &path)
+            && let Err(error) = sshd::set_option("HostCertificate", &path)
         {
             failed(&format!("sshd_config: {error}"));
         }

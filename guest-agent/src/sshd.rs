@@ -1,7 +1,7 @@
-//! authorized_keys and sshd_config.
+//! What sshd reads: authorized_keys and sshd_config.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
@@ -95,6 +95,65 @@ fn split_options(line: &str) -> (&str, &str) {
     (line, "")
 }
 
+/// Longer files of keys are not read: they are a user's.
+const MAX_KEYS: u64 = 256 << 10;
+
+/// A user's file of keys.
+struct KeyFile<'a> {
+    user: &'a User,
+    path: PathBuf,
+    /// What it has, if it is there.
+    text: Option<String>,
+}
+
+impl<'a> KeyFile<'a> {
+    fn read(user: &'a User) -> io::Result<Self> {
+        let path = keys_file(user)?;
+        let text = match File::open(&path) {
+            Ok(file) => {
+                let mut text = String::new();
+                file.take(MAX_KEYS + 1).read_to_string(&mut text)?;
+                if text.len() as u64 > MAX_KEYS {
+                    return Err(io::ErrorKind::FileTooLarge.into());
+                }
+                Some(text)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { user, path, text })
+    }
+
+    fn lines(&self) -> std::str::Lines<'_> {
+        self.text.as_deref().unwrap_or_default().lines()
+    }
+
+    fn write(&self, lines: &[String]) -> io::Result<()> {
+        if let Some(folder) = self.path.parent() {
+            make_folders(folder, self.user)?;
+        }
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        files::rewrite(&self.path, text.as_bytes(), 0o600)?;
+        match self.text {
+            Some(_) => Ok(()),
+            None => chown(&self.path, Some(self.user.uid), Some(self.user.gid)),
+        }
+    }
+}
+
+/// Has `with` do something with a user's file of keys.
+fn with_keys<T>(
+    accounts: &Accounts,
+    name: &str,
+    with: impl FnOnce(&KeyFile) -> io::Result<T>,
+) -> Result<T, String> {
+    let user = accounts
+        .user(name)
+        .ok_or_else(|| format!("ssh: there is no user {name:?}"))?;
+    let done = KeyFile::read(&user).and_then(|file| with(&file));
+    done.map_err(|error| format!("ssh: {name}: authorized_keys: {error}"))
+}
+
 /// Adds keys to a user's authorized_keys, with these options instead of their own. One that is there
 /// already is replaced.
 pub fn add(
@@ -103,9 +162,21 @@ pub fn add(
     keys: &[String],
     options: Option<&str>,
 ) -> Result<(), String> {
-    let user = accounts
-        .user(name)
-        .ok_or_else(|| format!("ssh: there is no user {name:?}"))?;
+    put(accounts, name, keys, options, false)
+}
+
+/// As [`add`], and takes away what else is there.
+pub fn replace(accounts: &Accounts, name: &str, keys: &[String]) -> Result<(), String> {
+    put(accounts, name, keys, None, true)
+}
+
+fn put(
+    accounts: &Accounts,
+    name: &str,
+    keys: &[String],
+    options: Option<&str>,
+    alone: bool,
+) -> Result<(), String> {
     let mut new: Vec<Key> = Vec::new();
     let mut odd = Vec::new();
     for line in keys {
@@ -121,40 +192,50 @@ pub fn add(
             None => odd.push(line.chars().take(40).collect::<String>()),
         }
     }
-    let failed = |error: io::Error| format!("ssh: {name}: authorized_keys: {error}");
-    let file = keys_file(&user).map_err(failed)?;
-    let text = match fs::read_to_string(&file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut lines = Vec::new();
-    for line in text.lines() {
-        let same = Key::parse(line).and_then(|old| new.iter().position(|key| key.data == old.data));
-        match same {
-            Some(at) => lines.push(new.remove(at).line()),
-            None => lines.push(line.to_owned()),
+    with_keys(accounts, name, |file| {
+        let mut lines = Vec::new();
+        for line in file.lines().filter(|_| !alone) {
+            let same =
+                Key::parse(line).and_then(|old| new.iter().position(|key| key.data == old.data));
+            match same {
+                Some(at) => lines.push(new.remove(at).line()),
+                None => lines.push(line.to_owned()),
+            }
         }
-    }
-    lines.extend(new.iter().map(Key::line));
-    lines.push(String::new());
-    let text = if lines.len() == 1 {
-        String::new()
-    } else {
-        lines.join("\n")
-    };
-    let is_new = !file.exists();
-    files::rewrite(&file, text.as_bytes(), 0o600).map_err(failed)?;
-    if is_new {
-        chown(&file, Some(user.uid), Some(user.gid)).map_err(failed)?;
-    }
+        lines.extend(new.iter().map(Key::line));
+        file.write(&lines)
+    })?;
     match odd.is_empty() {
         true => Ok(()),
         false => Err(format!("ssh: {name}: not a public key: {odd:?}")),
     }
 }
 
-/// Where sshd looks for a user's keys; the folders that it lacks are made.
+/// The keys with which a user may log in, a line a key.
+pub fn keys(accounts: &Accounts, name: &str) -> Result<Vec<String>, String> {
+    with_keys(accounts, name, |file| {
+        let keys = file.lines().filter(|line| Key::parse(line).is_some());
+        Ok(keys.map(str::to_owned).collect())
+    })
+}
+
+/// Takes keys away, whatever their options and comments are.
+pub fn remove(accounts: &Accounts, name: &str, keys: &[String]) -> Result<(), String> {
+    let gone: Vec<Key> = keys.iter().filter_map(|line| Key::parse(line)).collect();
+    with_keys(accounts, name, |file| {
+        let stays = |line: &&str| {
+            let key = Key::parse(line);
+            !key.is_some_and(|key| gone.iter().any(|gone| gone.data == key.data))
+        };
+        let lines: Vec<String> = file.lines().filter(stays).map(str::to_owned).collect();
+        match lines.len() == file.lines().count() {
+            true => Ok(()),
+            false => file.write(&lines),
+        }
+    })
+}
+
+/// Where sshd looks for a user's keys.
 fn keys_file(user: &User) -> io::Result<PathBuf> {
     let pattern = option("AuthorizedKeysFile").unwrap_or_default();
     let home = user.home.display().to_string();
@@ -179,9 +260,6 @@ fn keys_file(user: &User) -> io::Result<PathBuf> {
         if at.starts_with(&user.home) && at != user.home && at.is_symlink() {
             return Err(io::Error::other(format!("{} is a link", at.display())));
         }
-    }
-    if let Some(folder) = path.parent() {
-        make_folders(folder, user)?;
     }
     Ok(path)
 }
