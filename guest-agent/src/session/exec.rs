@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -50,8 +52,11 @@ pub fn run(exec: &Exec, from: &mut UnixStream, line: &Line) -> io::Result<()> {
     } = started;
     let pid = Pid::from_raw(child.pid);
     let (waiter, closing) = (line.clone(), from.try_clone()?);
+    let over = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&over);
     thread::spawn(move || {
         let status = child.wait();
+        ended.store(true, Ordering::Relaxed);
         drop(end);
         for copier in copiers {
             let _ = copier.join();
@@ -85,8 +90,11 @@ pub fn run(exec: &Exec, from: &mut UnixStream, line: &Line) -> io::Result<()> {
             _ => {}
         }
     }
-    if let Some(pid) = pid {
-        // All of it may have ended.
+    // What a program that has ended left in the background lives on.
+    if let Some(pid) = pid
+        && !over.load(Ordering::Relaxed)
+    {
+        // It may end this moment.
         let _ = kill_process_group(pid, Signal::HUP);
     }
     Ok(())

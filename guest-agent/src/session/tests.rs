@@ -6,6 +6,8 @@ use crate::protocol::{Exec, Size, stream};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// What a session said: its streams, and how it ended.
 #[derive(Debug, Default)]
 struct Said {
@@ -86,8 +88,15 @@ fn a_program_has_its_three_streams_and_its_end_is_told() {
 }
 
 #[test]
-fn what_is_left_in_the_background_does_not_keep_the_session() {
-    let said = hear(&mut session(&sh("sleep 60 & kill -9 $$", None)));
+fn what_is_left_in_the_background_does_not_keep_the_session_and_lives_on() {
+    let said = hear(&mut session(&sh("sleep 60 & echo $!; kill -9 $$", None)));
+    let pid = said.out().trim().to_owned();
+    // The session's own end comes after its reply.
+    thread::sleep(Duration::from_millis(50));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("S (sleeping)"), "{status}");
+    let pid = pid.parse().ok().and_then(Pid::from_raw).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
     assert_eq!(
         said.reply,
         Some(Reply::Exited {
