@@ -1,14 +1,11 @@
 //! What comes late, ends and comes back: the guest, its network, its sidecar, its pod's address.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use peapod_tests::mesh::Redirect;
 use peapod_tests::until;
 
-use crate::site::{DETAILS, Site, request, told};
-
-/// What an answer takes that nobody waits for.
-const AT_ONCE: Duration = Duration::from_secs(5);
+use crate::site::{DETAILS, Site, at_once, request, told};
 
 /// The status that the service's client is answered, which it is at once.
 #[track_caller]
@@ -18,7 +15,7 @@ fn asked(site: &Site) -> String {
     let (said, _) = site
         .ratings
         .attempt(&format!("{status} http://{DETAILS}:9080/"));
-    assert!(start.elapsed() < AT_ONCE, "{said}: {:?}", start.elapsed());
+    assert!(start.elapsed() < at_once(), "{said}: {:?}", start.elapsed());
     said
 }
 
@@ -39,7 +36,7 @@ fn listeners(site: &Site) -> String {
 fn calls(guest: &peapod_tests::mesh::Guest) -> bool {
     let start = Instant::now();
     let (head, _) = request(guest, "ratings", 9080, "/");
-    assert!(start.elapsed() < AT_ONCE, "{head}: {:?}", start.elapsed());
+    assert!(start.elapsed() < at_once(), "{head}: {:?}", start.elapsed());
     head.starts_with("HTTP/1.1 200")
 }
 
@@ -67,7 +64,7 @@ pub fn a_sidecar_that_restarts_amid_traffic_leaves_nothing_behind() {
     let sidecar = site.sidecar(&Redirect::ISTIO);
     let guest = site.guest();
     let connections = || {
-        let script = "ss -Htnp state established | grep -c peapod-net || true";
+        let script = "ss -Htnp state established | grep -c peapod || true";
         site.details.run(script).trim().parse::<u32>().unwrap()
     };
     for _ in 0..3 {
@@ -119,7 +116,7 @@ pub fn a_pod_whose_address_goes_and_comes_back_goes_on() {
     let start = Instant::now();
     let (head, _) = request(&guest, "203.0.113.9", 9080, "/");
     assert!(!head.contains("200"), "{head}");
-    assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+    assert!(start.elapsed() < at_once(), "{:?}", start.elapsed());
     site.details.connect();
     becomes(&site, "200");
     until("the guest cannot call", || calls(&guest).then_some(()));

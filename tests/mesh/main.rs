@@ -13,6 +13,7 @@ mod bookinfo;
 mod faults;
 mod others;
 mod safety;
+mod seed;
 mod sidecar;
 mod site;
 
@@ -20,10 +21,18 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 use peapod_tests::mesh::bookinfo::{SERVICE, serve};
+use peapod_tests::mesh::is_vm;
 use peapod_tests::{harness, trials};
 
+/// With a VM as the guest: the rest is `make test-all`'s.
+const QUICK: [&str; 3] = [
+    "sidecar::the_guest_calls_a_service_by_each_of_its_names_through_the_sidecar",
+    "faults::a_network_that_is_killed_leaves_no_port_open_and_comes_back",
+    "bookinfo::what_the_guest_says_comes_out_at_the_gateway_and_in_one_trace",
+];
+
 fn trials() -> Vec<Trial> {
-    trials! {
+    let mut trials = trials! {
         sidecar:
             a_port_of_a_service_comes_in_through_the_sidecar
             a_port_of_no_service_comes_in_through_the_sidecar_too
@@ -50,7 +59,24 @@ fn trials() -> Vec<Trial> {
             beside_linkerd_s_proxy_the_guest_is_called_and_calls,
         bookinfo:
             what_the_guest_says_comes_out_at_the_gateway_and_in_one_trace,
+    };
+    if is_vm() {
+        // Each boots a VM and its proxies in the lab.
+        trials = trials
+            .into_iter()
+            .map(|trial| {
+                let slow = !QUICK.contains(&trial.name());
+                trial.with_ignored_flag(slow)
+            })
+            .collect();
+        // Which have a disk and a script.
+        trials.extend(trials! {
+            seed:
+                what_is_outside_the_ranges_is_installed_and_cloned_directly
+                where_all_goes_through_the_sidecar_it_is_installed_and_cloned_too,
+        });
     }
+    trials
 }
 
 fn main() -> ExitCode {

@@ -1,20 +1,17 @@
 //! A guest beside Istio's sidecar: what comes to it and what it calls.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use peapod_tests::mesh::{Guest, Redirect, Server, WORLD, agent};
 use peapod_tests::sides::{GATEWAY, GUEST};
 use peapod_tests::space::Process;
 use peapod_tests::until;
 
-use crate::site::{DETAILS, RATINGS, Site, request, told};
-
-/// What a call takes that nobody waits for.
-const AT_ONCE: Duration = Duration::from_secs(5);
+use crate::site::{DETAILS, RATINGS, Site, at_once, request, told};
 
 /// The seed's: the services' and the pods' networks.
-const RANGES: Redirect = Redirect::Istio {
+pub const RANGES: Redirect = Redirect::Istio {
     include: "172.30.0.0/16,10.1.0.0/16",
     exclude_inbound: &[],
     exclude_outbound: &[],
@@ -165,7 +162,8 @@ fn expect_world(site: &Site, guest: &Guest) {
     }
 }
 
-const PASSED: &str = "cluster.PassthroughCluster.upstream_cx_total";
+/// Connections to nowhere that Envoy has passed on.
+pub const PASSED: &str = "cluster.PassthroughCluster.upstream_cx_total";
 
 pub fn what_is_outside_the_ranges_goes_directly() {
     let site = Site::new(&RANGES);
@@ -230,7 +228,7 @@ pub fn what_the_registry_lacks_is_refused_at_once() {
     // What is no request is taken and ended: by a plain close or by a reset.
     let (head, _) = request(&guest, "world.example", 80, "/");
     assert!(!head.contains("HTTP/1.1"), "{head}");
-    assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+    assert!(start.elapsed() < at_once(), "{:?}", start.elapsed());
     assert_eq!(
         envoy.counter("cluster.BlackHoleCluster.upstream_cx_none_healthy"),
         1

@@ -2,9 +2,10 @@
 //! other, which may call the first.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use peapod_tests::mesh::{
-    Envoy, Guest, Node, Pod, Redirect, SEEN, Server, Service, Sidecar, WORLD, seen,
+    Envoy, Guest, Node, Pod, Redirect, SEEN, Server, Service, Sidecar, WORLD, is_vm, seen,
 };
 use peapod_tests::until;
 use serde_json::Value;
@@ -13,6 +14,12 @@ use serde_json::Value;
 pub const DETAILS: &str = "172.30.0.20";
 /// The other's.
 pub const RATINGS: &str = "172.30.0.30";
+
+/// What a call takes that nobody waits for.
+pub fn at_once() -> Duration {
+    // A second of a real machine is ten of the lab's.
+    Duration::from_secs(if is_vm() { 30 } else { 5 })
+}
 
 /// The pods, with who answers in the other pod and outside.
 pub struct Site {
@@ -60,14 +67,14 @@ impl Site {
     }
 
     /// Starts that sidecar.
-    pub fn envoy(&self, sidecar: &Sidecar) -> Envoy<'_> {
+    pub fn envoy(&self, sidecar: &Sidecar) -> Envoy {
         let user = sidecar.redirect.proxy();
         Envoy::start(&self.details, user, &sidecar.bootstrap())
     }
 
     /// A guest that tells who calls it at a port of the service and at one of none.
     pub fn guest(&self) -> Guest {
-        let guest = Guest::start(&self.details, "-p 9080:9080 -p 9090:9090");
+        let mut guest = Guest::start(&self.details, &[9080, 9090]);
         guest.serve(SEEN, "9080 9090");
         let address = self.details.address;
         until("the guest does not serve", || {

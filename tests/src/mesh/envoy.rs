@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::{Pod, User};
-use crate::space::Process;
+use crate::space::{Process, Space};
 use crate::until;
 
 /// The port of its administration, on the pod's loopback.
@@ -15,9 +16,9 @@ pub const ADMIN: u16 = 15000;
 
 /// An Envoy; ends with this.
 #[derive(Debug)]
-pub struct Envoy<'a> {
-    pod: &'a Pod,
-    _process: Process,
+pub struct Envoy {
+    space: Arc<Space>,
+    process: Process,
 }
 
 /// Where its program is: `PEAPOD_ENVOY`.
@@ -27,9 +28,9 @@ pub fn program() -> PathBuf {
         .into()
 }
 
-impl<'a> Envoy<'a> {
+impl Envoy {
     /// Starts one and waits until it serves what `bootstrap` says. Its log is in /run.
-    pub fn start(pod: &'a Pod, user: User, bootstrap: &Value) -> Self {
+    pub fn start(pod: &Pod, user: User, bootstrap: &Value) -> Self {
         let base = format!("/run/{}.envoy", pod.space.name);
         fs::write(format!("{base}.json"), bootstrap.to_string()).unwrap();
         let mut command = pod.command(user, program().to_str().unwrap());
@@ -37,11 +38,11 @@ impl<'a> Envoy<'a> {
         command.args("--disable-hot-restart --concurrency 1".split(' '));
         command.stderr(File::create(format!("{base}.log")).unwrap());
         let mut envoy = Self {
-            pod,
-            _process: Process::start(&mut command).unwrap(),
+            space: Arc::clone(&pod.space),
+            process: Process::start(&mut command).unwrap(),
         };
         until("Envoy does not come up", || {
-            if envoy._process.ended() {
+            if envoy.process.ended() {
                 panic!("{}", fs::read_to_string(format!("{base}.log")).unwrap());
             }
             (envoy.ask("ready").as_deref() == Some("LIVE\n")).then_some(())
@@ -49,11 +50,16 @@ impl<'a> Envoy<'a> {
         envoy
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What its administration answers.
     fn ask(&self, path: &str) -> Option<String> {
         let url = format!("http://{}:{ADMIN}/{path}", Ipv4Addr::LOCALHOST);
         let ask = || ureq::get(url).call()?.body_mut().read_to_string();
-        self.pod.inside(ask).ok()
+        self.space.inside(ask).ok()?.ok()
     }
 
     /// What it has counted by that name.

@@ -1,123 +1,95 @@
-//! A guest behind a pod. Here it is a network namespace of its own, whose kernel is the guest's; a
-//! test asks of it only what a VM can do as well: to run a script.
+//! A guest behind a pod: a VM where `PEAPOD_GUEST` is `vm`, else a network namespace of its own,
+//! which needs no KVM. A test asks of it only what both can do: to run a script.
 
-use std::fs;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::fmt::Debug;
 
-use rustix::process::{Pid, Signal, kill_process};
+use super::Pod;
+use super::machine::Machine;
+use super::namespace::Namespace;
 
-use super::pod::{attempt, resolver, with_names};
-use super::{Pod, User};
-use crate::space::{Process, Space};
-use crate::{PATIENCE, peapod_net};
-
-/// What dhclient runs with what it was told.
-const LEASE: &str = r#"#!/bin/sh -e
-case $reason in
-PREINIT) ip link set "$interface" up ;;
-BOUND | REBOOT)
-    ip address add "$new_ip_address/$new_subnet_mask" dev "$interface"
-    ip link set "$interface" mtu "$new_interface_mtu"
-    ip route add default via "$new_routers"
-    echo "search $new_domain_search"
-    for server in $new_domain_name_servers; do echo "nameserver $server"; done
-    echo leased
-    ;;
-esac
-"#;
-
-const CONFIGURATION: &str = "
-request subnet-mask, routers, domain-name-servers, domain-search, interface-mtu;
-";
+/// What has the guest's own kernel.
+pub(super) trait Kernel: Debug + Send {
+    /// Starts what connects it to a pod, and waits until it has its addresses.
+    fn connect(&mut self, pod: &Pod);
+    /// Kills that, as if it had crashed; whether the guest's programs go on.
+    fn crash(&mut self) -> bool;
+    /// What a script of bash prints.
+    fn run(&self, script: &str) -> String;
+    /// Its network's counters, as Prometheus reads them.
+    fn metrics(&self) -> String;
+}
 
 /// A guest with its network in a pod; ends with this.
 #[derive(Debug)]
 pub struct Guest {
-    network: Option<Process>,
-    client: Option<Process>,
-    arguments: String,
-    space: Arc<Space>,
+    kernel: Box<dyn Kernel>,
+    /// What it serves, until it ends.
+    served: Vec<String>,
+    /// Whether it was started anew since, and serves nothing.
+    anew: bool,
 }
 
 impl Guest {
-    /// Starts one that asks by DHCP, with more arguments of its network, in that pod.
-    pub fn start(pod: &Pod, arguments: &str) -> Self {
+    /// Starts one that asks by DHCP, with these ports of its published, in that pod.
+    pub fn start(pod: &Pod, ports: &[u16]) -> Self {
+        let kernel: Box<dyn Kernel> = if is_vm() {
+            Box::new(Machine::new(ports))
+        } else {
+            Box::new(Namespace::new(ports))
+        };
         let mut guest = Self {
-            network: None,
-            client: None,
-            arguments: arguments.to_owned(),
-            space: Arc::new(Space::new("guest").unwrap()),
+            kernel,
+            served: Vec::new(),
+            anew: false,
         };
         guest.connect(pod);
         guest
     }
 
-    /// Starts the network, where it is not there, and asks it.
+    /// Starts the network, where it is not there, and with it what the guest served.
     pub fn connect(&mut self, pod: &Pod) {
-        let mut command = pod.command(User::Root, peapod_net().to_str().unwrap());
-        command.args(["--netns", &self.space.path(), "--interface", "eth0"]);
-        command.args(self.arguments.split_whitespace());
-        let network = Process::start(&mut command).unwrap();
-        assert_eq!(network.line(PATIENCE).unwrap(), "ready");
-        self.network = Some(network);
-        self.ask();
-    }
-
-    /// Kills what connects it, as if that had crashed. Its programs go on.
-    pub fn crash(&mut self) {
-        self.client = None;
-        self.network = None;
-    }
-
-    fn ask(&mut self) {
-        let base = format!("/run/{}", self.space.name);
-        fs::write(format!("{base}.conf"), CONFIGURATION).unwrap();
-        fs::write(format!("{base}.lease"), LEASE).unwrap();
-        let mut command = self.space.command("sh").unwrap();
-        command.args(["-ec", "chmod +x $0.lease; exec dhclient -4 -d -q -cf $0.conf -sf $0.lease -lf $0.leases -pf $0.id eth0", &base]);
-        let client = Process::start(command.stderr(Stdio::null())).unwrap();
-        let mut names = String::new();
-        loop {
-            match client.line(PATIENCE).unwrap().as_str() {
-                "leased" => break,
-                line => names += &format!("{line}\n"),
+        self.kernel.connect(pod);
+        if std::mem::take(&mut self.anew) {
+            for script in &self.served {
+                self.kernel.run(script);
             }
         }
-        fs::write(resolver(&self.space), names).unwrap();
-        self.client = Some(client);
     }
 
-    fn command(&self, program: &str) -> Command {
-        let mut command = with_names(&self.space);
-        command.arg(program);
-        command
+    /// Kills what connects it, as if that had crashed. Of a namespace the programs go on.
+    pub fn crash(&mut self) {
+        self.anew = !self.kernel.crash();
     }
 
     /// What a script of bash prints.
     pub fn run(&self, script: &str) -> String {
-        attempt(self.command("timeout"), script).0
+        self.kernel.run(script)
+    }
+
+    /// How many bytes of payload it has sent from a published port.
+    pub fn sent(&self, port: u16) -> u64 {
+        let port = format!("\"0.0.0.0:{port}\"");
+        let metrics = self.kernel.metrics();
+        let sample = metrics.lines().find(|line| {
+            line.contains("net_forward_bytes_total{")
+                && line.contains(&port)
+                && line.contains("direction=\"out\"")
+        });
+        let value = sample.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        value.unwrap_or_default()
     }
 
     /// Starts a program that is given as Ruby's text, and goes on with the guest.
-    pub fn serve(&self, ruby: &str, arguments: &str) {
-        self.run(&format!(
+    pub fn serve(&mut self, ruby: &str, arguments: &str) {
+        let script = format!(
             "setsid ruby - {arguments} >/dev/null 2>&1 <<'end-of-program' &\n{ruby}\nend-of-program"
-        ));
+        );
+        self.kernel.run(&script);
+        self.served.push(script);
     }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.crash();
-        let pids = Command::new("ip")
-            .args(["netns", "pids", &self.space.name])
-            .output();
-        let pids = pids.map(|output| output.stdout).unwrap_or_default();
-        for pid in String::from_utf8_lossy(&pids).lines() {
-            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-    }
+/// Whether guests are VMs.
+pub fn is_vm() -> bool {
+    std::env::var_os("PEAPOD_GUEST").is_some_and(|kind| kind == "vm")
 }

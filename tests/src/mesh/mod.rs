@@ -1,13 +1,17 @@
 //! A cluster in network namespaces: a node with kube-proxy's rules and a DNS server, pods as a CNI
 //! connects them, the redirections of meshes, the real Envoy, and guests behind pods.
 
+pub mod application;
 mod authority;
 pub mod bookinfo;
 mod collector;
 mod config;
 mod envoy;
+mod forge;
 mod guest;
 mod http;
+mod machine;
+mod namespace;
 mod node;
 mod pod;
 mod redirect;
@@ -17,7 +21,8 @@ pub use authority::Authority;
 pub use collector::Collector;
 pub use config::{Gateway, Identity, Sidecar, Tracing, linkerd, spiffe, ztunnel};
 pub use envoy::{ADMIN, Envoy};
-pub use guest::Guest;
+pub use forge::Forge;
+pub use guest::{Guest, is_vm};
 pub use http::{SEEN, Server, agent, seen};
 pub use node::{Node, WORLD};
 pub use pod::{Pod, User};

@@ -15,6 +15,10 @@ use crate::until;
 
 /// What is neither a pod nor a service: a host of the world.
 pub const WORLD: &str = "203.0.113.1";
+/// Another host of the world, and what it is called.
+pub const FORGE: &str = "203.0.113.2";
+/// See [`FORGE`].
+pub const FORGE_NAMES: &str = "github.com mirror.example";
 /// The node's own address, from which kubelet and what is masqueraded comes.
 pub const NODE: &str = "192.0.2.1";
 /// What pods take for their router, on each of their links.
@@ -46,7 +50,7 @@ impl Node {
         space
             .shell(&format!(
                 "echo 1 >/proc/sys/net/ipv4/ip_forward
-                 for address in {NODE} {DNS_SERVER} {WORLD}; do ip address add $address/32 dev lo; done
+                 for address in {NODE} {DNS_SERVER} {WORLD} {FORGE}; do ip address add $address/32 dev lo; done
                  ip address add {ROUTER}/32 dev lo scope link"
             ))
             .unwrap();
@@ -75,7 +79,7 @@ impl Node {
         for service in services {
             writeln!(names, "{} {}", service.address, service.full_name()).unwrap();
         }
-        writeln!(names, "{WORLD} world.example").unwrap();
+        writeln!(names, "{WORLD} world.example\n{FORGE} {FORGE_NAMES}").unwrap();
         let hosts = self.names();
         fs::write(&hosts, names).unwrap();
         *self.dns.lock().unwrap() = None;
@@ -100,7 +104,7 @@ impl Node {
         process
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub(super) fn command(&self, program: &str) -> Command {
         self.space.command(program).unwrap()
     }
 

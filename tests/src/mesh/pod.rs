@@ -40,7 +40,7 @@ pub struct Pod {
     pub name: String,
     /// Its address.
     pub address: Ipv4Addr,
-    pub(super) space: Space,
+    pub(super) space: Arc<Space>,
     /// The node's end of its link.
     link: String,
     node: Arc<Space>,
@@ -48,7 +48,7 @@ pub struct Pod {
 
 impl Pod {
     pub(super) fn new(node: &Node, name: &str, address: Ipv4Addr) -> Self {
-        let space = Space::new("pod").unwrap();
+        let space = Arc::new(Space::new("pod").unwrap());
         let link = format!("cali{}", space.name);
         let file = resolver(&space);
         let names = format!(
@@ -86,6 +86,11 @@ impl Pod {
     /// Takes its address, and with it its routes.
     pub fn disconnect(&self) {
         self.shell("ip address flush dev eth0");
+    }
+
+    /// Its network.
+    pub fn space(&self) -> Arc<Space> {
+        Arc::clone(&self.space)
     }
 
     /// A port of it.
