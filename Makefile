@@ -1,11 +1,14 @@
 # What a newcomer types; each is a script in ci/.
-.PHONY: help run test test-all soak bench bench-net bench-net-vm images image lint
+.PHONY: help run demo test test-all soak bench bench-net bench-net-vm bench-mesh compare images image lint
 
 help:           ## what there is
 	@awk -F ': +## ' 'NF == 2 { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run:            ## boot Bookinfo's details service in a VM, ask it, stop it; installs what that needs
 	@ci/run
+
+demo:           ## Bookinfo in a mesh with its details in a VM, to look at in a browser; as root
+	@ci/demo
 
 test:           ## every test but the slow ones, guests included
 	@ci/test
@@ -24,6 +27,12 @@ bench-net:      ## the user-mode network beside pasta, slirp4netns and a veth pa
 
 bench-net-vm:   ## a VM's network beside QEMU's: slirp, passt, tap + vhost-net
 	@ci/bench net-vm
+
+bench-mesh:     ## requests through Envoys into a VM, beside QEMU's networks
+	@ci/bench mesh
+
+compare:        ## what the benchmarks have found, as a page: target/bench/report.html
+	@ci/bench compare
 
 images:         ## kernel, initramfs and guest roots, in target/images
 	@ci/setup images

@@ -110,7 +110,7 @@ fn memory_beyond_the_guest(pid: u32) -> f64 {
 }
 
 fn main() {
-    let files = Boot::new(USER_DATA, MEMORY_MIB, PORT);
+    let files = Boot::new(USER_DATA, MEMORY_MIB, &[PORT]);
     let network = format!("user,id=n,hostfwd=tcp:127.0.0.1:{PORT}-:{PORT}");
     let (mut ours, mut peer) = (Vec::new(), Vec::new());
     // The first of each is not counted: it reads the programs themselves.

@@ -12,18 +12,18 @@
     clippy::unwrap_used
 )]
 
-use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use peapod_tests::bench::{Mark, Record, machine, report};
+use peapod_tests::networks::{Network, passt, version};
 use peapod_tests::space::{Process, Space, enclose, run};
-use peapod_tests::{Boot, Guest, peapod_net};
+use peapod_tests::{Boot, Guest};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 const MEMORY_MIB: u64 = 512;
@@ -57,22 +57,6 @@ struct Options {
     enclosed: bool,
 }
 
-/// A VM's network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Network {
-    /// `peapod run`.
-    Peapod,
-    /// QEMU with our network for its backend.
-    PeapodNet,
-    Slirp,
-    /// passt by a stream of frames.
-    PasstStream,
-    /// passt in the guest's memory.
-    PasstVhostUser,
-    /// tap, vhost-net, bridge and NAT as KubeVirt's masquerade has them.
-    TapVhostNet,
-}
-
 /// The node's server.
 fn serve() -> TcpListener {
     shell(&format!("ip address add {}/32 dev lo", SERVER.0));
@@ -98,37 +82,6 @@ fn pod(number: usize) -> Space {
     pod
 }
 
-/// What KubeVirt's masquerade makes in a pod.
-fn masquerade(pod: &Space, boot: &Boot) -> Process {
-    shell("modprobe -a tun vhost_net");
-    let port = Guest::PORT;
-    pod.shell(&format!(
-        "ip link add k6t-eth0 type bridge; ip address add 10.0.2.1/24 dev k6t-eth0
-         ip tuntap add tap0 mode tap; ip link set tap0 master k6t-eth0
-         ip link set tap0 up; ip link set k6t-eth0 up
-         echo 1 >/proc/sys/net/ipv4/ip_forward
-         echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
-         iptables -t nat -A POSTROUTING -s 10.0.2.2 -j MASQUERADE
-         iptables -t nat -A POSTROUTING -s 127.0.0.1 -o k6t-eth0 -j SNAT --to-source 10.0.2.1
-         for from in 'PREROUTING -i eth0' 'OUTPUT -d 127.0.0.1'; do
-            iptables -t nat -A $from -p tcp --dport {port} -j DNAT --to-destination 10.0.2.2
-         done"
-    ))
-    .unwrap();
-    let (file, leases) = (boot.path("udhcpd.conf"), boot.path("leases"));
-    let text = format!(
-        "interface k6t-eth0\nstart 10.0.2.2\nend 10.0.2.2\nmax_leases 1\n\
-         option subnet 255.255.255.0\noption router 10.0.2.1\n\
-         lease_file {0}\npidfile {0}.pid\n",
-        leases.display()
-    );
-    fs::write(&file, text).unwrap();
-    File::create(leases).unwrap();
-    let mut server = Command::new("busybox");
-    server.args(["udhcpd", "-f"]).arg(file);
-    start(pod, server.stderr(Stdio::null()))
-}
-
 fn shell(script: &str) {
     run(Command::new("sh").args(["-ec", script])).unwrap();
 }
@@ -138,103 +91,12 @@ fn guest(pod: &Space, script: &str) -> String {
     pod.inside(|| Guest::default().run(script, LIMIT)).unwrap()
 }
 
-/// Starts a command in a pod.
-fn start(pod: &Space, command: &mut Command) -> Process {
-    let started = pod.inside(|| Process::start(command)).unwrap();
-    started.unwrap()
-}
-
-/// Starts the backend of a VM's network, which makes a socket for the VM.
-fn backend(pod: &Space, command: &mut Command, socket: &Path) -> Process {
-    let (process, begin) = (start(pod, command), Instant::now());
-    while !socket.exists() {
-        assert!(begin.elapsed() < LIMIT, "no {}", socket.display());
-        thread::sleep(Duration::from_millis(20));
-    }
-    process
-}
-
-/// What the first line says of a program's version.
-fn version(program: &str) -> String {
-    let output = Command::new(program).arg("--version").output();
-    let output = output.unwrap_or_else(|e| panic!("{program}: {e}")).stdout;
-    let text = String::from_utf8_lossy(&output);
-    text.lines().next().unwrap_or("?").to_owned()
-}
-
-/// The passt that `ci/pasta` unpacked.
-fn passt() -> String {
-    std::env::var("PEAPOD_PASST").expect("PEAPOD_PASST is not set: run `make bench-net-vm`")
-}
-
-impl Network {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Peapod => "peapod",
-            Self::PeapodNet => "qemu, peapod-net",
-            Self::Slirp => "qemu, slirp",
-            Self::PasstStream => "qemu, passt stream",
-            Self::PasstVhostUser => "qemu, passt vhost-user",
-            Self::TapVhostNet => "qemu, tap vhost-net",
-        }
-    }
-
-    /// What the throughput of ours is to be beside it.
-    fn mark(self) -> Option<Mark> {
-        match self {
-            Self::Slirp => Some(Mark::AtLeast(5.0)),
-            Self::PasstStream | Self::PasstVhostUser => Some(Mark::AtLeast(2.0)),
-            Self::Peapod | Self::PeapodNet | Self::TapVhostNet => None,
-        }
-    }
-
-    /// The VM, and then what else it needs.
-    fn start(self, pod: &Space, boot: &Boot) -> Vec<Process> {
-        let (port, socket) = (Guest::PORT, boot.path(&format!("{self:?}.sock")));
-        let at = socket.display();
-        let passt = |more: &[&str]| {
-            let mut command = Command::new(passt());
-            // Root's, whose folder the socket is in.
-            command.args("-q -f -1 --runas 0 -m 1500 -a 10.0.2.2 -n 24 -g 10.0.2.1".split(' '));
-            command.args(["-t", &port.to_string(), "-s"]).arg(&socket);
-            backend(pod, command.args(more), &socket)
-        };
-        let qemu = |network: &str| start(pod, &mut boot.qemu(&["-netdev", network]));
-        let vhost_user = || {
-            let socket = format!("socket,id=c,path={at}");
-            let memory = format!("memory-backend-memfd,id=m,size={MEMORY_MIB}M,share=on");
-            let network = [
-                ["-chardev", &socket],
-                ["-netdev", "vhost-user,id=n,chardev=c"],
-                ["-object", &memory],
-                ["-machine", "memory-backend=m"],
-            ];
-            start(pod, &mut boot.qemu(&network.concat()))
-        };
-        match self {
-            Self::Peapod => vec![start(pod, &mut boot.peapod())],
-            Self::PeapodNet => {
-                let mut command = Command::new(peapod_net());
-                command.args(["-p", &format!("{port}:{port}"), "--vhost-user"]);
-                let network = backend(pod, command.arg(&socket), &socket);
-                vec![vhost_user(), network]
-            }
-            Self::Slirp => vec![qemu(&format!("user,id=n,hostfwd=tcp::{port}-:{port}"))],
-            Self::PasstStream => {
-                let network = passt(&[]);
-                let stream = format!("stream,id=n,server=off,addr.type=unix,addr.path={at}");
-                vec![qemu(&stream), network]
-            }
-            Self::PasstVhostUser => {
-                let network = passt(&["--vhost-user"]);
-                vec![vhost_user(), network]
-            }
-            Self::TapVhostNet => {
-                let dhcp = masquerade(pod, boot);
-                let tap = "tap,id=n,ifname=tap0,script=no,downscript=no,vhost=on";
-                vec![qemu(tap), dhcp]
-            }
-        }
+/// What the throughput of ours is to be beside it.
+fn mark(network: Network) -> Option<Mark> {
+    match network {
+        Network::Slirp => Some(Mark::AtLeast(5.0)),
+        Network::PasstStream | Network::PasstVhostUser => Some(Mark::AtLeast(2.0)),
+        Network::Peapod | Network::PeapodNet | Network::TapVhostNet => None,
     }
 }
 
@@ -257,7 +119,7 @@ impl Vm {
             network,
             mib: [FIRST_MIB; 2],
             series: Default::default(),
-            _processes: network.start(&pod, boot),
+            _processes: network.start(&pod, boot, &[Guest::PORT]),
             pod,
         };
         let (name, mtu) = (
@@ -358,7 +220,7 @@ fn main() {
 
     let server = serve();
     let user_data = format!("#!/bin/bash\n{}", Guest::SERVE);
-    let boot = Boot::new(&user_data, MEMORY_MIB, Guest::PORT);
+    let boot = Boot::new(&user_data, MEMORY_MIB, &[Guest::PORT]);
     let mut networks = Network::value_variants().to_vec();
     networks.retain(|n| options.with.is_empty() || options.with.contains(n));
     let vms = networks.iter().map(|n| Vm::new(*n, &boot, &server));
@@ -382,7 +244,7 @@ fn main() {
     let [ours, peers @ ..] = &vms[..] else { return };
     let record = &|index: usize, peer: &Vm| {
         let (name, unit) = FIGURES[index];
-        let mark = peer.network.mark().filter(|_| index < 2);
+        let mark = mark(peer.network).filter(|_| index < 2);
         let theirs = (peer.network.name(), &peer.series[index][..]);
         Record::new(name, unit, &ours.series[index], theirs, mark)
     };

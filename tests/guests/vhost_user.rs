@@ -27,7 +27,7 @@ impl Drop for Killed {
 fn qemu_s_guest_has_the_same_network() {
     let user_data = format!("#!/bin/bash\n{}", Guest::SERVE);
     // The manifest is for peapod, which is not started: its port only has to be free.
-    let boot = Boot::new(&user_data, MEMORY_MIB, PUBLISHED);
+    let boot = Boot::new(&user_data, MEMORY_MIB, &[PUBLISHED]);
     let socket = boot.path("net.sock");
     let publish = format!("127.0.0.1:{PUBLISHED}:{}", Guest::PORT);
     let mut net = Command::new(peapod_net());

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A mark that a figure is held against: the ratio of ours to the peer's.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,12 +20,12 @@ pub enum Mark {
 }
 
 /// One figure of ours beside one of a peer's.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
     /// What was measured.
     pub name: String,
     /// Its unit.
-    pub unit: &'static str,
+    pub unit: String,
     /// Ours, the median.
     pub ours: f64,
     /// The peer's, the median.
@@ -50,7 +50,7 @@ impl Record {
     /// The record of two series that were measured in turns.
     pub fn new(
         name: &str,
-        unit: &'static str,
+        unit: &str,
         ours: &[f64],
         (peer_name, peer): (&str, &[f64]),
         mark: Option<Mark>,
@@ -59,7 +59,7 @@ impl Record {
         let ratio = our_median / peer_median;
         Self {
             name: name.to_owned(),
-            unit,
+            unit: unit.to_owned(),
             ours: our_median,
             peer: peer_median,
             peer_name: peer_name.to_owned(),

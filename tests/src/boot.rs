@@ -4,9 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use serde_json::{Value, json};
+
 use crate::{image, peapod};
 
-const REFERENCE: &str = "peapod/details:latest";
+/// The root with the details service.
+const DETAILS: &str = "peapod/details:latest";
 
 /// What both boot from. It lies in memory, so that neither waits for a disk.
 pub struct Boot {
@@ -15,8 +18,13 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// A guest that runs `user_data`, has so much memory and serves on `port`.
-    pub fn new(user_data: &str, memory_mib: u64, port: u16) -> Self {
+    /// A guest that runs `user_data`, has so much memory and serves on these ports.
+    pub fn new(user_data: &str, memory_mib: u64, ports: &[u16]) -> Self {
+        Self::of(DETAILS, user_data, memory_mib, ports)
+    }
+
+    /// The same with another root.
+    pub fn of(reference: &str, user_data: &str, memory_mib: u64, ports: &[u16]) -> Self {
         let directory = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
         let boot = Self {
             directory,
@@ -24,17 +32,22 @@ impl Boot {
         };
         let images = boot.path("images");
         fs::create_dir_all(images.join("containerdisks")).unwrap();
-        let archive = format!("containerdisks/{}.tar", REFERENCE.replace(['/', ':'], "_"));
+        let archive = format!("containerdisks/{}.tar", reference.replace(['/', ':'], "_"));
         for name in ["vmlinuz", "initramfs.cpio", &archive] {
             fs::copy(image(name), images.join(name)).unwrap();
         }
-        let manifest = manifest(user_data, memory_mib, port);
+        let manifest = manifest(reference, user_data, memory_mib, ports);
         fs::write(boot.path("details.yaml"), manifest).unwrap();
         // Unpacks the kernel and the root, which both use then.
         let prepared = boot.peapod().arg("--dry-run").status().unwrap();
         assert!(prepared.success());
         boot.make_seed(user_data);
         boot
+    }
+
+    /// The guest's memory.
+    pub fn memory_mib(&self) -> u64 {
+        self.memory_mib
     }
 
     /// A path beside what it boots from.
@@ -105,13 +118,15 @@ impl Boot {
     }
 }
 
-fn manifest(user_data: &str, memory_mib: u64, port: u16) -> String {
+fn manifest(reference: &str, user_data: &str, memory_mib: u64, ports: &[u16]) -> String {
+    let ports: Vec<_> = ports.iter().map(|port| json!({ "port": port })).collect();
+    let ports = Value::from(ports);
     let script = serde_json::to_string(user_data).unwrap();
     format!(
         r#"{{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {{"name": "boot"}},
 "spec": {{"domain": {{"memory": {{"guest": "{memory_mib}Mi"}}, "devices": {{"interfaces":
-[{{"name": "n", "masquerade": {{}}, "ports": [{{"port": {port}}}]}}]}}}}, "networks": [{{"name": "n", "pod": {{}}}}],
-"volumes": [{{"name": "r", "containerDisk": {{"image": "{REFERENCE}"}}}},
+[{{"name": "n", "masquerade": {{}}, "ports": {ports}}}]}}}}, "networks": [{{"name": "n", "pod": {{}}}}],
+"volumes": [{{"name": "r", "containerDisk": {{"image": "{reference}"}}}},
 {{"name": "s", "cloudInitNoCloud": {{"userData": {script}}}}}]}}}}"#
     )
 }

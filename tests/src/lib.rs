@@ -19,6 +19,7 @@ mod guest;
 pub mod harness;
 mod manifest;
 pub mod mesh;
+pub mod networks;
 pub mod sides;
 pub mod space;
 mod vm;
