@@ -14,7 +14,7 @@ fn call(words: &[&str]) -> Output {
 }
 
 /// What it prints.
-fn said(words: &[&str]) -> String {
+pub fn said(words: &[&str]) -> String {
     let output = call(words);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{words:?}: {error}");

@@ -17,6 +17,7 @@ mod disks;
 mod exec;
 mod life;
 mod lifecycle;
+mod memory;
 mod network;
 mod refused;
 mod shared;

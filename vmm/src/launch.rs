@@ -26,6 +26,7 @@ use crate::devices::pci::bridge::HostBridge;
 use crate::devices::pci::root::Root;
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::net::Net;
@@ -35,8 +36,9 @@ use crate::devices::virtio::trouble::Complaints;
 use crate::machine::{Config, Machine, MachineError, memory};
 use crate::plan::{Outcome, Plan};
 use crate::power::{self, Power};
+use crate::resident::Resident;
 use crate::running::Running;
-use crate::vmi::{Binding, RebootPolicy};
+use crate::vmi::{self, Binding, RebootPolicy};
 use crate::{disks, host, sandbox};
 
 mod sockets;
@@ -49,6 +51,7 @@ const NET_SLOT: u8 = 1;
 const VSOCK_SLOT: u8 = 2;
 const RNG_SLOT: u8 = 3;
 const FIRST_DISK_SLOT: u8 = 4;
+const BALLOON_SLOT: u8 = 30;
 const PANIC_SLOT: u8 = 31;
 /// Lines of the console that are shown when the guest's kernel has panicked.
 const LAST_LINES: usize = 60;
@@ -75,6 +78,9 @@ pub enum Error {
     /// A device could not be plugged in.
     #[error("cannot plug in a device: {0}")]
     Device(io::Error),
+    /// Our own memory cannot be looked at.
+    #[error("cannot read /proc/self/statm: {0}")]
+    Resident(io::Error),
     /// The pod's network cannot be looked at.
     #[error("cannot read the pod's addresses and routes: {0}")]
     Network(io::Error),
@@ -158,7 +164,12 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         cmdline: cmdline(plan),
         identity: identity(plan),
     };
-    let (network, devices) = devices(plan, agent.clone())?;
+    let Parts {
+        network,
+        balloon,
+        devices,
+    } = parts(plan, agent.clone())?;
+    let resident = Resident::open().map_err(Error::Resident)?;
     tracing::info!("booting {}", plan.boots);
     for forward in &plan.forwards {
         tracing::info!(
@@ -199,6 +210,8 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         stopper: stopper.clone(),
         console: Console::default(),
         network,
+        balloon,
+        resident,
         complaints: devices.iter().map(|d| d.complaints.clone()).collect(),
         exits: Arc::default(),
         power: Mutex::default(),
@@ -273,7 +286,14 @@ fn cmdline(plan: &Plan) -> String {
     line
 }
 
-fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Error> {
+/// What the guest is given, and handles on what is led from outside.
+struct Parts {
+    network: Option<Control>,
+    balloon: Option<balloon::Control>,
+    devices: Devices,
+}
+
+fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
     let mut devices: Devices = Vec::new();
     let mut network = None;
     if let Some(interface) = &plan.machine.interface {
@@ -309,7 +329,18 @@ fn devices(plan: &Plan, agent: Agent) -> Result<(Option<Control>, Devices), Erro
         let name = ("block", disk.name.as_str());
         devices.push(Plugged::new(slot, name, Block::new(open, &serial)));
     }
-    Ok((network, devices))
+    let balloon = plan
+        .machine
+        .balloon
+        .then(|| Balloon::new(plan.machine.memory));
+    let balloon = balloon.transpose().map_err(Error::Device)?;
+    let control = balloon.as_ref().map(Balloon::control);
+    devices.extend(balloon.map(|balloon| Plugged::new(BALLOON_SLOT, ("balloon", ""), balloon)));
+    Ok(Parts {
+        network,
+        balloon: control,
+        devices,
+    })
 }
 
 /// Who the guest is told that its machine is.
@@ -389,8 +420,5 @@ fn plug(machine: &mut Machine, devices: &Devices) -> Result<Root, Error> {
     Ok(root)
 }
 
-/// The most disks that have a slot and a letter.
-pub const MAX_DISKS: usize = 26;
-
 const _: () = assert!(32 * BAR_LEN <= branch::WINDOW);
-const _: () = assert!(MAX_DISKS + FIRST_DISK_SLOT as usize <= PANIC_SLOT as usize);
+const _: () = assert!(vmi::MAX_DISKS + FIRST_DISK_SLOT as usize <= BALLOON_SLOT as usize);

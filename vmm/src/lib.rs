@@ -19,6 +19,7 @@ pub mod plan;
 pub mod pod;
 pub mod power;
 pub mod registry;
+mod resident;
 pub mod running;
 pub mod sandbox;
 pub mod seed;

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Kill(vm) => about(vms::kill(vm)),
         Command::Pause(vm) => about(vms::pause(vm)),
         Command::Resume(vm) => about(vms::resume(vm)),
+        Command::Balloon(args) => about(vms::balloon(args)),
         Command::Exec(args) => cli::exec::exec(args).unwrap_or_else(|error| {
             complain(&error);
             status::NOT_RUN

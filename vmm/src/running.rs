@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, Agent};
 use crate::console::Console;
+use crate::devices::virtio::balloon::{self, Figures};
 use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
 use crate::machine::vcpu::Exits;
 use crate::power::Power;
+use crate::resident::Resident;
 
 /// A running VM's parts, each of which any thread may use.
 pub struct Running {
@@ -37,6 +39,10 @@ pub struct Running {
     pub console: Console,
     /// Its network, if it has one.
     pub network: Option<Control>,
+    /// Its memory balloon, if it has one.
+    pub balloon: Option<balloon::Control>,
+    /// What the process holds of the host's memory.
+    pub resident: Resident,
     /// What its devices have to say of their drivers.
     pub complaints: Vec<Arc<Complaints>>,
     /// Its vCPUs' exits.
@@ -81,6 +87,10 @@ pub struct Status {
     pub vcpus: u8,
     /// The guest's, in bytes.
     pub memory: u64,
+    /// What the process holds of the host's memory, the guest's included, in bytes.
+    pub resident: u64,
+    /// What of its memory the guest has and uses; nothing where it has no balloon.
+    pub balloon: Option<Figures>,
     /// What the agent says.
     pub agent: agent::Status,
 }
@@ -112,8 +122,16 @@ impl Running {
             boots: self.boots.clone(),
             vcpus: self.vcpus,
             memory: self.memory,
+            resident: self.resident.bytes(),
+            balloon: self.balloon(),
             agent: self.agent.status(),
         }
+    }
+
+    /// What of its memory the guest has and uses, as it says now; a paused one cannot be asked.
+    pub fn balloon(&self) -> Option<Figures> {
+        let ask = !self.power().is_paused();
+        self.balloon.as_ref().map(|balloon| balloon.figures(ask))
     }
 
     fn phase(&self) -> Phase {

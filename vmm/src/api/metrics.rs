@@ -8,6 +8,7 @@ use axum::response::IntoResponse;
 use netdev::counters::Counter;
 use netdev::prometheus::Page;
 
+use crate::devices::virtio::balloon::Figures;
 use crate::devices::virtio::trouble::Complaints;
 use crate::running::Running;
 
@@ -19,6 +20,62 @@ pub async fn metrics(State(running): State<Arc<Running>>) -> impl IntoResponse {
     let network = network.map(|network| network.counters().prometheus());
     let all = own(&running) + &network.unwrap_or_default();
     ([(header::CONTENT_TYPE, TEXT)], all)
+}
+
+/// What the guest has beside its balloon, and how it fares with that, as far as it says.
+fn balloon(page: &mut Page, figures: &Figures) {
+    page.metric(
+        "balloon_target_bytes",
+        "gauge",
+        "Memory that the guest was asked to make do with.",
+    );
+    page.sample("balloon_target_bytes", &[], figures.target);
+    page.metric(
+        "balloon_actual_bytes",
+        "gauge",
+        "Memory that the guest has beside its balloon.",
+    );
+    page.sample("balloon_actual_bytes", &[], figures.actual);
+    let guest = figures.guest.unwrap_or_default();
+    let gauges = [
+        ("total", guest.total),
+        ("free", guest.free),
+        ("available", guest.available),
+        ("caches", guest.caches),
+    ];
+    page.metric(
+        "guest_memory_bytes",
+        "gauge",
+        "Memory as the guest counts it, by state.",
+    );
+    for (state, value) in gauges {
+        if let Some(value) = value {
+            page.sample("guest_memory_bytes", &[("state", state)], value);
+        }
+    }
+    let faults = [("major", guest.major_faults), ("minor", guest.minor_faults)];
+    page.metric(
+        "guest_page_faults_total",
+        "counter",
+        "Page faults in the guest, by whether they waited for a disk.",
+    );
+    for (kind, value) in faults {
+        if let Some(value) = value {
+            page.sample("guest_page_faults_total", &[("kind", kind)], value);
+        }
+    }
+    let swapped = [("in", guest.swapped_in), ("out", guest.swapped_out)];
+    page.metric(
+        "guest_swapped_bytes_total",
+        "counter",
+        "What the guest read from its swap and wrote there.",
+    );
+    for (direction, value) in swapped {
+        if let Some(value) = value {
+            let labels = [("direction", direction)];
+            page.sample("guest_swapped_bytes_total", &labels, value);
+        }
+    }
 }
 
 fn own(running: &Running) -> String {
@@ -34,6 +91,15 @@ fn own(running: &Running) -> String {
     page.sample("vcpus", &[], status.vcpus.into());
     page.metric("memory_bytes", "gauge", "Memory of the guest.");
     page.sample("memory_bytes", &[], status.memory);
+    page.metric(
+        "resident_bytes",
+        "gauge",
+        "What the process holds of the host's memory, the guest's included.",
+    );
+    page.sample("resident_bytes", &[], status.resident);
+    if let Some(figures) = &status.balloon {
+        balloon(&mut page, figures);
+    }
     page.metric(
         "vcpu_exits_total",
         "counter",

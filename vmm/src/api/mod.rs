@@ -109,6 +109,7 @@ fn all() -> Routes {
     let mut routes = for_probes();
     routes.extend([
         ("/v1/vm", get(vm::status)),
+        ("/v1/vm/memory", get(vm::memory).put(vm::set_memory)),
         ("/v1/vm/pause", post(vm::pause)),
         ("/v1/vm/resume", post(vm::resume)),
         ("/v1/vm/stop", post(vm::stop)),

@@ -17,9 +17,11 @@ use serde_json::Value;
 use super::*;
 use crate::agent::Agent;
 use crate::console::Console;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
 use crate::power::{Outcome, Power};
+use crate::resident::Resident;
 
 /// A VM without a machine, whose network has no guest yet.
 struct Vm {
@@ -58,6 +60,8 @@ fn vm() -> Vm {
         agent,
         console: Console::default(),
         network: Some(engine.control()),
+        balloon: Some(Balloon::new(1 << 30).unwrap().control()),
+        resident: Resident::open().unwrap(),
         complaints: vec![Complaints::new("block", "root")],
         exits: Arc::default(),
         power: Mutex::default(),
@@ -168,6 +172,8 @@ fn every_answer_is_as_it_is_described() {
     with_agent(&vm);
     let password = Some(json!({ "user": "anna", "password": "x" }));
     let keys = Some(json!({ "user": "anna", "keys": ["ssh-rsa AAAA"] }));
+    let less = Some(json!({ "target": 512 << 20 }));
+    let too_much = Some(json!({ "target": 2_u64 << 30 }));
     for (method, path, body, status) in [
         (Method::GET, "/v1/vm", None, 200),
         (Method::GET, "/v1/guest", None, 200),
@@ -180,6 +186,9 @@ fn every_answer_is_as_it_is_described() {
         (Method::POST, "/v1/guest/keys", keys.clone(), 200),
         (Method::DELETE, "/v1/guest/keys", keys, 200),
         (Method::POST, "/v1/vm/resume", None, 200),
+        (Method::GET, "/v1/vm/memory", None, 200),
+        (Method::PUT, "/v1/vm/memory", less, 200),
+        (Method::PUT, "/v1/vm/memory", too_much, 400),
         (Method::GET, "/v1/network/ports", None, 200),
         (Method::POST, "/v1/network/ports", publish.clone(), 200),
         (Method::POST, "/v1/network/ports", publish, 409),
@@ -296,6 +305,7 @@ fn probes_tell_why_a_vm_is_not_ready_and_metrics_are_text() {
         "peapod_ready 0",
         "peapod_vcpus 2",
         "peapod_net_flows 0",
+        "peapod_balloon_actual_bytes 1073741824",
         "peapod_device_malformed_total{device=\"block\",name=\"root\"} 1",
         "peapod_device_broken_total{device=\"block\",name=\"root\"} 0",
     ] {

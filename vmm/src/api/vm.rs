@@ -9,6 +9,7 @@ use axum::response::Json;
 use serde::Deserialize;
 
 use super::Refusal;
+use crate::devices::virtio::balloon::{Figures, SizeError};
 use crate::running::{Running, Status};
 
 pub async fn status(State(running): State<Arc<Running>>) -> Json<Status> {
@@ -44,4 +45,29 @@ pub async fn stop(
 pub async fn kill(State(running): State<Arc<Running>>) -> (StatusCode, Json<Status>) {
     running.kill();
     (StatusCode::ACCEPTED, Json(running.status()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    target: u64,
+}
+
+pub async fn memory(State(running): State<Arc<Running>>) -> Result<Json<Figures>, Refusal> {
+    running.balloon().map(Json).ok_or_else(no_balloon)
+}
+
+pub async fn set_memory(
+    State(running): State<Arc<Running>>,
+    Json(Memory { target }): Json<Memory>,
+) -> Result<Json<Figures>, Refusal> {
+    let balloon = running.balloon.as_ref().ok_or_else(no_balloon)?;
+    let refused = |why: SizeError| Refusal(StatusCode::BAD_REQUEST, why.to_string());
+    balloon.set_target(target).map_err(refused)?;
+    Ok(Json(balloon.figures(false)))
+}
+
+fn no_balloon() -> Refusal {
+    let why = "the VM has no memory balloon: its manifest has autoattachMemBalloon: false";
+    Refusal(StatusCode::CONFLICT, why.to_owned())
 }

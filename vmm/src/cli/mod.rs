@@ -92,6 +92,8 @@ pub enum Command {
     Pause(vms::Vm),
     /// Let a paused VM go on
     Resume(vms::Vm),
+    /// Say what of its memory a guest has and uses, or have it make do with less
+    Balloon(vms::Balloon),
     /// Run a program in a guest, by its agent; no ssh, no network
     Exec(exec::Args),
     /// Copy a file into a guest or out of it, by its agent

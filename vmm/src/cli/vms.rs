@@ -13,6 +13,7 @@ use super::terminal::Raw;
 use crate::agent::session::{self, Session};
 use crate::api::{self, Client};
 use crate::registry::{self, Found};
+use crate::vmi::parse_quantity;
 
 /// Ends `peapod console`: Ctrl-], as telnet and virtctl have it.
 const LEAVE: u8 = 0x1d;
@@ -188,6 +189,53 @@ pub fn pause(vm: &Vm) -> Result<(), Error> {
 /// Lets them go on.
 pub fn resume(vm: &Vm) -> Result<(), Error> {
     vm.call(|client| client.json(Method::POST, "/v1/vm/resume", None).map(drop))
+}
+
+/// Arguments of `balloon`.
+#[derive(Debug, clap::Args)]
+pub struct Balloon {
+    #[command(flatten)]
+    asked: Asked,
+    /// What the guest is to make do with, such as 512Mi: at most what its manifest gives it
+    #[arg(value_name = "SIZE", value_parser = size)]
+    size: Option<u64>,
+}
+
+fn size(text: &str) -> Result<u64, &'static str> {
+    parse_quantity(text).ok_or("expected a quantity such as 512Mi or 2Gi")
+}
+
+/// Says what of its memory a guest has and uses, and has it give some back or take it again.
+pub fn balloon(args: &Balloon) -> Result<(), Error> {
+    const MEMORY: &str = "/v1/vm/memory";
+    let vm = &args.asked.vm;
+    let answer = vm.call(|client| match args.size {
+        None => client.get(MEMORY),
+        Some(size) => client.json(Method::PUT, MEMORY, Some(json!({ "target": size }))),
+    })?;
+    if args.asked.json {
+        return print(&pretty(&answer));
+    }
+    let figure = |at| answer.pointer(at).cloned().unwrap_or_default();
+    let row = json!({
+        "size": figure("/size"),
+        "target": figure("/target"),
+        "actual": figure("/actual"),
+        "free": figure("/guest/free"),
+        "available": figure("/guest/available"),
+        "caches": figure("/guest/caches"),
+    });
+    print(&show::table(
+        &[row],
+        &[
+            ("SIZE", "size"),
+            ("TARGET", "target"),
+            ("ACTUAL", "actual"),
+            ("FREE", "free"),
+            ("AVAILABLE", "available"),
+            ("CACHES", "caches"),
+        ],
+    ))
 }
 
 /// Joins the terminal to the serial console.

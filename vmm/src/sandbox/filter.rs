@@ -244,7 +244,8 @@ pub fn thread(kind: Kind) -> Filter {
         // Setting a device up makes and watches its descriptors.
         Kind::Vcpu => any.allow(WAIT).ioctls(VCPU_IOCTLS),
         Kind::Block => any.allow(WAIT).allow(FILE),
-        Kind::Rng => any.allow(WAIT),
+        // Memory goes back by madvise, which any thread may call.
+        Kind::Rng | Kind::Balloon => any.allow(WAIT),
         Kind::Vsock => any.allow(WAIT).sockets(UNIX),
         // It reads resolv.conf again when that has changed.
         Kind::Net => any.allow(WAIT).allow(FILE).allow(NAME).sockets(NETWORK),

@@ -24,6 +24,8 @@ pub enum Kind {
     Block,
     /// The entropy device's queue.
     Rng,
+    /// The balloon's queues.
+    Balloon,
     /// The socket device's queues.
     Vsock,
     /// The network: queues and sockets.
@@ -38,10 +40,11 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Vcpu,
         Self::Block,
         Self::Rng,
+        Self::Balloon,
         Self::Vsock,
         Self::Net,
         Self::Agent,
@@ -55,6 +58,7 @@ impl Kind {
             Self::Vcpu => "vcpu",
             Self::Block => "block",
             Self::Rng => "rng",
+            Self::Balloon => "balloon",
             Self::Vsock => "vsock",
             Self::Net => "net",
             Self::Agent => "agent",

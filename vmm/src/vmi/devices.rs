@@ -9,14 +9,15 @@ use super::volumes::Volume;
 const MAX_SERIAL: usize = 20;
 /// The network that masquerade gives its guest unless told otherwise.
 const MASQUERADE_CIDR: &str = "10.0.2.0/24";
-/// More disks than free PCI slots cannot be.
-const MAX_DISKS: usize = 24;
+/// The most disks: each has a PCI slot and a letter.
+pub const MAX_DISKS: usize = 24;
 
 /// What the devices section yields.
 pub(super) struct Devices {
     pub(super) disks: Vec<Disk>,
     pub(super) interface: Option<Interface>,
     pub(super) rng: bool,
+    pub(super) balloon: bool,
 }
 
 /// Reads `spec.networks`: the names of the networks.
@@ -61,10 +62,12 @@ pub(super) fn read(
         .take("rng")
         .and_then(|f| f.object(p, schema::EMPTY))
         .is_some();
-    let autoattach = devices
-        .take("autoattachPodInterface")
-        .and_then(|f| f.boolean(p))
-        .unwrap_or(true);
+    let mut unless_told = |name| {
+        let told = devices.take(name).and_then(|f| f.boolean(p));
+        told.unwrap_or(true)
+    };
+    let autoattach = unless_told("autoattachPodInterface");
+    let balloon = unless_told("autoattachMemBalloon");
     let interfaces = devices.take("interfaces");
     accept_what_is_so(&mut devices);
     devices.finish(p);
@@ -101,16 +104,16 @@ pub(super) fn read(
         disks,
         interface,
         rng,
+        balloon,
     })
 }
 
-/// Switches whose value describes the machine as it is: no graphics, no input, no balloon, one
-/// queue a device, a serial console always.
+/// Switches whose value describes the machine as it is: no graphics, no input, one queue a device,
+/// a serial console always.
 fn accept_what_is_so(devices: &mut Object) {
     for (name, so) in [
         ("autoattachGraphicsDevice", false),
         ("autoattachInputDevice", false),
-        ("autoattachMemBalloon", false),
         ("autoattachSerialConsole", true),
         ("autoattachVSOCK", false),
         ("blockMultiQueue", false),
@@ -166,6 +169,10 @@ fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> V
         let (Some(name), Some(volume_name)) = (name, volume_name) else {
             continue;
         };
+        if disks.len() == MAX_DISKS {
+            too_many(&field, p);
+            break;
+        }
         if disks.iter().any(|d| d.name == name) {
             field.problem(p, format!("a second disk is named `{name}`"));
             continue;
@@ -195,10 +202,8 @@ fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> V
     }
     // As KubeVirt's defaulting does: a volume that no disk names becomes a disk.
     for volume in volumes {
-        if disks.len() >= MAX_DISKS {
-            volume
-                .field
-                .problem(p, format!("more than {MAX_DISKS} disks"));
+        if disks.len() == MAX_DISKS {
+            too_many(&volume.field, p);
             break;
         }
         let readonly = volume.source.is_readonly();
@@ -211,6 +216,10 @@ fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> V
         });
     }
     disks
+}
+
+fn too_many(field: &Field, p: &mut Problems) {
+    field.problem(p, format!("more than {MAX_DISKS} disks"));
 }
 
 fn serial(field: &Field, p: &mut Problems) -> Option<String> {

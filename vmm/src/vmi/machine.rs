@@ -39,6 +39,8 @@ pub struct Machine {
     pub kernel_boot: Option<KernelBoot>,
     /// `devices.rng` was given. (Peapod's machine always has one.)
     pub rng: bool,
+    /// `autoattachMemBalloon`: unless told otherwise there is one.
+    pub balloon: bool,
     /// What the machine has nothing to do with.
     pub for_pod: ForPod,
 }

@@ -21,6 +21,7 @@ mod tests;
 mod volumes;
 mod yaml;
 
+pub use devices::MAX_DISKS;
 pub use error::{Invalid, Problem};
 pub use kubernetes::ForPod;
 pub use machine::{

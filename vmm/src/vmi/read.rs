@@ -255,6 +255,7 @@ fn spec_of(
         reboot_policy: reboot_policy.unwrap_or(RebootPolicy::Reboot),
         kernel_boot: firmware.kernel_boot,
         rng: devices.rng,
+        balloon: devices.balloon,
         for_pod,
     })
 }

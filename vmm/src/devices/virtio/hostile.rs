@@ -16,6 +16,7 @@ use netdev::engine::Engine;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::balloon::Balloon;
 use super::block::Block;
 use super::block::disk::RawDisk;
 use super::net::Net;
@@ -29,6 +30,9 @@ const PAGE: u64 = 0x1000;
 /// Of a header that a device takes and a place for its answer.
 const HEADER: u64 = BUFFERS;
 const ANSWER: u64 = BUFFERS + 0x1_0000;
+
+/// Pages that the guest has no use for.
+const GIVEN: u64 = BUFFERS + 0x4_0000;
 
 /// A device, and what an honest driver does with it.
 struct Case {
@@ -76,7 +80,7 @@ fn case<D: super::VirtioDevice + 'static>(name: &'static str, device: D) -> Case
 
 /// Every device there is.
 fn cases() -> Vec<Case> {
-    vec![rng(), block(), vsock(), net()]
+    vec![rng(), block(), vsock(), net(), balloon()]
 }
 
 fn rng() -> Case {
@@ -107,6 +111,31 @@ fn block() -> Case {
             sector[..512] == [7; 512] && sector[512] == 0
         }),
         ..case("block", Block::new(Box::new(disk), "serial"))
+    }
+}
+
+fn balloon() -> Case {
+    Case {
+        queues: &[0, 1, 2, 3],
+        work: |driver| {
+            let page = GIVEN as u32 / PAGE as u32;
+            let bytes = page.to_le_bytes();
+            driver.memory.write_obj(7_u8, GuestAddress(GIVEN)).unwrap();
+            driver
+                .memory
+                .write_slice(&bytes, GuestAddress(HEADER))
+                .unwrap();
+            driver.request(0, 0, &[(HEADER, 4, 0)]);
+            driver.request(1, 0, &[(HEADER, 4, 0)]);
+            driver.request(2, 0, &[(HEADER, 10, 0)]);
+            driver.request(3, 0, &[(GIVEN + PAGE, PAGE as u32, WRITE)]);
+            (0..4).for_each(|queue| driver.kick(queue));
+        },
+        done: (0, |driver| {
+            let first: u8 = driver.memory.read_obj(GuestAddress(GIVEN)).unwrap();
+            first == 0
+        }),
+        ..case("balloon", Balloon::new(256 << 20).unwrap())
     }
 }
 
@@ -548,7 +577,7 @@ proptest! {
 
     #[test]
     fn no_rings_panic(
-        device in 0usize..4,
+        device in 0usize..5,
         descriptors in prop::collection::vec(
             (0u64..0x32_0000, prop_oneof![0u32..0x40, any::<u32>()], 0u16..8, 0u16..20),
             1..16,

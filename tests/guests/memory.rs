@@ -1,0 +1,78 @@
+//! The guest's memory, given back to the host and taken again.
+
+use std::time::{Duration, Instant};
+
+use peapod_tests::{Manifest, Vm};
+use serde_json::Value;
+
+use super::life::said;
+use super::{BOOT, SOON};
+
+const MIB: u64 = 1 << 20;
+
+fn status(vm: &Vm) -> Value {
+    serde_json::from_str(&said(&["status", &vm.pid().to_string()])).unwrap()
+}
+
+/// Waits until the status is as it should be.
+fn wait(vm: &Vm, what: &str, done: impl Fn(&Value) -> bool) {
+    let end = Instant::now() + SOON;
+    loop {
+        let status = status(vm);
+        if done(&status) {
+            return;
+        }
+        if Instant::now() > end {
+            vm.fail(&format!("{what}: {status}"));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn resident(status: &Value) -> u64 {
+    status["resident"].as_u64().unwrap()
+}
+
+#[test]
+fn what_a_guest_frees_goes_back_to_the_host_and_it_makes_do_with_less_when_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "busybox mount -t tmpfs none /mnt\necho mounted\n";
+    let manifest = Manifest::new("memory", script).write(directory.path());
+    let vm = Vm::run(&manifest, [""; 0]);
+    vm.wait_console("mounted", 1, BOOT);
+    let id = vm.pid().to_string();
+    wait(&vm, "the guest tells how it fares", |status| {
+        status["balloon"]["guest"]["available"].is_u64()
+    });
+
+    let fill = || {
+        let command = "busybox dd if=/dev/zero of=/mnt/x bs=1M count=200";
+        said(&["exec", &id, "--", "sh", "-c", command]);
+    };
+    fill();
+    let full = status(&vm);
+    let empty = || said(&["exec", &id, "--", "rm", "/mnt/x"]);
+    empty();
+    wait(&vm, "free pages are reported", |status| {
+        resident(status) + 150 * MIB < resident(&full)
+    });
+    // And they are there again when they are wanted.
+    fill();
+    empty();
+
+    let asked = said(&["balloon", &id, "300Mi"]);
+    assert!(asked.contains(&(300 * MIB).to_string()), "{asked}");
+    let actual = |status: &Value| status["balloon"]["actual"].as_u64().unwrap();
+    wait(&vm, "the balloon is inflated", |status| {
+        actual(status) == 300 * MIB
+    });
+    said(&["balloon", &id, "512Mi"]);
+    wait(&vm, "the balloon is deflated", |status| {
+        actual(status) == 512 * MIB
+    });
+    let metrics = said(&["metrics", &id]);
+    assert!(
+        metrics.contains("peapod_guest_memory_bytes{state=\"free\"}"),
+        "{metrics}"
+    );
+}
