@@ -24,6 +24,7 @@ mod shared;
 mod soak;
 mod systemd;
 mod vhost_user;
+mod watchdog;
 
 use std::time::Duration;
 

@@ -18,6 +18,7 @@ pub struct Manifest {
     script: String,
     grace: u32,
     reboot_policy: Option<&'static str>,
+    watchdog: Option<String>,
 }
 
 impl Manifest {
@@ -35,6 +36,7 @@ impl Manifest {
             script: script.to_owned(),
             grace: 60,
             reboot_policy: None,
+            watchdog: None,
         }
     }
 
@@ -80,6 +82,12 @@ impl Manifest {
         self
     }
 
+    /// A watchdog, and what it does.
+    pub fn watchdog(mut self, action: &str) -> Self {
+        self.watchdog = Some(action.to_owned());
+        self
+    }
+
     /// Writes the manifest into `directory` and returns the file's path.
     pub fn write(&self, directory: &Path) -> PathBuf {
         let path = directory.join(format!("{}.yaml", self.name));
@@ -98,7 +106,14 @@ impl Manifest {
             // writing to a String cannot fail
             let _ = writeln!(yaml, "    rebootPolicy: {policy}");
         }
-        yaml += "    devices:\n      disks:\n";
+        yaml += "    devices:\n";
+        if let Some(action) = &self.watchdog {
+            let _ = writeln!(
+                yaml,
+                "      watchdog: {{name: dog, i6300esb: {{action: {action}}}}}"
+            );
+        }
+        yaml += "      disks:\n";
         let names = ["root"]
             .into_iter()
             .chain(self.extra_disks.iter().map(|(name, _)| &**name));

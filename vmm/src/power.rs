@@ -15,7 +15,7 @@ pub enum Outcome {
     Reset,
     /// The guest can't go on: a triple fault, or something that KVM can't run.
     Crash(Crash),
-    /// The guest's agent says that the guest can't go on, and why.
+    /// The guest's agent, or its watchdog, says that the guest can't go on, and why.
     GaveUp(String),
     /// The guest's kernel says that it panicked.
     Panic,

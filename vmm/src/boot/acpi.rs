@@ -17,7 +17,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Where the tables start: the RSDP here, the others behind it, in the BIOS's area.
 pub const RSDP: GuestAddress = GuestAddress(0xe_0000);
-const TABLES_END: u64 = 0xf_0000;
+const TABLES_END: u64 = 0xe_f000;
+/// Where the machine's generation is (Microsoft's "Virtual Machine Generation ID"): 16 bytes in
+/// memory that is reserved.
+const GENERATION: GuestAddress = GuestAddress(TABLES_END);
 const OEM: [u8; 6] = *b"PEAPOD";
 const TABLE: [u8; 8] = *b"PEAPODVM";
 
@@ -71,6 +74,9 @@ pub struct Platform {
     pub ecam: u64,
     /// The last of its buses.
     pub last_bus: u8,
+    /// Which start of the machine this is: no two that could be copies of one another have the
+    /// same.
+    pub generation: [u8; 16],
 }
 
 /// Why the tables could not be written.
@@ -95,6 +101,9 @@ pub fn write(memory: &GuestMemoryMmap, platform: &Platform) -> Result<(), AcpiEr
         Ok(at)
     };
     let dsdt = put(&dsdt(platform))?;
+    memory
+        .write_slice(&platform.generation, GENERATION)
+        .map_err(|_| AcpiError)?;
     let mut xsdt = XSDT::new(OEM, TABLE, 1);
     xsdt.add_entry(put(&fadt(dsdt))?);
     xsdt.add_entry(put(&madt(platform))?);
@@ -215,6 +224,19 @@ fn dsdt(platform: &Platform) -> Sdt {
         ],
     )
     .to_aml_bytes(&mut aml);
+    let place = [&GENERATION.0 as &dyn Aml, &ZERO];
+    Device::new(
+        Path::new("_SB_.VGEN"),
+        vec![
+            &Name::new("_HID".into(), &"PPODVGEN"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("_UID".into(), &ZERO),
+            // The lower and the upper half of the address.
+            &Name::new("ADDR".into(), &Package::new(place.to_vec())),
+        ],
+    )
+    .to_aml_bytes(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, 1);
     dsdt.append_slice(&aml);
     dsdt
@@ -232,6 +254,7 @@ mod tests {
             bars: (0xc000_0000, 0xe800_0000),
             ecam: 0xe800_0000,
             last_bus: 1,
+            generation: [7; 16],
         };
         write(&memory, &platform).unwrap();
         let read = |at: u64, len: usize| {
@@ -259,6 +282,13 @@ mod tests {
             .collect();
         assert_eq!(names, [b"FACP", b"APIC", b"MCFG"]);
         let fadt = table(address(&xsdt[36..44]));
-        assert_eq!(&table(address(&fadt[140..148]))[..4], b"DSDT");
+        let dsdt = table(address(&fadt[140..148]));
+        assert_eq!(&dsdt[..4], b"DSDT");
+        assert_eq!(read(GENERATION.0, 16), [7; 16]);
+        let generation = b"VM_Gen_Counter\0";
+        assert!(
+            dsdt.windows(generation.len())
+                .any(|part| part == generation)
+        );
     }
 }

@@ -49,6 +49,8 @@ pub struct Config {
     pub cmdline: String,
     /// Who it is.
     pub identity: Identity,
+    /// Which start of it this is; the same when the guest reboots.
+    pub generation: [u8; 16],
 }
 
 /// Why a machine cannot be made or run.
@@ -262,6 +264,7 @@ impl Machine {
                 bars,
                 ecam: ecam.0,
                 last_bus: memory::LAST_BUS,
+                generation: config.generation,
             },
         )?;
         Ok(loaded.entry)

@@ -73,6 +73,7 @@ fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
     fs::write(&path, elf(code)).unwrap();
     let kernel = Kernel::open(&path, Path::new("/nonexistent")).unwrap();
     let config = Config {
+        generation: [0; 16],
         vcpus,
         memory: 64 << 20,
         kernel,

@@ -244,6 +244,8 @@ pub fn thread(kind: Kind) -> Filter {
         // Setting a device up makes and watches its descriptors.
         Kind::Vcpu => any.allow(WAIT).ioctls(VCPU_IOCTLS),
         Kind::Block => any.allow(WAIT).allow(FILE),
+        // It waits for a lock's sake only, and tells the process what SIGTERM would.
+        Kind::Watchdog => any,
         // Memory goes back by madvise, which any thread may call.
         Kind::Rng | Kind::Balloon => any.allow(WAIT),
         Kind::Vsock => any.allow(WAIT).sockets(UNIX),

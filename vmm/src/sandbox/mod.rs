@@ -26,6 +26,8 @@ pub enum Kind {
     Rng,
     /// The balloon's queues.
     Balloon,
+    /// The watchdog's timer.
+    Watchdog,
     /// The socket device's queues.
     Vsock,
     /// The network: queues and sockets.
@@ -40,11 +42,12 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Vcpu,
         Self::Block,
         Self::Rng,
         Self::Balloon,
+        Self::Watchdog,
         Self::Vsock,
         Self::Net,
         Self::Agent,
@@ -59,6 +62,7 @@ impl Kind {
             Self::Block => "block",
             Self::Rng => "rng",
             Self::Balloon => "balloon",
+            Self::Watchdog => "watchdog",
             Self::Vsock => "vsock",
             Self::Net => "net",
             Self::Agent => "agent",

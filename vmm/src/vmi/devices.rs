@@ -1,6 +1,6 @@
 //! `spec.domain.devices` and `spec.networks`.
 
-use super::machine::{Binding, Disk, Interface, Port, Protocol};
+use super::machine::{Binding, Disk, Interface, Port, Protocol, WatchdogAction};
 use super::object::{Field, Object, Problems};
 use super::schema;
 use super::volumes::Volume;
@@ -18,6 +18,7 @@ pub(super) struct Devices {
     pub(super) interface: Option<Interface>,
     pub(super) rng: bool,
     pub(super) balloon: bool,
+    pub(super) watchdog: Option<WatchdogAction>,
 }
 
 /// Reads `spec.networks`: the names of the networks.
@@ -69,6 +70,7 @@ pub(super) fn read(
     let autoattach = unless_told("autoattachPodInterface");
     let balloon = unless_told("autoattachMemBalloon");
     let interfaces = devices.take("interfaces");
+    let watchdog = devices.take("watchdog").and_then(|f| watchdog(&f, p));
     accept_what_is_so(&mut devices);
     devices.finish(p);
 
@@ -105,6 +107,7 @@ pub(super) fn read(
         interface,
         rng,
         balloon,
+        watchdog,
     })
 }
 
@@ -125,6 +128,29 @@ fn accept_what_is_so(devices: &mut Object) {
     // Hotplug is asked for by the control plane alone; the console's log goes to its container.
     devices.ignore(&["disableHotplug", "logSerialConsole"]);
     devices.accept_state("tpm", "enabled", false);
+}
+
+/// Reads `devices.watchdog`; KubeVirt's default is to reset.
+fn watchdog(field: &Field, p: &mut Problems) -> Option<WatchdogAction> {
+    let mut watchdog = field.object(p, schema::WATCHDOG)?;
+    watchdog.need(p, "name").and_then(|f| f.string(p));
+    let device = watchdog.need(p, "i6300esb");
+    watchdog.finish(p);
+    let mut device = device?.object(p, schema::I6300ESB)?;
+    let action = device.take("action");
+    device.finish(p);
+    let Some(action) = action else {
+        return Some(WatchdogAction::Reset);
+    };
+    match action.string(p)? {
+        "reset" | "" => Some(WatchdogAction::Reset),
+        "poweroff" => Some(WatchdogAction::PowerOff),
+        "shutdown" => Some(WatchdogAction::Shutdown),
+        _ => {
+            action.problem(p, "must be reset, poweroff or shutdown");
+            None
+        }
+    }
 }
 
 fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> Vec<Disk> {

@@ -41,6 +41,8 @@ pub struct Machine {
     pub rng: bool,
     /// `autoattachMemBalloon`: unless told otherwise there is one.
     pub balloon: bool,
+    /// `devices.watchdog`: what happens to a guest that does not feed it.
+    pub watchdog: Option<WatchdogAction>,
     /// What the machine has nothing to do with.
     pub for_pod: ForPod,
 }
@@ -284,4 +286,15 @@ pub enum RebootPolicy {
     Reboot,
     /// The machine ends.
     Terminate,
+}
+
+/// `watchdog.i6300esb.action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchdogAction {
+    /// The machine is reset.
+    Reset,
+    /// The machine is switched off.
+    PowerOff,
+    /// The guest is asked to power off, and switched off when its grace period is over.
+    Shutdown,
 }

@@ -26,7 +26,7 @@ pub use error::{Invalid, Problem};
 pub use kubernetes::ForPod;
 pub use machine::{
     Binding, Chassis, Disk, HostDiskType, Interface, KernelBoot, Keyed, Machine, Port, Protocol,
-    RebootPolicy, SeedForm, Source,
+    RebootPolicy, SeedForm, Source, WatchdogAction,
 };
 pub use probes::{Handler, Probe};
 pub use quantity::parse as parse_quantity;

@@ -256,6 +256,7 @@ fn spec_of(
         kernel_boot: firmware.kernel_boot,
         rng: devices.rng,
         balloon: devices.balloon,
+        watchdog: devices.watchdog,
         for_pod,
     })
 }

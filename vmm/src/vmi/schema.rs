@@ -63,6 +63,8 @@ mod lists {
         "hostDevices", "inputs", "interfaces", "logSerialConsole", "networkInterfaceMultiqueue",
         "panicDevices", "rng", "sound", "tpm", "useVirtioTransitional", "video", "watchdog",
     ];
+    pub const WATCHDOG: Fields = &["diag288", "i6300esb", "name"];
+    pub const I6300ESB: Fields = &["action"];
     pub const DISK: Fields = &[
         "blockSize", "bootOrder", "cache", "cdrom", "changedBlockTracking", "dedicatedIOThread",
         "disk", "errorPolicy", "io", "lun", "name", "serial", "shareable", "tag", "volumeName",

@@ -729,3 +729,39 @@ fn every_mutation_of_a_good_manifest_is_told_with_its_line_and_starts_nothing() 
     }
     assert!(told >= 100, "{told}");
 }
+
+#[test]
+fn a_balloon_is_there_unless_told_otherwise_and_a_watchdog_where_asked_for() {
+    let machine = |devices: &str| {
+        let to = format!("    devices:\n{devices}");
+        replaced("    devices:\n", &to).map(|parsed| parsed.machine)
+    };
+    let plain = machine("").unwrap();
+    assert_eq!((plain.balloon, plain.watchdog), (true, None));
+    let without = machine("      autoattachMemBalloon: false\n").unwrap();
+    assert!(!without.balloon);
+    for (device, action) in [
+        ("{}", WatchdogAction::Reset),
+        ("{action: reset}", WatchdogAction::Reset),
+        ("{action: poweroff}", WatchdogAction::PowerOff),
+        ("{action: shutdown}", WatchdogAction::Shutdown),
+    ] {
+        let text = format!("      watchdog: {{name: dog, i6300esb: {device}}}\n");
+        assert_eq!(machine(&text).unwrap().watchdog, Some(action), "{device}");
+    }
+    for (text, said) in [
+        (
+            "{name: dog, i6300esb: {action: bark}}",
+            "action: must be reset",
+        ),
+        ("{name: dog}", "`i6300esb` is required"),
+        (
+            "{name: dog, i6300esb: {}, diag288: {}}",
+            "diag288: not supported yet",
+        ),
+        ("{i6300esb: {}}", "`name` is required"),
+    ] {
+        let error = machine(&format!("      watchdog: {text}\n")).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+    }
+}

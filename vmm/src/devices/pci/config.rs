@@ -144,13 +144,15 @@ impl ConfigSpace {
         (0..8).fold(0, |value, i| value | u64::from(self.get(at + i)) << (8 * i))
     }
 
-    pub(super) fn set(&mut self, at: usize, data: &[u8]) {
+    /// Sets bytes, whether or not a guest may write them.
+    pub fn set(&mut self, at: usize, data: &[u8]) {
         for (byte, new) in self.bytes.iter_mut().skip(at).zip(data) {
             *byte = *new;
         }
     }
 
-    pub(super) fn allow(&mut self, at: usize, mask: &[u8]) {
+    /// Lets a guest write the bits of `mask` from `at` on.
+    pub fn allow(&mut self, at: usize, mask: &[u8]) {
         for (byte, new) in self.writable.iter_mut().skip(at).zip(mask) {
             *byte = *new;
         }

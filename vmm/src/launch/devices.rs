@@ -1,0 +1,213 @@
+//! The devices of a machine, and where each is on its PCI bus.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex};
+
+use netdev::config::Network;
+use netdev::control::Control;
+use netdev::engine::Engine;
+use netdev::pod::Pod;
+use netdev::wire::Mac;
+
+use super::{Error, Stopper, sockets};
+use crate::agent::Agent;
+use crate::devices::pci::Address;
+use crate::devices::pci::branch::{self, Bridge};
+use crate::devices::pci::bridge::HostBridge;
+use crate::devices::pci::root::Root;
+use crate::devices::pvpanic::PvPanic;
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::{self, Balloon};
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::net::Net;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::transport::{BAR_LEN, PciTransport, SharedVirtio};
+use crate::devices::virtio::trouble::Complaints;
+use crate::devices::watchdog::{Fired, Watchdog};
+use crate::machine::{Machine, memory};
+use crate::plan::Plan;
+use crate::vmi::{self, Binding, WatchdogAction};
+use crate::{disks, power};
+
+// Fixed slots, so that a device keeps its name in the guest.
+const NET_SLOT: u8 = 1;
+const VSOCK_SLOT: u8 = 2;
+const RNG_SLOT: u8 = 3;
+const FIRST_DISK_SLOT: u8 = 4;
+const WATCHDOG_SLOT: u8 = 29;
+const BALLOON_SLOT: u8 = 30;
+const PANIC_SLOT: u8 = 31;
+const CONFIG_PORTS: (u64, u64) = (0xcf8, 8);
+
+const _: () = assert!(32 * BAR_LEN <= branch::WINDOW);
+const _: () = assert!(vmi::MAX_DISKS + FIRST_DISK_SLOT as usize <= WATCHDOG_SLOT as usize);
+
+/// A device in its slot. It belongs to the process: a guest's reset makes the machine anew round it.
+pub struct Plugged {
+    slot: u8,
+    device: SharedVirtio,
+    /// What it has to say of its driver.
+    pub complaints: Arc<Complaints>,
+}
+
+impl Plugged {
+    fn new(
+        slot: u8,
+        (kind, name): (&'static str, &str),
+        device: impl VirtioDevice + 'static,
+    ) -> Self {
+        Self {
+            slot,
+            device: Arc::new(Mutex::new(device)),
+            complaints: Complaints::new(kind, name),
+        }
+    }
+}
+
+/// What the guest is given, and handles on what is led from outside.
+pub struct Parts {
+    /// Its network, if it has one.
+    pub network: Option<Control>,
+    /// Its balloon, if it has one.
+    pub balloon: Option<balloon::Control>,
+    /// All that virtio has.
+    pub devices: Vec<Plugged>,
+}
+
+/// Opens and binds what a machine's devices need.
+pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
+    let mut devices = Vec::new();
+    let mut network = None;
+    if let Some(interface) = &plan.machine.interface {
+        let pod = Pod::open().map_err(Error::Network)?;
+        let mac = interface
+            .mac
+            .unwrap_or_else(|| derived_mac(&plan.machine.uuid));
+        // A guest that believes in a way that the pod has not would wait for it. Where the pod has
+        // none at all, its own ports are still to be reached.
+        let only_v6 = pod.has_route(true) && !pod.has_route(false);
+        let needs_v4 = !only_v6 || plan.forwards.iter().any(|f| f.bind.is_ipv4());
+        let v4 = match interface.binding {
+            Binding::Masquerade => needs_v4.then_some(Network::<Ipv4Addr>::MASQUERADE),
+            Binding::Slirp => Some(Network::<Ipv4Addr>::SLIRP),
+        };
+        let v6 = (interface.binding == Binding::Masquerade && pod.has_route(true))
+            .then_some(Network::<Ipv6Addr>::MASQUERADE);
+        let (hostname, forwards) = (plan.machine.hostname.clone(), plan.forwards.clone());
+        let config = plan.network.config(&pod, (v4, v6), hostname, forwards);
+        let mtu = config.mtu;
+        let engine = Engine::new(config)?;
+        network = Some(engine.control());
+        let net = Net::new(engine, mac, mtu);
+        devices.push(Plugged::new(NET_SLOT, ("net", ""), net));
+    }
+    let vsock = sockets::vsock(agent, &plan.state_dir)
+        .map_err(|error| Error::Vsock(plan.state_dir.clone(), error))?;
+    devices.push(Plugged::new(VSOCK_SLOT, ("vsock", ""), vsock));
+    devices.push(Plugged::new(RNG_SLOT, ("rng", ""), Rng::default()));
+    for (slot, disk) in (FIRST_DISK_SLOT..).zip(&plan.disks) {
+        let serial = disk.serial.clone().unwrap_or_default();
+        let open = disks::open(disk, &plan.backing_dirs, &plan.state_dir)?;
+        let name = ("block", disk.name.as_str());
+        devices.push(Plugged::new(slot, name, Block::new(open, &serial)));
+    }
+    let balloon = plan
+        .machine
+        .balloon
+        .then(|| Balloon::new(plan.machine.memory));
+    let balloon = balloon.transpose().map_err(Error::Device)?;
+    let control = balloon.as_ref().map(Balloon::control);
+    devices.extend(balloon.map(|balloon| Plugged::new(BALLOON_SLOT, ("balloon", ""), balloon)));
+    Ok(Parts {
+        network,
+        balloon: control,
+        devices,
+    })
+}
+
+/// A MAC address that a VM keeps: locally administered, from its identifier.
+fn derived_mac(uuid: &str) -> Mac {
+    use sha2::{Digest, Sha256};
+    let mut mac = [2, 0, 0, 0, 0, 0];
+    mac.iter_mut()
+        .skip(1)
+        .zip(Sha256::digest(uuid))
+        .for_each(|(byte, new)| *byte = new);
+    mac
+}
+
+/// A slot of the first bus.
+fn at(device: u8) -> Address {
+    Address {
+        bus: 0,
+        device,
+        function: 0,
+    }
+}
+
+/// Puts a watchdog on a new machine's PCI bus.
+pub fn plug_watchdog(
+    root: &Root,
+    machine: &Machine,
+    action: WatchdogAction,
+    stopper: Stopper,
+    fired: Fired,
+) -> io::Result<()> {
+    let bar = memory::BAR_START + u64::from(WATCHDOG_SLOT) * BAR_LEN;
+    let power = machine.power();
+    let watchdog = Watchdog::new(machine.power(), fired, bar, move || {
+        tracing::warn!("the guest did not feed its watchdog in time");
+        match action {
+            WatchdogAction::Reset => power.end(power::Outcome::Reset),
+            WatchdogAction::PowerOff => power.end(power::Outcome::GaveUp(
+                "it did not feed its watchdog in time".to_owned(),
+            )),
+            WatchdogAction::Shutdown => stopper.stop(None),
+        }
+    })?;
+    root.insert(at(WATCHDOG_SLOT), Arc::new(Mutex::new(watchdog)));
+    Ok(())
+}
+
+/// Puts the devices on a new machine's PCI bus.
+pub fn plug(machine: &mut Machine, devices: &[Plugged]) -> Result<Root, Error> {
+    let root = Root::default();
+    root.insert(at(0), Arc::new(Mutex::new(HostBridge::default())));
+    // Behind all that is on bus 0.
+    let branch = memory::BAR_START + branch::WINDOW;
+    for plugged in devices {
+        let (address, bar) = match plugged.slot {
+            NET_SLOT => {
+                root.insert(at(NET_SLOT), Arc::new(Mutex::new(Bridge::new(branch))));
+                let card = Address {
+                    bus: branch::BUS,
+                    ..at(0)
+                };
+                (card, branch)
+            }
+            slot => (at(slot), memory::BAR_START + u64::from(slot) * BAR_LEN),
+        };
+        let memory = machine.memory().clone();
+        let device = (plugged.device.clone(), plugged.complaints.clone());
+        let transport = PciTransport::new(device, machine.host(), memory, address, bar)
+            .map_err(Error::Device)?;
+        root.insert(address, Arc::new(Mutex::new(transport)));
+    }
+    let bar = memory::BAR_START + u64::from(PANIC_SLOT) * BAR_LEN;
+    let panic = PvPanic::new(machine.power(), bar);
+    root.insert(at(PANIC_SLOT), Arc::new(Mutex::new(panic)));
+    let bars = memory::ECAM_START - memory::BAR_START;
+    machine.ports().insert(
+        CONFIG_PORTS.0,
+        CONFIG_PORTS.1,
+        Arc::new(Mutex::new(root.ports())),
+    )?;
+    let front = Arc::new(Mutex::new(root.memory(memory::BAR_START)));
+    machine.mmio().insert(memory::BAR_START, bars, front)?;
+    let ecam = Arc::new(Mutex::new(root.ecam()));
+    machine
+        .mmio()
+        .insert(memory::ECAM_START, memory::ECAM_LEN, ecam)?;
+    Ok(root)
+}
