@@ -56,6 +56,9 @@ const WAIT: &[c_long] = &[
     libc::SYS_ppoll,
 ];
 
+/// Timers that are waited for as descriptors.
+const TIMER: &[c_long] = &[libc::SYS_timerfd_create, libc::SYS_timerfd_settime];
+
 /// Files that are open.
 const FILE: &[c_long] = &[
     libc::SYS_fadvise64,
@@ -228,6 +231,7 @@ impl Filter {
 pub fn process() -> Filter {
     Filter::any()
         .allow(WAIT)
+        .allow(TIMER)
         .allow(FILE)
         .allow(NAME)
         .allow(&[libc::SYS_rt_sigtimedwait, libc::SYS_uname, libc::SYS_umask])
@@ -249,8 +253,13 @@ pub fn thread(kind: Kind) -> Filter {
         // Memory goes back by madvise, which any thread may call.
         Kind::Rng | Kind::Balloon => any.allow(WAIT),
         Kind::Vsock => any.allow(WAIT).sockets(UNIX),
-        // It reads resolv.conf again when that has changed.
-        Kind::Net => any.allow(WAIT).allow(FILE).allow(NAME).sockets(NETWORK),
+        // It reads resolv.conf again when that has changed, and its rates have a timer.
+        Kind::Net => any
+            .allow(WAIT)
+            .allow(TIMER)
+            .allow(FILE)
+            .allow(NAME)
+            .sockets(NETWORK),
         // The ports that it reports are listened on by whoever is told of them.
         Kind::Agent => any.allow(WAIT).sockets(NETWORK),
         Kind::Signals => any
