@@ -12,7 +12,7 @@ use vmm_sys_util::epoll::EventSet;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let disk = RawDisk::empty(16 << 10, Path::new("/dev/shm")).unwrap();
-    let mut block = Block::new(Box::new(disk), "serial");
+    let mut block = Block::new(Box::new(disk), "serial", None);
     let activation = rings::activation(bytes, 1);
     let mut job = block.job(activation).unwrap().unwrap();
     // Twice, for what the first time left in the rings.

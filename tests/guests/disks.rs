@@ -32,6 +32,34 @@ fn a_disk_that_another_vm_writes_is_refused() {
 }
 
 #[test]
+fn rates_of_a_disk_and_of_the_network_hold_under_the_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("data.img");
+    empty_disk(&disk, 16 << 20);
+    let script = "start=$(cut -d. -f1 /proc/uptime)\n\
+        busybox dd if=/dev/zero of=/dev/vdb bs=64k count=64 conv=fsync\n\
+        echo took $(($(cut -d. -f1 /proc/uptime) - start)) seconds\nbusybox poweroff\n";
+    let manifest = Manifest::new("rates", script)
+        .disk("data", &disk)
+        .write(directory.path());
+    let rates = [
+        "--disk-rate=data=1Mi",
+        "--disk-iops=data=1000",
+        "--rate-in=10485760",
+        "--rate-out=10485760",
+    ];
+    let mut vm = Vm::run(&manifest, rates);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    let console = vm.console();
+    let took = console.lines().find_map(|line| {
+        let (_, rest) = line.split_once("took ")?;
+        rest.split_once(" seconds")?.0.parse::<u32>().ok()
+    });
+    // 4 MiB, of which a tenth of a second's worth goes at once.
+    assert!(took.is_some_and(|seconds| seconds >= 3), "{console}");
+}
+
+#[test]
 fn a_container_disk_is_fresh_at_every_start() {
     let directory = tempfile::tempdir().unwrap();
     let script = "ls /root/mark 2>/dev/null && echo mark-was-there; touch /root/mark; sync; echo marked; busybox poweroff\n";

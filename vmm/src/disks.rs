@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::devices::virtio::block::cow::CowDisk;
 use crate::devices::virtio::block::disk::{Disk, DiskError, RawDisk};
+use crate::devices::virtio::block::limit::Limits;
 use crate::devices::virtio::block::qcow2::{self, BackingFiles, Qcow2Disk};
 use crate::plan::{Backing, Format, PlannedDisk};
 use crate::vmi::{self, HostDiskType, Keyed, Machine, Source};
@@ -23,6 +24,9 @@ use crate::{checks, containerdisk, kubevirt, seed, vfat};
 
 /// Where a launcher finds what its claims stand for: a file system's image, a block device.
 const CLAIMS: [(&str, &str); 2] = [(kubevirt::CLAIMS, "disk.img"), ("/dev", "")];
+
+/// The least bytes a second: at less a guest's file system takes its disk for broken.
+const LEAST_RATE: u64 = 4 << 10;
 
 /// How disks are found and read.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -37,6 +41,12 @@ pub struct Options {
     /// KubeVirt mounts it]; may be repeated
     #[arg(long, value_name = "CLAIM=PATH", value_parser = parse_claim)]
     pub claim: Vec<(String, PathBuf)>,
+    /// Hold a disk to so many bytes a second, read and written; may be repeated
+    #[arg(long, value_name = "DISK=SIZE", value_parser = parse_bytes)]
+    pub disk_rate: Vec<(String, u64)>,
+    /// Hold a disk to so many requests a second; may be repeated
+    #[arg(long, value_name = "DISK=COUNT", value_parser = parse_requests)]
+    pub disk_iops: Vec<(String, u64)>,
 }
 
 fn parse_format(text: &str) -> Result<(String, Format), String> {
@@ -51,6 +61,22 @@ pub fn parse_kind(name: &str) -> Result<Format, String> {
         "qcow2" => Ok(Format::Qcow2),
         other => Err(format!("`{other}` is neither raw nor qcow2")),
     }
+}
+
+fn parse_bytes(text: &str) -> Result<(String, u64), String> {
+    let (name, size) = text.split_once('=').ok_or("expected DISK=SIZE")?;
+    let size = vmi::parse_quantity(size).filter(|size| *size >= LEAST_RATE);
+    let size = size.ok_or("expected a size a second of at least 4Ki, such as 50Mi")?;
+    Ok((name.to_owned(), size))
+}
+
+fn parse_requests(text: &str) -> Result<(String, u64), String> {
+    let (name, count) = text.split_once('=').ok_or("expected DISK=COUNT")?;
+    let count = count.parse().ok().filter(|count| *count > 0);
+    Ok((
+        name.to_owned(),
+        count.ok_or("expected a number of at least 1")?,
+    ))
 }
 
 fn parse_claim(text: &str) -> Result<(String, PathBuf), String> {
@@ -100,7 +126,7 @@ pub enum Error {
         option: &'static str,
         /// What it names.
         name: String,
-        /// `hostDisk or claim`, or `claim`.
+        /// `disk`, `hostDisk or claim`, or `claim`.
         what: &'static str,
     },
     /// There is no such ConfigMap or Secret.
@@ -173,6 +199,16 @@ impl Finder<'_> {
                 return Err(unknown("claim", "claim", name));
             }
         }
+        for (option, list) in [
+            ("disk-rate", &self.options.disk_rate),
+            ("disk-iops", &self.options.disk_iops),
+        ] {
+            let mut names = list.iter().map(|(name, _)| name);
+            let lost = names.find(|name| machine.disks.iter().all(|d| d.name != **name));
+            if let Some(name) = lost {
+                return Err(unknown(option, "disk", name));
+            }
+        }
         for disk in &machine.disks {
             match &disk.source {
                 Source::HostDisk { path, kind, .. }
@@ -191,8 +227,7 @@ impl Finder<'_> {
     }
 
     fn said(&self, disk: &vmi::Disk) -> Option<Format> {
-        let mut said = self.options.format.iter().rev();
-        said.find(|(name, _)| *name == disk.name).map(|(_, f)| *f)
+        last(&self.options.format, &disk.name)
     }
 
     fn check_file(&self, disk: &vmi::Disk, path: &Path, write: bool) -> Result<(), Error> {
@@ -240,6 +275,10 @@ impl Finder<'_> {
                 backing: self.backing(machine, disk)?,
                 readonly: disk.readonly,
                 serial: disk.serial.clone(),
+                limits: Limits {
+                    bytes: last(&self.options.disk_rate, &disk.name),
+                    requests: last(&self.options.disk_iops, &disk.name),
+                },
             })
         });
         planned.collect()
@@ -340,6 +379,12 @@ impl Finder<'_> {
             .map_or(Path::new("."), PathBuf::as_path);
         containerdisk::unpack(image, path, dir, self.cache)
     }
+}
+
+/// What was said last of that name.
+fn last<T: Copy>(said: &[(String, T)], name: &str) -> Option<T> {
+    let mut said = said.iter().rev();
+    said.find(|(of, _)| of == name).map(|(_, what)| *what)
 }
 
 fn container_disk(disk: &vmi::Disk, base: PathBuf) -> Result<Backing, Error> {

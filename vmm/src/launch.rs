@@ -126,6 +126,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
     let Parts {
         network,
         balloon,
+        disks,
         devices,
     } = devices::parts(plan, agent.clone())?;
     let resident = Resident::open().map_err(Error::Resident)?;
@@ -170,6 +171,7 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
         console: Console::default(),
         network,
         balloon,
+        disks,
         resident,
         complaints: devices.iter().map(|d| d.complaints.clone()).collect(),
         exits: Arc::default(),

@@ -12,6 +12,7 @@ use netdev::publish::Publish;
 
 use crate::boot::initramfs::Initramfs;
 use crate::boot::kernel::Kernel;
+use crate::devices::virtio::block::limit::Limits;
 use crate::registry::Entry;
 use crate::vmi::{Machine, Protocol};
 
@@ -80,6 +81,8 @@ pub struct PlannedDisk {
     pub readonly: bool,
     /// Serial number the guest reads.
     pub serial: Option<String>,
+    /// How much of it a second.
+    pub limits: Limits,
 }
 
 /// How a file holds a disk.

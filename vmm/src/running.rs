@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{self, Agent};
 use crate::console::Console;
 use crate::devices::virtio::balloon::{self, Figures};
+use crate::devices::virtio::block::counters::Counters;
 use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
 use crate::machine::vcpu::Exits;
@@ -41,6 +42,8 @@ pub struct Running {
     pub network: Option<Control>,
     /// Its memory balloon, if it has one.
     pub balloon: Option<balloon::Control>,
+    /// What is done with its disks, by name.
+    pub disks: Vec<(String, Arc<Counters>)>,
     /// What the process holds of the host's memory.
     pub resident: Resident,
     /// What its devices have to say of their drivers.

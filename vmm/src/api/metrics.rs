@@ -9,6 +9,7 @@ use netdev::counters::Counter;
 use netdev::prometheus::Page;
 
 use crate::devices::virtio::balloon::Figures;
+use crate::devices::virtio::block::counters as disk;
 use crate::devices::virtio::trouble::Complaints;
 use crate::running::Running;
 
@@ -78,6 +79,54 @@ fn balloon(page: &mut Page, figures: &Figures) {
     }
 }
 
+/// What is done with each disk.
+fn disks(page: &mut Page, disks: &[(String, Arc<disk::Counters>)]) {
+    type Kinds = [(&'static str, fn(&disk::Counters) -> &Counter)];
+    let requests: &Kinds = &[
+        ("read", |disk| &disk.reads),
+        ("write", |disk| &disk.writes),
+        ("flush", |disk| &disk.flushes),
+        ("discard", |disk| &disk.discards),
+    ];
+    let bytes: &Kinds = &[
+        ("read", |disk| &disk.read_bytes),
+        ("write", |disk| &disk.written_bytes),
+        ("discard", |disk| &disk.discarded_bytes),
+    ];
+    for (name, help, kinds) in [
+        (
+            "disk_requests_total",
+            "Requests of the guest to its disks, by kind.",
+            requests,
+        ),
+        (
+            "disk_bytes_total",
+            "Bytes of those that were done, by kind.",
+            bytes,
+        ),
+    ] {
+        page.metric(name, "counter", help);
+        for (disk, counters) in disks {
+            for (kind, counter) in kinds {
+                let labels = [("disk", disk.as_str()), ("kind", kind)];
+                page.sample(name, &labels, counter(counters).get());
+            }
+        }
+    }
+    page.metric(
+        "disk_errors_total",
+        "counter",
+        "Requests of the guest to its disks that failed.",
+    );
+    for (disk, counters) in disks {
+        page.sample(
+            "disk_errors_total",
+            &[("disk", disk)],
+            counters.errors.get(),
+        );
+    }
+}
+
 fn own(running: &Running) -> String {
     let status = running.status();
     let mut page = Page::new("peapod_");
@@ -100,6 +149,7 @@ fn own(running: &Running) -> String {
     if let Some(figures) = &status.balloon {
         balloon(&mut page, figures);
     }
+    disks(&mut page, &running.disks);
     page.metric(
         "vcpu_exits_total",
         "counter",

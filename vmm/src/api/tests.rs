@@ -61,6 +61,7 @@ fn vm() -> Vm {
         console: Console::default(),
         network: Some(engine.control()),
         balloon: Some(Balloon::new(1 << 30).unwrap().control()),
+        disks: vec![("root".to_owned(), Arc::default())],
         resident: Resident::open().unwrap(),
         complaints: vec![Complaints::new("block", "root")],
         exits: Arc::default(),
@@ -306,6 +307,8 @@ fn probes_tell_why_a_vm_is_not_ready_and_metrics_are_text() {
         "peapod_vcpus 2",
         "peapod_net_flows 0",
         "peapod_balloon_actual_bytes 1073741824",
+        "peapod_disk_requests_total{disk=\"root\",kind=\"read\"} 0",
+        "peapod_disk_bytes_total{disk=\"root\",kind=\"write\"} 0",
         "peapod_device_malformed_total{device=\"block\",name=\"root\"} 1",
         "peapod_device_broken_total{device=\"block\",name=\"root\"} 0",
     ] {

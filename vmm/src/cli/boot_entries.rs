@@ -35,6 +35,7 @@ pub enum Error {
 /// Looks at the disk.
 pub fn find(args: &Args) -> Result<Disk, Error> {
     let disk = PlannedDisk {
+        limits: Default::default(),
         name: args.disk.display().to_string(),
         backing: Backing::File(args.disk.clone(), args.format),
         readonly: true,

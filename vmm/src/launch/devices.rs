@@ -20,6 +20,8 @@ use crate::devices::pvpanic::PvPanic;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::block::counters::Counters;
+use crate::devices::virtio::block::limit::Limiter;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_LEN, PciTransport, SharedVirtio};
@@ -71,6 +73,8 @@ pub struct Parts {
     pub network: Option<Control>,
     /// Its balloon, if it has one.
     pub balloon: Option<balloon::Control>,
+    /// What is done with its disks, by name.
+    pub disks: Vec<(String, Arc<Counters>)>,
     /// All that virtio has.
     pub devices: Vec<Plugged>,
 }
@@ -106,11 +110,15 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         .map_err(|error| Error::Vsock(plan.state_dir.clone(), error))?;
     devices.push(Plugged::new(VSOCK_SLOT, ("vsock", ""), vsock));
     devices.push(Plugged::new(RNG_SLOT, ("rng", ""), Rng::default()));
+    let mut counted = Vec::new();
     for (slot, disk) in (FIRST_DISK_SLOT..).zip(&plan.disks) {
         let serial = disk.serial.clone().unwrap_or_default();
         let open = disks::open(disk, &plan.backing_dirs, &plan.state_dir)?;
         let name = ("block", disk.name.as_str());
-        devices.push(Plugged::new(slot, name, Block::new(open, &serial)));
+        let limiter = Limiter::new(disk.limits).map_err(Error::Device)?;
+        let block = Block::new(open, &serial, limiter);
+        counted.push((disk.name.clone(), block.counters()));
+        devices.push(Plugged::new(slot, name, block));
     }
     let balloon = plan
         .machine
@@ -122,6 +130,7 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
     Ok(Parts {
         network,
         balloon: control,
+        disks: counted,
         devices,
     })
 }

@@ -247,7 +247,11 @@ pub fn thread(kind: Kind) -> Filter {
     match kind {
         // Setting a device up makes and watches its descriptors.
         Kind::Vcpu => any.allow(WAIT).ioctls(VCPU_IOCTLS),
-        Kind::Block => any.allow(WAIT).allow(FILE),
+        // A limited disk sets its timer, which is there.
+        Kind::Block => any
+            .allow(WAIT)
+            .allow(FILE)
+            .allow(&[libc::SYS_timerfd_settime]),
         // It waits for a lock's sake only, and tells the process what SIGTERM would.
         Kind::Watchdog => any,
         // Memory goes back by madvise, which any thread may call.

@@ -110,7 +110,7 @@ fn block() -> Case {
             driver.memory.read_slice(&mut sector, at).unwrap();
             sector[..512] == [7; 512] && sector[512] == 0
         }),
-        ..case("block", Block::new(Box::new(disk), "serial"))
+        ..case("block", Block::new(Box::new(disk), "serial", None))
     }
 }
 

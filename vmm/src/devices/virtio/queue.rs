@@ -14,6 +14,18 @@ impl ActiveQueue {
         &mut self,
         memory: &GuestMemory,
         trouble: &Trouble,
+        serve: impl FnMut(Chain<'_>) -> Result<u32, BadChain>,
+    ) {
+        self.serve_while(memory, trouble, || true, serve);
+    }
+
+    /// The same as long as `more` says, which is asked before each chain. Where it says no, the rest
+    /// waits for the next call.
+    pub fn serve_while(
+        &mut self,
+        memory: &GuestMemory,
+        trouble: &Trouble,
+        mut more: impl FnMut() -> bool,
         mut serve: impl FnMut(Chain<'_>) -> Result<u32, BadChain>,
     ) {
         // The kick is taken before the ring is read, so that none is missed.
@@ -27,7 +39,7 @@ impl ActiveQueue {
                 0
             })
         };
-        if let Err(error) = self.turn(memory, &mut each) {
+        if let Err(error) = self.turn(memory, &mut more, &mut each) {
             trouble.broke(&error);
         }
     }
@@ -37,15 +49,21 @@ impl ActiveQueue {
     fn turn(
         &mut self,
         memory: &GuestMemory,
+        more: &mut dyn FnMut() -> bool,
         serve: &mut dyn FnMut(Chain<'_>) -> u32,
     ) -> Result<(), QueueError> {
         let mut left = self.queue.size();
-        let mut used = false;
+        let (mut used, mut going) = (false, true);
         loop {
             self.queue.disable_notification(memory)?;
-            while left > 0
-                && let Some(chain) = next(&mut self.queue, memory)?
-            {
+            while left > 0 {
+                going = more();
+                if !going {
+                    break;
+                }
+                let Some(chain) = next(&mut self.queue, memory)? else {
+                    break;
+                };
                 let head = chain.head_index();
                 let written = serve(chain);
                 self.queue.add_used(memory, head, written)?;
@@ -56,7 +74,7 @@ impl ActiveQueue {
                 self.come_back();
                 break;
             }
-            if !self.queue.enable_notification(memory)? {
+            if !going || !self.queue.enable_notification(memory)? {
                 break;
             }
         }

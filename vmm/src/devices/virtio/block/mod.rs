@@ -1,13 +1,18 @@
 //! The block device (virtio 1.2, section 5.2).
 
+pub mod counters;
 pub mod cow;
 pub mod disk;
+pub mod limit;
 mod lock;
 pub mod qcow2;
 mod request;
 
+use std::cell::RefCell;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
@@ -17,11 +22,14 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
+use super::queue::Chain;
 use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
 use crate::sandbox::Kind;
+use counters::Counters;
 use disk::{Disk, SECTOR};
+use limit::Limiter;
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, SERIAL};
 
 const ID: u16 = 2;
@@ -30,20 +38,30 @@ const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
 /// Data buffers of a request: what is left of a ring beside header and status.
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const CONFIG: usize = 60;
+const REQUESTS: u64 = 0;
+const TIMER: u64 = 1;
 
 /// A block device round a disk, which it keeps across a guest's resets.
 pub struct Block {
     /// `None` while the worker has it.
-    disk: Option<Box<dyn Disk>>,
+    storage: Option<Storage>,
     worker: Option<Worker<BlockJob>>,
     features: u64,
     config: [u8; CONFIG],
     serial: [u8; SERIAL],
+    counters: Arc<Counters>,
+}
+
+/// A disk, and what it is held to.
+struct Storage {
+    disk: Box<dyn Disk>,
+    limiter: Option<RefCell<Limiter>>,
 }
 
 impl Block {
-    /// A device for `disk` that tells `serial`, of which the guest sees the first 20 bytes.
-    pub fn new(disk: Box<dyn Disk>, serial: &str) -> Self {
+    /// A device for `disk` that tells `serial`, of which the guest sees the first 20 bytes; held to
+    /// what `limiter` says.
+    pub fn new(disk: Box<dyn Disk>, serial: &str, limiter: Option<Limiter>) -> Self {
         let mut features = 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -61,12 +79,21 @@ impl Block {
             .for_each(|(byte, new)| *byte = new);
         let config = config(disk.size() / SECTOR);
         Self {
-            disk: Some(disk),
+            storage: Some(Storage {
+                disk,
+                limiter: limiter.map(RefCell::new),
+            }),
             worker: None,
             features,
             config,
             serial: id,
+            counters: Arc::default(),
         }
+    }
+
+    /// What its guest has had done.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
     }
 
     /// What is to be done with the queues; nothing where the driver left them disabled.
@@ -74,14 +101,15 @@ impl Block {
         let Some(Some(queue)) = activation.queues.into_iter().next() else {
             return Ok(None);
         };
-        let Some(disk) = self.disk.take() else {
+        let Some(storage) = self.storage.take() else {
             return Err(io::Error::other("the disk was lost when its worker failed"));
         };
         Ok(Some(BlockJob {
             queue,
             memory: activation.memory,
-            disk,
+            storage,
             serial: self.serial,
+            counters: self.counters.clone(),
             trouble: activation.trouble,
         }))
     }
@@ -129,7 +157,7 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         if let Some(job) = self.job(activation)? {
-            let watched = [(job.queue.kick.as_raw_fd(), 0)];
+            let watched = job.watched();
             self.worker = Some(Worker::spawn(Kind::Block, &watched, job)?);
         }
         Ok(())
@@ -137,7 +165,7 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         if let Some(job) = self.worker.take().and_then(Worker::stop) {
-            self.disk = Some(job.disk);
+            self.storage = Some(job.storage);
         }
     }
 }
@@ -146,17 +174,41 @@ impl VirtioDevice for Block {
 pub struct BlockJob {
     queue: ActiveQueue,
     memory: GuestMemory,
-    disk: Box<dyn Disk>,
+    storage: Storage,
     serial: [u8; SERIAL],
+    counters: Arc<Counters>,
     trouble: Trouble,
 }
 
+impl BlockJob {
+    fn watched(&self) -> Vec<(RawFd, u64)> {
+        let mut watched = vec![(self.queue.kick.as_raw_fd(), REQUESTS)];
+        let limiter = self.storage.limiter.as_ref();
+        watched.extend(limiter.map(|limiter| (limiter.borrow().descriptor(), TIMER)));
+        watched
+    }
+}
+
 impl Job for BlockJob {
-    fn ready(&mut self, _: u64, _: EventSet) {
-        let (disk, serial) = (&mut *self.disk, &self.serial);
-        self.queue.serve(&self.memory, &self.trouble, |chain| {
-            request::execute(chain, disk, serial)
-        });
+    fn ready(&mut self, token: u64, _: EventSet) {
+        let Storage { disk, limiter } = &mut self.storage;
+        let (disk, limiter) = (&mut **disk, limiter.as_ref());
+        if let (TIMER, Some(limiter)) = (token, limiter) {
+            limiter.borrow_mut().heard();
+        }
+        let allowed = || limiter.is_none_or(|it| it.borrow_mut().allows(Instant::now()));
+        let (serial, counters) = (&self.serial, &*self.counters);
+        let execute = |chain: Chain<'_>| {
+            let before = counters.moved();
+            let written = request::execute(chain, disk, serial, counters);
+            if let Some(limiter) = limiter {
+                let moved = counters.moved() - before;
+                limiter.borrow_mut().spend(moved, Instant::now());
+            }
+            written
+        };
+        self.queue
+            .serve_while(&self.memory, &self.trouble, allowed, execute);
     }
 }
 

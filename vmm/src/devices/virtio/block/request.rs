@@ -9,6 +9,7 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, VolatileMemoryError, VolatileSlice};
 
+use super::counters::Counters;
 use super::disk::{Disk, SECTOR};
 use crate::devices::virtio::buffers;
 use crate::devices::virtio::queue::{BadChain, Chain};
@@ -50,11 +51,12 @@ pub fn execute(
     chain: Chain<'_>,
     disk: &mut dyn Disk,
     serial: &[u8; SERIAL],
+    counters: &Counters,
 ) -> Result<u32, BadChain> {
     let (from, mut to) = buffers::gather(&chain)?;
     let status_byte = take_last(&mut to).ok_or(BadChain)?;
     let room = buffers::len(&to);
-    let (status, written) = match carry_out(from, &to, disk, serial) {
+    let (status, written) = match carry_out(from, &to, disk, serial, counters) {
         Ok(written) => (VIRTIO_BLK_S_OK, written),
         Err(Failure::Io(error)) => {
             tracing::debug!("block: {error}");
@@ -63,6 +65,9 @@ pub fn execute(
         Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
         Err(Failure::Malformed) => (VIRTIO_BLK_S_IOERR, 0),
     };
+    if status != VIRTIO_BLK_S_OK {
+        counters.errors.add();
+    }
     // The slice has one byte, checked when it was cut.
     let _ = status_byte.write_obj(status as u8, 0);
     // The status lies behind all of the data's room, whether or not that was filled.
@@ -88,29 +93,36 @@ fn carry_out(
     to: &[VolatileSlice<'_>],
     disk: &mut dyn Disk,
     serial: &[u8; SERIAL],
+    counters: &Counters,
 ) -> Result<usize, Failure> {
     let [k0, k1, k2, k3, _, _, _, _, sector @ ..] =
         buffers::take::<HEADER>(&mut from).ok_or(Failure::Malformed)?;
     let sector = u64::from_le_bytes(sector);
     match u32::from_le_bytes([k0, k1, k2, k3]) {
         VIRTIO_BLK_T_IN => {
+            counters.reads.add();
             let mut at = place(disk, sector, to)?;
             for slice in to {
                 disk.read(slice, at)?;
                 at += slice.len() as u64;
             }
-            Ok(buffers::len(to))
+            let len = buffers::len(to);
+            counters.read_bytes.add_many(len as u64);
+            Ok(len)
         }
         VIRTIO_BLK_T_OUT => {
+            counters.writes.add();
             writable(disk)?;
             let mut at = place(disk, sector, &from)?;
             for slice in &from {
                 disk.write(slice, at)?;
                 at += slice.len() as u64;
             }
+            counters.written_bytes.add_many(buffers::len(&from) as u64);
             Ok(0)
         }
         VIRTIO_BLK_T_FLUSH => {
+            counters.flushes.add();
             disk.flush()?;
             Ok(0)
         }
@@ -123,8 +135,8 @@ fn carry_out(
             }
             Ok(SERIAL - rest.len())
         }
-        VIRTIO_BLK_T_DISCARD => ranges(&mut from, disk, true),
-        VIRTIO_BLK_T_WRITE_ZEROES => ranges(&mut from, disk, false),
+        VIRTIO_BLK_T_DISCARD => ranges(&mut from, disk, true, counters),
+        VIRTIO_BLK_T_WRITE_ZEROES => ranges(&mut from, disk, false, counters),
         _ => Err(Failure::Unsupported),
     }
 }
@@ -160,7 +172,9 @@ fn ranges(
     from: &mut Vec<VolatileSlice<'_>>,
     disk: &mut dyn Disk,
     discard: bool,
+    counters: &Counters,
 ) -> Result<usize, Failure> {
+    counters.discards.add();
     writable(disk)?;
     let mut count = 0;
     while !from.is_empty() {
@@ -180,6 +194,7 @@ fn ranges(
         let at = check(disk, u64::from_le_bytes(sector), len)?;
         if len > 0 {
             disk.zero(at, len, discard || flags & FLAG_UNMAP != 0)?;
+            counters.discarded_bytes.add_many(len);
         }
     }
     Ok(0)

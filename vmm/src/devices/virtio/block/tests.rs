@@ -56,7 +56,8 @@ fn chain(memory: &GuestMemory, disk: &mut dyn Disk, descriptors: &[RawDescriptor
     mock.build_desc_chain(descriptors).unwrap();
     let mut queue: Queue = mock.create_queue().unwrap();
     let chain = queue.pop_descriptor_chain(memory).unwrap();
-    request::execute(chain, disk, b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap_or(0)
+    let (serial, counters) = (b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0", Counters::default());
+    request::execute(chain, disk, serial, &counters).unwrap_or(0)
 }
 
 fn status(memory: &GuestMemory) -> u8 {
@@ -229,6 +230,59 @@ fn a_truncated_or_missing_image_is_named() {
         missing.starts_with("disk /nowhere.img: No such file"),
         "{missing}"
     );
+}
+
+/// The device under a driver that writes a MiB, a request of 4 KiB after the other, then flushes
+/// and asks for what is not there.
+fn write_a_mib(limits: limit::Limits) -> (std::time::Duration, Arc<Counters>) {
+    use crate::devices::virtio::testing::{BUFFERS, Driver};
+    const LEN: u32 = 4096;
+    let directory = tempfile::tempdir().unwrap();
+    let disk = RawDisk::empty(1 << 20, directory.path()).unwrap();
+    let limiter = limit::Limiter::new(limits).unwrap();
+    let block = Block::new(Box::new(disk), "", limiter);
+    let counters = block.counters();
+    let mut driver = Driver::new(Arc::new(std::sync::Mutex::new(block)));
+    driver.start();
+    let start = Instant::now();
+    let mut ask = |kind: u32, sector: u64, data: &[(u64, u32, u16)]| {
+        let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        let at = GuestAddress(BUFFERS);
+        driver.memory.write_slice(&header, at).unwrap();
+        let mut buffers = vec![(BUFFERS, 16, 0)];
+        buffers.extend(data);
+        buffers.push((BUFFERS + 0x100, 1, WRITE));
+        let used = driver.used(0);
+        driver.request(0, 0, &buffers);
+        driver.kick(0);
+        driver.wait("the disk", |driver| driver.used(0) != used);
+    };
+    for sector in (0..2048).step_by(8) {
+        ask(1, sector, &[(BUFFERS + 0x1000, LEN, 0)]);
+    }
+    ask(4, 0, &[]);
+    ask(0, 2048, &[(BUFFERS + 0x1000, LEN, WRITE)]);
+    (start.elapsed(), counters)
+}
+
+#[test]
+fn what_a_guest_has_done_is_counted() {
+    let (_, counters) = write_a_mib(limit::Limits::default());
+    let ops = [&counters.writes, &counters.flushes, &counters.reads];
+    assert_eq!(ops.map(netdev::counters::Counter::get), [256, 1, 1]);
+    assert_eq!(counters.written_bytes.get(), 1 << 20);
+    assert_eq!((counters.errors.get(), counters.moved()), (1, 1 << 20));
+}
+
+#[test]
+fn a_disk_is_held_to_its_limits_and_loses_no_request() {
+    let limits = [(Some(1 << 20), None), (None, Some(256))];
+    for (bytes, requests) in limits {
+        let (took, counters) = write_a_mib(limit::Limits { bytes, requests });
+        assert_eq!(counters.writes.get(), 256);
+        // A second's worth, a tenth of which goes at once.
+        assert!(took.as_millis() >= 850, "{took:?}");
+    }
 }
 
 proptest! {
