@@ -14,6 +14,7 @@ pub mod network;
 pub mod ports;
 pub mod power;
 pub mod protocol;
+pub mod qga;
 pub mod seed;
 pub mod service;
 pub mod session;

@@ -86,14 +86,30 @@ fn mounted() -> Vec<String> {
     places
 }
 
-/// Asks the root's own init to power off.
-pub fn ask_init() -> io::Result<()> {
-    let systemd = children::spawn(Command::new("systemctl").args(["--no-block", "poweroff"]));
+/// Asks whoever is process 1 to end the machine.
+pub fn ask(end: End) -> io::Result<()> {
+    match std::process::id() {
+        1 => {
+            // Its other thread does it.
+            ask_process_one(end);
+            Ok(())
+        }
+        _ => ask_init(end),
+    }
+}
+
+/// Asks the root's own init.
+fn ask_init(end: End) -> io::Result<()> {
+    let word = match end {
+        End::PowerOff => "poweroff",
+        End::Reboot => "reboot",
+    };
+    let systemd = children::spawn(Command::new("systemctl").args(["--no-block", word]));
     let (name, child) = match systemd {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            ("poweroff", children::spawn(&mut Command::new("poweroff"))?)
+            (word, children::spawn(&mut Command::new(word))?)
         }
-        child => ("systemctl poweroff", child?),
+        child => ("systemctl", child?),
     };
     match children::failure(child.wait()) {
         None => Ok(()),

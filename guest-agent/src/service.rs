@@ -10,7 +10,7 @@ use std::thread;
 use crate::protocol::Role;
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, cli, ports, session, userdata};
+use crate::{children, cli, ports, qga, session, userdata};
 
 /// Below /run, which survives the switch to the root.
 const PROGRAM: &str = "peapod/agent";
@@ -88,6 +88,7 @@ pub fn run() -> ExitCode {
     let signals = Signals::block(&[libc::SIGCHLD]);
     let voice = Voice::start(Role::Service);
     session::serve();
+    qga::serve();
     ports::watch(&voice);
     thread::spawn(move || set_up(&voice));
     loop {

@@ -19,6 +19,7 @@ mod life;
 mod lifecycle;
 mod memory;
 mod network;
+mod qga;
 mod refused;
 mod shared;
 mod soak;
@@ -26,6 +27,7 @@ mod systemd;
 mod vhost_user;
 mod watchdog;
 
+use std::process::Child;
 use std::time::Duration;
 
 /// How long a guest may take to boot. In the lab a second is worth a tenth of one.
@@ -33,3 +35,14 @@ const BOOT: Duration = Duration::from_secs(180);
 
 /// How long a booted guest may take for something small.
 const SOON: Duration = Duration::from_secs(60);
+
+/// A process that is killed in the end.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,27 +1,17 @@
 //! `peapod-net --vhost-user` under Debian's stock QEMU.
 
 use std::fs::File;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use peapod_tests::{Boot, Guest, peapod_net};
 
-use super::{BOOT, SOON};
+use super::{BOOT, Killed, SOON};
 use crate::network::outside;
 
 const MEMORY_MIB: u64 = 512;
 /// The shared VM has the guest's own.
 const PUBLISHED: u16 = 9199;
-
-/// A process that is killed in the end.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn qemu_s_guest_has_the_same_network() {

@@ -23,7 +23,7 @@ use crate::power::{self, End};
 use crate::protocol::{Role, StageState};
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, ports, say, service, session};
+use crate::{children, ports, qga, say, service, session};
 use cmdline::CommandLine;
 
 /// What signals process 1 gets, and from whom.
@@ -179,6 +179,7 @@ fn become_init(voice: &Voice, names: Option<&Names>) -> io::Result<()> {
     {
         voice.failed("network", &error.to_string());
     }
+    qga::serve();
     ports::watch(voice);
     service::set_up(voice);
     Ok(())

@@ -19,7 +19,15 @@ use super::Line;
 use crate::children;
 use crate::protocol::{self, Exec, Kind, Reply, Request, Size, stream};
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What every program has in its environment.
+pub const ENVIRONMENT: [(&str, &str); 3] = [
+    (
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    ),
+    ("HOME", "/root"),
+    ("LANG", "C.UTF-8"),
+];
 /// How long the output of a program that has ended may come late. What it left in the background
 /// may hold its end of the pipe for ever.
 const LATE: Timespec = Timespec {
@@ -141,7 +149,7 @@ fn start(exec: &Exec, line: &Line) -> io::Result<Started> {
         .args(arguments)
         .current_dir(exec.cwd.as_deref().unwrap_or("/"))
         .env_clear()
-        .envs([("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")])
+        .envs(ENVIRONMENT)
         .envs(&exec.env);
     // SAFETY: signal() between fork and exec is safe (signal-safety(7)) and touches no memory.
     unsafe {

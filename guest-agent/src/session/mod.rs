@@ -16,6 +16,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::protocol::{self, Frame, Kind, Reply, Request};
 use crate::say;
+pub use exec::ENVIRONMENT;
 
 /// The VMM's address (vsock(7), `VMADDR_CID_HOST`).
 const HOST: u32 = 2;

@@ -199,7 +199,7 @@ impl Voice {
     fn answer(&self, frame: &Frame) -> Option<Reply> {
         let reply = match serde_json::from_slice(&frame.payload) {
             Ok(Request::Ping) => Reply::Ok,
-            Ok(Request::PowerOff) => match self.power_off() {
+            Ok(Request::PowerOff) => match power_off() {
                 Ok(()) => Reply::Ok,
                 Err(error) => Reply::Error(format!("cannot power off: {error}")),
             },
@@ -233,20 +233,12 @@ impl Voice {
         });
         None
     }
+}
 
-    fn power_off(&self) -> io::Result<()> {
-        // Nothing could end that waits for its disk.
-        freeze::thaw();
-        let role = self.state().role;
-        if role == Role::Service {
-            return power::ask_init();
-        }
-        // Process 1's other thread does it.
-        Ok(rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::USR2,
-        )?)
-    }
+fn power_off() -> io::Result<()> {
+    // Nothing could end that waits for its disk.
+    freeze::thaw();
+    power::ask(End::PowerOff)
 }
 
 fn hello(role: Role) -> Event {
