@@ -64,6 +64,24 @@ impl Balloon {
     pub fn control(&self) -> Control {
         Control::new(self.shared.clone())
     }
+
+    /// What is to be done with the queues.
+    pub fn job(&self, activation: Activation) -> BalloonJob {
+        let has = |bit: u32| activation.features & 1 << bit != 0;
+        let mut queues = activation.queues.into_iter();
+        let mut queue = |there: bool| queues.next_if_there(there);
+        BalloonJob {
+            inflate: queue(true),
+            deflate: queue(true),
+            stats: queue(has(VIRTIO_BALLOON_F_STATS_VQ)),
+            report: queue(has(VIRTIO_BALLOON_F_REPORTING)),
+            held: None,
+            poisoned: has(VIRTIO_BALLOON_F_PAGE_POISON),
+            memory: activation.memory,
+            shared: self.shared.clone(),
+            trouble: activation.trouble,
+        }
+    }
 }
 
 impl VirtioDevice for Balloon {
@@ -101,23 +119,11 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let has = |bit: u32| activation.features & 1 << bit != 0;
-        let mut queues = activation.queues.into_iter();
-        let mut queue = |there: bool| queues.next_if_there(there);
-        let job = BalloonJob {
-            inflate: queue(true),
-            deflate: queue(true),
-            stats: queue(has(VIRTIO_BALLOON_F_STATS_VQ)),
-            report: queue(has(VIRTIO_BALLOON_F_REPORTING)),
-            held: None,
-            poisoned: has(VIRTIO_BALLOON_F_PAGE_POISON),
-            memory: activation.memory,
-            shared: self.shared.clone(),
-            trouble: activation.trouble,
-        };
+        let interrupt = activation.config_interrupt.clone();
+        let job = self.job(activation);
         let watched = job.watched();
         self.worker = Some(Worker::spawn(Kind::Balloon, &watched, job)?);
-        self.shared.attach(activation.config_interrupt);
+        self.shared.attach(interrupt);
         Ok(())
     }
 
@@ -139,7 +145,7 @@ impl<I: Iterator<Item = Option<ActiveQueue>>> NextIfThere for I {
 }
 
 /// The balloon's queues, served.
-struct BalloonJob {
+pub struct BalloonJob {
     inflate: Option<ActiveQueue>,
     deflate: Option<ActiveQueue>,
     stats: Option<ActiveQueue>,
@@ -154,7 +160,8 @@ struct BalloonJob {
 }
 
 impl BalloonJob {
-    fn watched(&self) -> Vec<(RawFd, u64)> {
+    /// What it has to hear of, each with its token.
+    pub fn watched(&self) -> Vec<(RawFd, u64)> {
         let queues = [
             (&self.inflate, INFLATE),
             (&self.deflate, DEFLATE),
