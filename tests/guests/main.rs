@@ -15,6 +15,7 @@ mod compute;
 mod details;
 mod disks;
 mod exec;
+mod handler;
 mod life;
 mod lifecycle;
 mod memory;

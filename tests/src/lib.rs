@@ -16,6 +16,7 @@ pub mod bench;
 mod boot;
 mod container;
 mod guest;
+pub mod handler;
 pub mod harness;
 mod manifest;
 pub mod mesh;

@@ -1,6 +1,8 @@
 //! Where a pod of KubeVirt's has what its compute container looks for. Whoever makes a pod and
 //! whoever runs in one have to agree.
 
+/// What virt-handler shares with a pod.
+pub const SHARE: &str = "/var/run/kubevirt";
 /// Container images under their volumes' names, or their disks as `disk_<index>.img`.
 pub const CONTAINER_DISKS: &str = "/var/run/kubevirt/container-disks";
 /// In that, the image of `firmware.kernelBoot`.

@@ -10,13 +10,17 @@ use std::time::Instant;
 use netdev::forward::ForwardError;
 use netdev::socket::Listener;
 
+use crate::agent::program::Programs;
 use crate::agent::{Agent, Follower};
+use crate::api::door::Door;
 use crate::api::{self, Api};
 use crate::boot::smbios::{Chassis, Identity};
 use crate::console::Console;
 use crate::devices::bus::WindowError;
 use crate::devices::virtio::block::disk::DiskError;
+use crate::devices::virtio::vsock;
 use crate::devices::watchdog::Fired;
+use crate::domain::Domain;
 use crate::machine::{Config, Machine, MachineError};
 use crate::plan::{Outcome, Plan};
 use crate::power::{self, Power};
@@ -30,7 +34,7 @@ mod sockets;
 mod stop;
 
 use devices::Parts;
-pub use stop::Stopper;
+pub use stop::{Stopper, block_signals, signals};
 
 /// Lines of the console that are shown when the guest's kernel has panicked.
 const LAST_LINES: usize = 60;
@@ -102,17 +106,21 @@ impl Error {
 }
 
 /// Starts the machine and stays with it until it has ended for good.
-pub fn launch(plan: Plan) -> Result<Outcome, Error> {
-    let result = start(&plan);
+/// A door that is open already lets virt-handler ask about it.
+pub fn launch(plan: Plan, mut door: Option<Door>) -> Result<Outcome, Error> {
+    let result = start(&plan, door.as_mut());
+    if let Some(door) = door {
+        door.close(result.as_ref().map_err(ToString::to_string));
+    }
     if let Err(error) = sockets::remove(&plan.state_dir) {
         tracing::warn!("cannot tidy {}: {error}", plan.state_dir.display());
     }
     result
 }
 
-fn start(plan: &Plan) -> Result<Outcome, Error> {
+fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     netdev::process::raise_descriptor_limit();
-    stop::block_signals().map_err(Error::Signals)?;
+    block_signals().map_err(Error::Signals)?;
     let (agent, streams) = Agent::new();
     let config = Config {
         vcpus: plan.machine.vcpus,
@@ -180,6 +188,12 @@ fn start(plan: &Plan) -> Result<Outcome, Error> {
     let console = console.as_ref().map(Listener::get);
     let fired = Fired::default();
     let _api = Api::start(running.clone(), socket.get(), probes, console).map_err(Error::Api)?;
+    if let Some(door) = door {
+        let domain = Domain::of(plan, door.uid());
+        let asked = Programs::at(plan.state_dir.join(vsock::SOCKET));
+        let served = door.serve(running.clone(), domain, asked);
+        served.map_err(Error::Api)?;
+    }
     loop {
         let power = Power::default();
         agent.watch(power.clone());

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod api;
 pub mod boot;
+pub mod changes;
 pub mod checks;
 pub mod cli;
 pub mod console;
@@ -10,6 +11,7 @@ pub mod containerdisk;
 pub mod devices;
 pub mod disks;
 pub mod doctor;
+pub mod domain;
 pub mod host;
 pub mod kubevirt;
 pub mod launch;

@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Parser;
+use peapod::api::door::Door;
 use peapod::cli::{self, Cli, Command, complain, status, vms};
+use peapod::plan::Plan;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::called_as(std::env::args_os()));
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
 fn run(args: &cli::run::Args) -> u8 {
     match cli::run::prepare(args) {
         Ok(_) if args.dry_run => status::OK,
-        Ok(plan) => carry_out(plan).0,
+        Ok(plan) => carry_out(plan, None).0,
         Err(e) => {
             complain(&e);
             status::BAD_INPUT
@@ -64,7 +66,8 @@ fn launch(args: &cli::launch::Args) -> u8 {
     cli::launch::reap_orphans();
     let last = cli::launch::LastWord::at(&args.termination_log);
     let (status, why) = match cli::launch::prepare(args) {
-        Ok(plan) => carry_out(plan),
+        Ok(Some((plan, door))) => carry_out(plan, door),
+        Ok(None) => (status::OK, "stopped before there was a VMI".to_owned()),
         Err(e) => {
             complain(&e);
             (status::BAD_INPUT, e.to_string())
@@ -76,8 +79,8 @@ fn launch(args: &cli::launch::Args) -> u8 {
 }
 
 /// Runs a VM to its end: the status for that, and the reason in words.
-fn carry_out(plan: peapod::plan::Plan) -> (u8, String) {
-    match peapod::launch::launch(plan) {
+fn carry_out(plan: Plan, door: Option<Door>) -> (u8, String) {
+    match peapod::launch::launch(plan, door) {
         Ok(outcome) => {
             if outcome.is_failure() {
                 complain(&outcome);

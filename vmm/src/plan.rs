@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use netdev::config::{Forward, Transport};
 use netdev::options::Options;
 use netdev::publish::Publish;
+use netdev::wire::Mac;
+use sha2::{Digest, Sha256};
 
 use crate::boot::initramfs::Initramfs;
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::limit::Limits;
 use crate::registry::Entry;
-use crate::vmi::{Machine, Protocol};
+use crate::vmi::{Interface, Machine, Protocol};
 
 /// Everything that `launch` needs.
 #[derive(Debug)]
@@ -59,6 +61,21 @@ pub struct Plan {
     /// By which the VM is found while the plan lives; a state directory that is the entry goes
     /// with it.
     pub entry: Option<Entry>,
+}
+
+impl Plan {
+    /// The MAC address of the guest's card: the manifest's, or one that a VM keeps, locally
+    /// administered, from its identifier.
+    pub fn mac(&self, interface: &Interface) -> Mac {
+        interface.mac.unwrap_or_else(|| {
+            let mut mac = [2, 0, 0, 0, 0, 0];
+            mac.iter_mut()
+                .skip(1)
+                .zip(Sha256::digest(&self.machine.uuid))
+                .for_each(|(byte, new)| *byte = new);
+            mac
+        })
+    }
 }
 
 /// What is made for others to find, where somebody has said so.

@@ -7,13 +7,14 @@ use netdev::control::Control;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, Agent};
+use crate::changes::Changes;
 use crate::console::Console;
 use crate::devices::virtio::balloon::{self, Figures};
 use crate::devices::virtio::block::counters::Counters;
 use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
 use crate::machine::vcpu::Exits;
-use crate::power::Power;
+use crate::power::{self, Power};
 use crate::resident::Resident;
 
 /// A running VM's parts, each of which any thread may use.
@@ -110,6 +111,12 @@ impl Running {
     /// The guest was reset, and is another machine now; what was paused is not any more.
     pub fn watch(&self, power: Power) {
         *self.power.lock().unwrap_or_else(PoisonError::into_inner) = power;
+        self.changes().tell();
+    }
+
+    /// That something about it has changed.
+    pub fn changes(&self) -> &Changes {
+        self.agent.changes()
     }
 
     /// What it is and how it is.
@@ -181,6 +188,7 @@ impl Running {
             return Err("the VM is stopping");
         }
         self.power().pause();
+        self.changes().tell();
         Ok(())
     }
 
@@ -188,6 +196,16 @@ impl Running {
     pub fn resume(&self) {
         self.power().resume();
         self.agent.set_clock();
+        self.changes().tell();
+    }
+
+    /// Resets the machine, as its button would. Fails where the VM is ending.
+    pub fn reset(&self) -> Result<(), &'static str> {
+        if self.stopper.is_stopping() {
+            return Err("the VM is stopping");
+        }
+        self.power().end(power::Outcome::Reset);
+        Ok(())
     }
 
     /// Powers the guest off, by force after `grace`, or the manifest's grace period.

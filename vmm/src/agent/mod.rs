@@ -3,6 +3,7 @@
 
 mod ask;
 mod follow;
+pub mod program;
 pub mod session;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use ask::{PATIENCE, Unanswered, answered};
 pub use follow::Follower;
 
+use crate::changes::Changes;
 use crate::power::{self, Power};
 use crate::sandbox;
 
@@ -73,6 +75,7 @@ struct Shared {
     /// Asked with no lock on the state: it waits for the network's next turn.
     follower: Mutex<Option<Follower>>,
     streams: SyncSender<UnixStream>,
+    changes: Changes,
 }
 
 #[derive(Default)]
@@ -102,6 +105,7 @@ impl Agent {
             state: Mutex::default(),
             follower: Mutex::default(),
             streams,
+            changes: Changes::default(),
         }));
         (agent, Streams(incoming))
     }
@@ -159,6 +163,11 @@ impl Agent {
         self.state().status.clone()
     }
 
+    /// Of the VM, that its agent has come, gone or got ready among them.
+    pub fn changes(&self) -> &Changes {
+        &self.0.changes
+    }
+
     /// Asks the guest to power itself off: now, or when its agent has come.
     pub fn power_off(&self) {
         let mut state = self.state();
@@ -211,6 +220,8 @@ impl Agent {
                 machine: state.machine.take(),
                 ..State::default()
             };
+            drop(state);
+            self.0.changes.tell();
         }
     }
 
@@ -264,6 +275,8 @@ impl Agent {
                 if state.power_off {
                     ask(&mut state, &Request::PowerOff);
                 }
+                drop(state);
+                self.0.changes.tell();
             }
             Event::Stage {
                 name,
@@ -293,6 +306,7 @@ impl Agent {
                 state.status.outcome = Some(outcome);
                 state.status.ready_ms = Some(uptime_ms);
                 drop(state);
+                self.0.changes.tell();
                 let seconds = uptime_ms as f64 / 1000.0;
                 match outcome {
                     Outcome::Degraded => {

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_agent::protocol::{self, Frame, FrameError, Kind, Reply, Request, stream};
 
@@ -34,6 +34,9 @@ pub enum Error {
     /// It spoke otherwise than it should.
     #[error("the guest's agent: {0}")]
     Frame(#[from] FrameError),
+    /// It takes too long.
+    #[error("the guest's agent did not answer in time")]
+    Late,
     /// The guest or its agent ended first.
     #[error("the guest or its agent ended amid it")]
     Ended,
@@ -54,6 +57,23 @@ pub enum Said {
 pub struct Session {
     stream: UnixStream,
     writer: Writer,
+    until: Option<Instant>,
+}
+
+/// A stream that nothing comes from any more after a time.
+struct Until<'a>(&'a UnixStream, Option<Instant>);
+
+impl Read for Until<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if let Some(until) = self.1 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.0.set_read_timeout(Some(left))?;
+        }
+        (&mut &*self.0).read(bytes)
+    }
 }
 
 /// The way to the agent; a clone is another handle.
@@ -63,17 +83,34 @@ pub struct Writer(Arc<Mutex<UnixStream>>);
 impl Session {
     /// Asks the agent of the VM whose vsock is at `socket`.
     pub fn open(socket: &Path, request: &Request) -> Result<Self, Error> {
+        let mut session = Self::open_until(socket, request, Instant::now() + PATIENCE)?;
+        session.until = None;
+        let failed = |cause| Error::Connect(socket.to_owned(), cause);
+        session.stream.set_read_timeout(None).map_err(failed)?;
+        session.stream.set_write_timeout(None).map_err(failed)?;
+        Ok(session)
+    }
+
+    /// The same for a session that is over then, whatever the agent does.
+    pub fn open_until(socket: &Path, request: &Request, until: Instant) -> Result<Self, Error> {
         let failed = |cause| Error::Connect(socket.to_owned(), cause);
         let mut stream = UnixStream::connect(socket).map_err(failed)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-        let port = protocol::SESSIONS;
-        let greeted = writeln!(stream, "CONNECT {port}").and_then(|()| greeting(&mut stream));
+        // A guest that does not read must not hold up who asks either.
+        let left = until.saturating_duration_since(Instant::now());
+        let patience = Some(left.max(Duration::from_millis(1)));
+        stream.set_write_timeout(patience).map_err(failed)?;
+        let (port, until) = (protocol::SESSIONS, Some(until));
+        let greeted = writeln!(stream, "CONNECT {port}");
+        let greeted = greeted.and_then(|()| greeting(&mut Until(&stream, until)));
         if !greeted.is_ok_and(|line| line.starts_with(b"OK ")) {
             return Err(Error::NoAgent);
         }
-        stream.set_read_timeout(None).map_err(failed)?;
         let writer = Writer(Arc::new(Mutex::new(stream.try_clone().map_err(failed)?)));
-        let session = Self { stream, writer };
+        let session = Self {
+            stream,
+            writer,
+            until,
+        };
         // An agent that is gone already is heard of by its silence.
         let _ = session.writer.request(request);
         Ok(session)
@@ -87,7 +124,13 @@ impl Session {
     /// What the agent says next.
     pub fn hear(&mut self) -> Result<Said, Error> {
         loop {
-            let frame = protocol::read(&mut self.stream)?.ok_or(Error::Ended)?;
+            let frame = match protocol::read(&mut Until(&self.stream, self.until)) {
+                Ok(frame) => frame.ok_or(Error::Ended)?,
+                Err(_) if self.until.is_some_and(|until| until <= Instant::now()) => {
+                    return Err(Error::Late);
+                }
+                Err(error) => return Err(error.into()),
+            };
             let said = match (frame.kind, frame.payload.split_first()) {
                 (Kind::Data, Some((&stream::OUT, bytes))) => Said::Output(bytes.to_vec()),
                 (Kind::Data, Some((&stream::ERROR, bytes))) => Said::Complaint(bytes.to_vec()),
@@ -126,7 +169,7 @@ impl Writer {
 }
 
 /// The VM's own line, and no byte of what follows it.
-fn greeting(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+fn greeting(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     while line.len() < GREETING {
         stream.read_exact(&mut byte)?;

@@ -7,6 +7,7 @@
 
 mod client;
 mod console;
+pub mod door;
 mod guest;
 mod health;
 mod metrics;

@@ -2,6 +2,7 @@
 //! virt-launcher.
 
 mod flags;
+mod given;
 mod last;
 mod sidecar;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use netdev::pod::Pod;
 
 use super::run::{self, Error, Options, Place};
+use crate::api::door::Door;
 use crate::kubevirt;
 use crate::plan::{Offered, Plan};
 use crate::vmi::{Binding, Machine};
@@ -28,7 +30,8 @@ const CONSOLE: &str = "virt-serial0";
 /// Arguments of `peapod launch`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A VirtualMachineInstance, YAML or JSON [default: the text in STANDALONE_VMI]
+    /// A VirtualMachineInstance, YAML or JSON [default: the text in STANDALONE_VMI, else what
+    /// virt-handler gives]
     pub manifest: Option<PathBuf>,
     /// The VMI's name
     #[arg(long)]
@@ -39,9 +42,13 @@ pub struct Args {
     /// The VMI's UID, under which its console's socket is
     #[arg(long)]
     pub uid: Option<String>,
-    /// What is shared with virt-handler; nothing is put there yet
-    #[arg(long, value_name = "DIR", default_value = "/var/run/kubevirt")]
+    /// What is shared with virt-handler: in sockets/, the one where it asks, and beside it the one
+    /// where it is told
+    #[arg(long, value_name = "DIR", default_value = kubevirt::SHARE)]
     pub kubevirt_share_dir: PathBuf,
+    /// How long virt-handler may take to give a VMI, as 4m or 240s
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = given::duration)]
+    pub qemu_timeout: Duration,
     /// Where each VMI of this pod has a directory of its own, under its UID
     #[arg(long, value_name = "DIR", default_value = kubevirt::PRIVATE)]
     pub private_dir: PathBuf,
@@ -85,18 +92,33 @@ pub fn reap_orphans() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
 
-/// Checks everything and makes the plan.
-pub fn prepare(args: &Args) -> Result<Plan, Error> {
+/// Checks everything and makes the plan; opens virt-handler's door, by which the VMI comes where it
+/// is not here yet. Nothing, where a signal to stop came first.
+pub fn prepare(args: &Args) -> Result<Option<(Plan, Option<Door>)>, Error> {
     args.ignored.tell();
     args.vm.network.refuse_proxy().map_err(Error::Proxy)?;
-    let (file, mut machine) = match &args.manifest {
-        Some(path) => (path.display().to_string(), run::read_manifest(path)?),
-        None => {
-            let text = std::env::var(STANDALONE).map_err(|_| Error::NoVmi(STANDALONE))?;
-            let machine = run::parse_manifest(STANDALONE, text.as_bytes())?;
-            (STANDALONE.to_owned(), machine)
-        }
+    let here = match &args.manifest {
+        Some(path) => Some((path.display().to_string(), run::read_manifest(path)?)),
+        None => match std::env::var(STANDALONE) {
+            Ok(text) => {
+                let machine = run::parse_manifest(STANDALONE, text.as_bytes())?;
+                Some((STANDALONE.to_owned(), machine))
+            }
+            Err(_) => None,
+        },
     };
+    let uid = args.uid.as_deref().unwrap_or_default();
+    let door = Door::open(&args.kubevirt_share_dir, uid);
+    let Some((file, machine)) = here else {
+        let door = door.map_err(|why| Error::NoVmi(STANDALONE, why))?;
+        return given::wait(args, door);
+    };
+    let plan = plan(args, file, machine)?;
+    let door = door.inspect_err(|why| tracing::info!("no door for virt-handler: {why}"));
+    Ok(Some((plan, door.ok())))
+}
+
+fn plan(args: &Args, file: String, mut machine: Machine) -> Result<Plan, Error> {
     same("name", args.name.as_ref(), &machine.name);
     same("namespace", args.namespace.as_ref(), &machine.namespace);
     if let Some(seconds) = args.grace_period_seconds {

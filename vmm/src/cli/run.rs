@@ -141,11 +141,11 @@ pub enum Error {
         cause: io::Error,
     },
     /// There is no manifest.
-    #[error(
-        "no VMI: neither a file was named nor is {0} set; virt-handler, which would hand one in by \
-         gRPC, is not answered yet"
-    )]
-    NoVmi(&'static str),
+    #[error("no VMI: no file was named, {0} is not set, and for virt-handler: {1}")]
+    NoVmi(&'static str, String),
+    /// Signals could not be waited for.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] io::Error),
     /// The manifest was refused.
     #[error(transparent)]
     Invalid(#[from] vmi::Invalid),

@@ -8,7 +8,6 @@ use netdev::config::Network;
 use netdev::control::Control;
 use netdev::engine::Engine;
 use netdev::pod::Pod;
-use netdev::wire::Mac;
 
 use super::{Error, Stopper, sockets};
 use crate::agent::Agent;
@@ -85,9 +84,7 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
     let mut network = None;
     if let Some(interface) = &plan.machine.interface {
         let pod = Pod::open().map_err(Error::Network)?;
-        let mac = interface
-            .mac
-            .unwrap_or_else(|| derived_mac(&plan.machine.uuid));
+        let mac = plan.mac(interface);
         // A guest that believes in a way that the pod has not would wait for it. Where the pod has
         // none at all, its own ports are still to be reached.
         let only_v6 = pod.has_route(true) && !pod.has_route(false);
@@ -133,17 +130,6 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         disks: counted,
         devices,
     })
-}
-
-/// A MAC address that a VM keeps: locally administered, from its identifier.
-fn derived_mac(uuid: &str) -> Mac {
-    use sha2::{Digest, Sha256};
-    let mut mac = [2, 0, 0, 0, 0, 0];
-    mac.iter_mut()
-        .skip(1)
-        .zip(Sha256::digest(uuid))
-        .for_each(|(byte, new)| *byte = new);
-    mac
 }
 
 /// A slot of the first bus.

@@ -2,6 +2,7 @@
 //! the end of the grace period or a second signal ends the machine by force.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -58,6 +59,7 @@ impl Stopper {
             tracing::warn!("stopping the guest by force: asked to");
             power.end(Outcome::Stopped);
         }
+        self.0.agent.changes().tell();
     }
 
     fn target(&self) -> MutexGuard<'_, Option<(Power, Duration)>> {
@@ -80,6 +82,7 @@ impl Stopper {
             tracing::info!("stopping the guest, by force in {} s", grace.as_secs());
             // A guest that does not run cannot power off.
             power.resume();
+            self.0.agent.changes().tell();
             self.0.agent.power_off();
             if !self.0.agent.is_connected() {
                 power.press();
@@ -104,6 +107,18 @@ pub fn block_signals() -> io::Result<()> {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
+}
+
+/// A descriptor that can be read from while one of them, blocked, waits to be taken.
+pub fn signals() -> io::Result<OwnedFd> {
+    let set = signal_set();
+    // SAFETY: the set is initialised and outlives the call.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn signal_set() -> libc::sigset_t {

@@ -4,8 +4,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
 /// Those with a value.
-const TEXTS: [&str; 11] = [
-    "qemu-timeout",
+const TEXTS: [&str; 10] = [
     "watchdog-update-interval",
     "qemu-agent-poller-interval",
     "less-pvc-space-toleration",

@@ -1,0 +1,254 @@
+//! A VM as virt-handler knows VMs: a domain of libvirt's, in KubeVirt's JSON of it, which has Go's
+//! names of fields. Of a domain it has what virt-handler reads.
+
+pub mod stats;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use guest_agent::protocol::Os;
+use serde_json::{Value, json};
+
+use crate::plan::{Backing, Outcome, Plan};
+use crate::running::{Phase, Running};
+
+/// What KubeVirt calls libvirt's channel to a guest's agent.
+const AGENT: &str = "org.qemu.guest_agent.0";
+
+/// What of a domain does not change while it lives.
+#[derive(Debug, Clone)]
+pub struct Domain {
+    /// The VMI's.
+    pub name: String,
+    /// The VMI's.
+    pub namespace: String,
+    /// The VMI's.
+    pub uid: String,
+    uuid: String,
+    memory: u64,
+    vcpus: u8,
+    disks: Vec<Value>,
+    /// The interface's name, and all of it.
+    interface: Option<(String, Value)>,
+    grace_seconds: u64,
+}
+
+/// A state of libvirt's and the reason for it, in KubeVirt's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State(pub &'static str, pub &'static str);
+
+impl State {
+    /// Of a machine that is there no more.
+    pub const GONE: Self = Self("NoState", "NonExistent");
+
+    /// Of one that runs.
+    pub fn of(running: &Running) -> Self {
+        match running.power().is_paused() {
+            true => Self("Paused", "User"),
+            false => Self("Running", "Unknown"),
+        }
+    }
+
+    /// Of one that has ended so.
+    pub fn after(outcome: Option<&Outcome>) -> Self {
+        match outcome {
+            Some(Outcome::PoweredOff | Outcome::Rebooted) => Self("Shutoff", "Shutdown"),
+            Some(Outcome::Forced) => Self("Shutoff", "Destroyed"),
+            Some(Outcome::Panicked(_)) => Self("Crashed", "Panicked"),
+            Some(Outcome::Crashed(_)) => Self("Shutoff", "Crashed"),
+            // We failed it.
+            None => Self("Shutoff", "Failed"),
+        }
+    }
+}
+
+/// What of a domain changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Now {
+    /// How it is.
+    pub state: State,
+    /// There is an agent in its guest.
+    pub agent: bool,
+    /// What runs in it, once known.
+    pub os: Os,
+    /// When somebody asked for its end, in seconds since 1970.
+    pub stopping: Option<u64>,
+    /// When it was gone for good.
+    pub deleted: Option<u64>,
+    /// The guest's kernel has panicked.
+    pub panicked: bool,
+}
+
+impl Domain {
+    /// The domain that a plan makes, for the VMI of that UID.
+    pub fn of(plan: &Plan, uid: &str) -> Self {
+        let vm = &plan.machine;
+        let letters = ('a'..='z').map(|letter| format!("vd{letter}"));
+        let disks = letters.zip(&plan.disks).map(|(device, disk)| {
+            let file = match &disk.backing {
+                Backing::File(path, _)
+                | Backing::Base(path, _)
+                | Backing::ContainerDisk(path, _) => path.display().to_string(),
+                Backing::Empty(_) | Backing::Memory(_) => "memory".to_owned(),
+            };
+            json!({
+                "Device": "disk",
+                "Type": "file",
+                "Source": { "File": file },
+                "Target": { "Bus": "virtio", "Device": device },
+                "Alias": { "Name": disk.name, "UserDefined": true },
+            })
+        });
+        let interface = vm.interface.as_ref().map(|interface| {
+            let mac = plan.mac(interface).map(|byte| format!("{byte:02x}"));
+            let mac = mac.join(":");
+            let json = json!({
+                "Type": "user",
+                "MAC": { "MAC": mac },
+                "Model": { "Type": "virtio" },
+                "Alias": { "Name": interface.name, "UserDefined": true },
+            });
+            (interface.name.clone(), json)
+        });
+        Self {
+            name: vm.name.clone(),
+            namespace: vm.namespace.clone(),
+            uid: uid.to_owned(),
+            uuid: vm.uuid.clone(),
+            memory: vm.memory,
+            vcpus: vm.vcpus,
+            disks: disks.collect(),
+            interface,
+            grace_seconds: vm.termination_grace.as_secs(),
+        }
+    }
+
+    /// libvirt's name for it.
+    pub fn full_name(&self) -> String {
+        format!("{}_{}", self.namespace, self.name)
+    }
+
+    /// The domain now.
+    pub fn json(&self, now: &Now) -> Value {
+        let State(state, reason) = now.state;
+        let agent = if now.agent {
+            "connected"
+        } else {
+            "disconnected"
+        };
+        let memory = json!({ "Value": self.memory, "Unit": "b" });
+        let interfaces: Vec<_> = self.interface.iter().map(|(_, json)| json).collect();
+        let os = &now.os;
+        let panic = now.panicked.then(|| json!({ "Type": "pvpanic" }));
+        json!({
+            "kind": "Domain",
+            "apiVersion": "1.2.2",
+            "ObjectMeta": {
+                "name": self.name,
+                "namespace": self.namespace,
+                "uid": self.uid,
+                "creationTimestamp": null,
+                "deletionTimestamp": now.deleted.map(rfc3339),
+            },
+            "Spec": {
+                "XMLName": { "Space": "", "Local": "domain" },
+                "Type": "kvm",
+                "Name": self.full_name(),
+                "UUID": self.uuid,
+                "Memory": memory,
+                "CurrentMemory": memory,
+                "OS": { "Type": { "OS": "hvm", "Arch": "x86_64", "Machine": "q35" } },
+                // It ends cleanly when asked to; one that does not was ended by force.
+                "Features": { "ACPI": {} },
+                "VCPU": { "Placement": "static", "CPUs": self.vcpus },
+                "Devices": {
+                    "Interfaces": interfaces,
+                    "Disks": self.disks,
+                    "Channels": [{
+                        "Type": "unix",
+                        "Target": { "Name": AGENT, "Type": "virtio", "State": agent },
+                    }],
+                },
+                "Metadata": { "KubeVirt": {
+                    "UID": self.uid,
+                    "GracePeriod": {
+                        "DeletionGracePeriodSeconds": self.grace_seconds,
+                        "DeletionTimestamp": now.stopping.map(rfc3339),
+                    },
+                }},
+            },
+            "Status": {
+                "Status": state,
+                "Reason": reason,
+                "Interfaces": null,
+                "OSInfo": {
+                    "Name": os.name,
+                    "KernelRelease": os.kernel_release,
+                    "Version": os.version,
+                    "PrettyName": os.pretty_name,
+                    "VersionId": os.version_id,
+                    "KernelVersion": os.kernel_version,
+                    "Machine": os.machine,
+                    "Id": os.id,
+                },
+                "FSFreezeStatus": { "Status": "" },
+                "GuestPanicInfo": panic,
+                "PanicCount": u8::from(now.panicked),
+            },
+        })
+    }
+}
+
+/// Whether somebody has asked for the end.
+pub fn is_stopping(running: &Running) -> bool {
+    running.status().status == Phase::Stopping
+}
+
+/// Seconds since 1970.
+pub fn seconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// A time as Kubernetes has it.
+fn rfc3339(seconds: u64) -> String {
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March: 719,468 days before 1970 is their first.
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = (month + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + u64::from(month < 3);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_told_as_kubernetes_does() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(1_709_164_801), "2024-02-29T00:00:01Z");
+        assert_eq!(rfc3339(1_767_225_599), "2025-12-31T23:59:59Z");
+    }
+
+    /// virt-handler's phases hang on these words.
+    #[test]
+    fn every_end_has_libvirt_s_state_and_reason() {
+        let text = String::new;
+        for (outcome, state, reason) in [
+            (Some(Outcome::PoweredOff), "Shutoff", "Shutdown"),
+            (Some(Outcome::Rebooted), "Shutoff", "Shutdown"),
+            (Some(Outcome::Forced), "Shutoff", "Destroyed"),
+            (Some(Outcome::Crashed(text())), "Shutoff", "Crashed"),
+            (Some(Outcome::Panicked(text())), "Crashed", "Panicked"),
+            (None, "Shutoff", "Failed"),
+        ] {
+            assert_eq!(State::after(outcome.as_ref()), State(state, reason));
+        }
+    }
+}
