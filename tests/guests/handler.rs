@@ -1,12 +1,14 @@
 //! A launcher without a VMI, and a virt-handler that brings one.
 
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use kubevirt_rpc::cmd::{EmptyRequest, ExecRequest, GuestPingRequest};
 use peapod_tests::handler::{Handler, about};
-use peapod_tests::{Vm, image, peapod};
+use peapod_tests::{Vm, image, peapod, until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -93,6 +95,15 @@ fn vmi(image: &str) -> Value {
     })
 }
 
+/// What a kubelet's probe gets.
+fn probe(directory: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(peapod());
+    command.arg0("virt-probe").arg("--socket");
+    command.arg(directory.join("share/sockets/launcher-sock"));
+    let who = ["--domainName", "shop_details", "--timeoutSeconds", "30"];
+    command.args(who).args(arguments).output().unwrap()
+}
+
 fn status(domain: &Value) -> (&str, &str) {
     let status = &domain["Status"];
     let text = |name: &str| status[name].as_str().unwrap_or_default();
@@ -101,7 +112,7 @@ fn status(domain: &Value) -> (&str, &str) {
 
 #[test]
 fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
-    let (_directory, mut vm, handler) = begin();
+    let (directory, mut vm, handler) = begin();
     let mut client = handler.client();
     let vmi = vmi("registry.example/details:v1");
 
@@ -158,6 +169,13 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
     };
     let late = handler.call(client.exec(slow)).unwrap_err();
     assert!(late.message().ends_with("did not answer in time"), "{late}");
+
+    let ping = probe(directory.path(), &["--guestAgentPing"]);
+    assert_eq!(ping.status.code(), Some(0), "{ping:?}");
+    let script = ["--command", "sh", "--", "-c", "echo by virt-probe; exit 4"];
+    let ended = probe(directory.path(), &script);
+    assert_eq!(ended.status.code(), Some(4), "{ended:?}");
+    assert_eq!(ended.stdout, b"by virt-probe\n");
 
     let stats = handler.call(client.get_domain_stats(EmptyRequest {}));
     let stats: Value = serde_json::from_str(&stats.unwrap().into_inner().domain_stats).unwrap();
@@ -224,6 +242,26 @@ fn a_vmi_that_will_not_do_is_answered_with_the_reason_and_a_better_one_is_taken(
         .unwrap();
     assert_eq!(vm.wait(SOON), 4, "{}", vm.log());
     drop(directory);
+}
+
+#[test]
+fn a_container_disk_stays_until_its_socket_is_taken_away_or_a_signal_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("0c2a/disk_0.sock");
+    let start = || {
+        let mut command = Command::new(peapod());
+        command.arg0("/usr/bin/container-disk").arg("--copy-path");
+        let disk = Vm::start(command.arg(socket.with_extension("")));
+        until("nobody listens", || UnixStream::connect(&socket).ok());
+        disk
+    };
+    let mut disk = start();
+    std::fs::remove_file(&socket).unwrap();
+    assert_eq!(disk.wait(SOON), 0, "{}", disk.log());
+    let mut disk = start();
+    disk.signal(libc::SIGTERM);
+    assert_eq!(disk.wait(SOON), 0, "{}", disk.log());
+    assert!(!socket.exists());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `peapod`: parses, calls, and ends with the status that tells what happened.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -17,13 +17,7 @@ fn main() -> ExitCode {
         Command::Pod(args) => pod(args),
         Command::Validate(args) => cli::validate::validate(args),
         Command::Completions(args) => printed(cli::manual::completions(args)),
-        Command::Man(args) => match cli::manual::man(args) {
-            Ok(()) => status::OK,
-            Err(error) => {
-                complain(&error);
-                status::FAILURE
-            }
-        },
+        Command::Man(args) => done(cli::manual::man(args)),
         Command::BootEntries(args) => boot_entries(args),
         Command::Doctor(args) => doctor(args),
         Command::Ps { json } => about(vms::ps(*json)),
@@ -42,6 +36,10 @@ fn main() -> ExitCode {
         Command::Freeze(args) => about(cli::guest::freeze(args)),
         Command::Thaw(vm) => about(cli::guest::thaw(vm)),
         Command::Credentials(what) => about(cli::guest::credentials(what)),
+        Command::VirtProbe(args) => probe(args),
+        Command::VirtTail(args) => done(cli::programs::tail::follow(args)),
+        Command::ContainerDisk(args) => done(cli::programs::container_disk::stay(args)),
+        Command::CopyFile(args) => done(cli::programs::copy::copy(args)),
         Command::Console(vm) => about(vms::console(vm)),
         Command::Logs(args) => about(vms::logs(args)),
         Command::Port(port) => about(vms::port(port)),
@@ -96,6 +94,32 @@ fn carry_out(plan: Plan, door: Option<Door>) -> (u8, String) {
                 status::FAILURE
             };
             (status, e.to_string())
+        }
+    }
+}
+
+/// Of a job that is done or not.
+fn done(result: Result<(), String>) -> u8 {
+    match result {
+        Ok(()) => status::OK,
+        Err(error) => {
+            complain(&error);
+            status::FAILURE
+        }
+    }
+}
+
+/// A probe's status is that of the guest's program.
+fn probe(args: &cli::programs::probe::Args) -> u8 {
+    match cli::programs::probe::ask(args) {
+        Ok(ended) => {
+            // Whoever closed the pipe has read enough.
+            let _ = std::io::stdout().write_all(ended.output.as_bytes());
+            u8::try_from(ended.status).unwrap_or(status::FAILURE)
+        }
+        Err(error) => {
+            complain(&error);
+            status::FAILURE
         }
     }
 }

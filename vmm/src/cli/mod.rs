@@ -8,6 +8,7 @@ pub mod guest;
 pub mod launch;
 pub mod manual;
 pub mod pod;
+pub mod programs;
 pub mod run;
 mod terminal;
 pub mod validate;
@@ -127,17 +128,38 @@ pub enum Command {
     Man(manual::Man),
     /// Say what of this host will work, and what to do about the rest
     Doctor(doctor::Args),
+    /// Ask the guest's agent as a kubelet's probe does, in a pod that KubeVirt made
+    #[command(hide = true)]
+    VirtProbe(programs::probe::Args),
+    /// Print a log as it grows, in a pod that KubeVirt made
+    #[command(hide = true)]
+    VirtTail(programs::tail::Args),
+    /// Keep an image's container alive, in a pod that KubeVirt made
+    #[command(hide = true)]
+    ContainerDisk(programs::container_disk::Args),
+    /// Copy a file of this container, in a pod that KubeVirt made
+    #[command(hide = true)]
+    CopyFile(programs::copy::Args),
 }
 
-/// The names under which a pod that KubeVirt made calls us in place of its own programs.
-const LAUNCHERS: [&str; 2] = ["virt-launcher", "virt-launcher-monitor"];
+/// The names under which a pod that KubeVirt made calls us in place of its own programs, and the
+/// subcommands that they stand for.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("virt-launcher", "launch"),
+    ("virt-launcher-monitor", "launch"),
+    ("virt-probe", "virt-probe"),
+    ("virt-tail", "virt-tail"),
+    ("container-disk", "container-disk"),
+    ("cp", "copy-file"),
+];
 
 /// The command line, with the subcommand that the program's name stands for.
 pub fn called_as(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut words: Vec<_> = words.collect();
     let name = words.first().and_then(|word| Path::new(word).file_name());
-    if name.is_some_and(|name| LAUNCHERS.iter().any(|launcher| name == *launcher)) {
-        words.insert(1, "launch".into());
+    let program = name.and_then(|name| PROGRAMS.iter().find(|(program, _)| name == *program));
+    if let Some((_, subcommand)) = program {
+        words.insert(1, subcommand.into());
     }
     words
 }
@@ -241,6 +263,33 @@ mod tests {
             assert_eq!(args.grace_period_seconds, Some(45));
             assert_eq!(args.uid.as_deref(), Some("1234"));
         }
+    }
+
+    /// As KubeVirt's templates call them.
+    #[test]
+    fn the_other_programs_names_and_arguments_are_taken() {
+        let parse = |line: &str| {
+            let words = line.split_whitespace().map(OsString::from);
+            Cli::try_parse_from(called_as(words)).map(|cli| cli.command)
+        };
+        for line in [
+            "virt-probe --domainName shop_details --timeoutSeconds 5 --command ls -- -l /",
+            "virt-probe --domainName shop_details --timeoutSeconds 1 --guestAgentPing",
+        ] {
+            assert!(matches!(parse(line), Ok(Command::VirtProbe(_))), "{line}");
+        }
+        let disk = "/usr/bin/container-disk --copy-path /var/run/kubevirt-ephemeral-disks/\
+             container-disk-data/0c2a/disk_0";
+        for line in [disk, "/usr/bin/container-disk --no-op"] {
+            let command = parse(line);
+            assert!(matches!(command, Ok(Command::ContainerDisk(_))), "{line}");
+        }
+        assert!(parse("container-disk").is_err());
+        let log = "/usr/bin/virt-tail --logfile /var/run/kubevirt-private/0c2a/virt-serial0-log";
+        assert!(matches!(parse(log), Ok(Command::VirtTail(_))));
+        let copy = "/usr/bin/cp /usr/bin/container-disk /init/usr/bin/container-disk";
+        assert!(matches!(parse(copy), Ok(Command::CopyFile(_))));
+        assert!(matches!(parse("peapod cp a:/b ."), Ok(Command::Cp(_))));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod cmd;
 mod life;
 mod notify;
+pub mod probe;
 #[cfg(test)]
 mod tests;
 mod vm;
