@@ -19,7 +19,7 @@ use crate::devices::virtio::block::disk::{Disk, DiskError, RawDisk};
 use crate::devices::virtio::block::limit::Limits;
 use crate::devices::virtio::block::qcow2::{self, BackingFiles, Qcow2Disk};
 use crate::plan::{Backing, Format, PlannedDisk};
-use crate::vmi::{self, HostDiskType, Keyed, Machine, Source};
+use crate::vmi::{self, HostDiskType, Keyed, Machine, Source, SshKeys};
 use crate::{checks, containerdisk, kubevirt, seed, vfat};
 
 /// Where a launcher finds what its claims stand for: a file system's image, a block device.
@@ -331,15 +331,9 @@ impl Finder<'_> {
                 optional,
                 label,
                 files,
+                ..
             } => {
-                let mounted = || keys::mounted(*of, volume);
-                let files = match files {
-                    Some(files) => Some(files.clone()),
-                    None if self.mounted.is_some() => {
-                        mounted().map_err(|(path, cause)| Error::Keys { path, cause })?
-                    }
-                    None => None,
-                };
+                let files = self.keys(files, || keys::mounted(*of, volume))?;
                 let files = match (files, optional) {
                     (Some(files), _) => files,
                     (None, true) => keys::Keys::new(),
@@ -360,14 +354,54 @@ impl Finder<'_> {
                 form,
                 user_data,
                 network_data,
+                keys,
             } => {
-                let (id, name) = (&machine.uuid, &machine.hostname);
+                let machine = seed::Instance {
+                    id: &machine.uuid,
+                    hostname: &machine.hostname,
+                    keys: self.public_keys(disk, keys)?,
+                };
                 let network = network_data.as_deref();
-                seed::image(*form, id, name, user_data, network)
+                seed::image(*form, &machine, user_data, network)
                     .map(Backing::Memory)
                     .map_err(make(Path::new("the seed")))
             }
         }
+    }
+
+    /// Keys that are in the manifest's own file, or mounted where there is a pod.
+    fn keys(
+        &self,
+        files: &Option<keys::Keys>,
+        mounted: impl FnOnce() -> Result<Option<keys::Keys>, keys::Unread>,
+    ) -> Result<Option<keys::Keys>, Error> {
+        match files {
+            Some(files) => Ok(Some(files.clone())),
+            None if self.mounted.is_some() => {
+                mounted().map_err(|(path, cause)| Error::Keys { path, cause })
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The public keys of SSH that a seed carries: what each of their Secrets has.
+    fn public_keys(&self, disk: &vmi::Disk, all: &[SshKeys]) -> Result<Vec<String>, Error> {
+        let mut found = Vec::new();
+        for SshKeys { secret, files } in all {
+            let keys = self.keys(files, || keys::credentials(secret))?;
+            let keys = keys.ok_or_else(|| Error::NoKeys {
+                disk: disk.name.clone(),
+                of: Keyed::Secret,
+                name: secret.clone(),
+            })?;
+            let texts = keys.values().map(|key| String::from_utf8_lossy(key));
+            found.extend(
+                texts
+                    .map(|key| key.trim().to_owned())
+                    .filter(|key| !key.is_empty()),
+            );
+        }
+        Ok(found)
     }
 
     /// A file of a container image, unpacked: the one at `path`, or the one in its /disk.

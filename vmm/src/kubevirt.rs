@@ -17,5 +17,11 @@ pub const PRIVATE: &str = "/var/run/kubevirt-private";
 pub const CLAIMS: &str = "/var/run/kubevirt-private/vmi-disks";
 /// The keys of ConfigMaps as files, under their volumes' names.
 pub const CONFIG_MAPS: &str = "/var/run/kubevirt-private/config-map";
+/// The same of the pod's own fields.
+pub const DOWNWARD_APIS: &str = "/var/run/kubevirt-private/downwardapi";
+/// The token of the pod's service account, where Kubernetes puts it.
+pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The same of Secrets.
 pub const SECRETS: &str = "/var/run/kubevirt-private/secret";
+/// In that, what is added to the name of one that has access credentials.
+pub const CREDENTIALS: &str = "-access-cred";

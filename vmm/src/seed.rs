@@ -4,33 +4,56 @@
 
 use std::io;
 
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::vfat;
 use crate::vmi::SeedForm;
 
+/// Whose seed it is.
+#[derive(Debug)]
+pub struct Instance<'a> {
+    /// What tells it from others.
+    pub id: &'a str,
+    /// Its host name.
+    pub hostname: &'a str,
+    /// Public keys of SSH.
+    pub keys: Vec<String>,
+}
+
 /// Builds the image.
 pub fn image(
     form: SeedForm,
-    instance_id: &str,
-    hostname: &str,
+    machine: &Instance<'_>,
     user_data: &[u8],
     network_data: Option<&[u8]>,
 ) -> io::Result<Vec<u8>> {
-    let (label, folder, [user, meta, network], meta_data) = match form {
+    let Instance { id, hostname, keys } = machine;
+    let (label, folder, [user, meta, network], mut meta_data) = match form {
         SeedForm::NoCloud => (
             "cidata",
             "",
             ["user-data", "meta-data", "network-config"],
-            json!({ "instance-id": instance_id, "local-hostname": hostname }),
+            json!({ "instance-id": id, "local-hostname": hostname }),
         ),
         SeedForm::ConfigDrive => (
             "config-2",
             "openstack/latest",
             ["user_data", "meta_data.json", "network_data.json"],
-            json!({ "uuid": instance_id, "hostname": hostname }),
+            json!({ "uuid": id, "hostname": hostname }),
         ),
     };
+    if let (false, Some(meta_data)) = (keys.is_empty(), meta_data.as_object_mut()) {
+        let numbered = keys.iter().enumerate();
+        let numbered: Map<_, _> = numbered
+            .map(|(n, key)| (n.to_string(), json!(key)))
+            .collect();
+        // cloud-init reads the one name in either; OpenStack has the other.
+        let name = match form {
+            SeedForm::NoCloud => "public-keys",
+            SeedForm::ConfigDrive => "public_keys",
+        };
+        meta_data.insert(name.to_owned(), numbered.into());
+    }
     let meta_data = meta_data.to_string();
     let mut files = vec![(user, user_data), (meta, meta_data.as_bytes())];
     files.extend(network_data.map(|data| (network, data)));
@@ -47,12 +70,36 @@ mod tests {
     use super::*;
     use crate::vfat::tests::read;
 
+    fn instance(keys: &[&str]) -> Instance<'static> {
+        Instance {
+            id: "id-1",
+            hostname: "details",
+            keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn public_keys_are_in_the_meta_data_of_either_form() {
+        for (form, file, name) in [
+            (NoCloud, "meta-data", "public-keys"),
+            (
+                ConfigDrive,
+                "openstack/latest/meta_data.json",
+                "public_keys",
+            ),
+        ] {
+            let image = image(form, &instance(&["ssh-rsa A", "ssh-rsa B"]), b"", None).unwrap();
+            let meta: serde_json::Value =
+                serde_json::from_slice(&read(&image, file).unwrap()).unwrap();
+            assert_eq!(meta[name], json!({"0": "ssh-rsa A", "1": "ssh-rsa B"}));
+        }
+    }
+
     #[test]
     fn what_is_put_in_is_read_back() {
         let image = image(
             NoCloud,
-            "id-1",
-            "details",
+            &instance(&[]),
             b"#!/bin/sh\n",
             Some(b"version: 2\n"),
         )
@@ -69,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_config_drive_has_openstack_s_names() {
-        let image = image(ConfigDrive, "id-1", "details", b"#!/bin/sh\n", Some(b"{}")).unwrap();
+        let image = image(ConfigDrive, &instance(&[]), b"#!/bin/sh\n", Some(b"{}")).unwrap();
         let fs = FileSystem::new(Cursor::new(image.clone()), FsOptions::new()).unwrap();
         assert_eq!(fs.volume_label().trim_end(), "config-2");
         let file = |name: &str| read(&image, &format!("openstack/latest/{name}")).unwrap();
@@ -81,7 +128,7 @@ mod tests {
 
     #[test]
     fn without_network_data_there_is_no_network_config() {
-        let image = image(NoCloud, "i", "h", b"", None).unwrap();
+        let image = image(NoCloud, &instance(&[]), b"", None).unwrap();
         assert_eq!(image.len() % 512, 0);
         assert!(read(&image, "network-config").is_err());
     }

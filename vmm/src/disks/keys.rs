@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use crate::kubevirt::{CONFIG_MAPS, SECRETS};
+use crate::kubevirt::{CONFIG_MAPS, CREDENTIALS, DOWNWARD_APIS, SECRETS, SERVICE_ACCOUNT};
 use crate::vmi::Keyed;
 
 /// What Kubernetes lets one of them have, and a byte.
@@ -22,8 +22,16 @@ pub fn mounted(of: Keyed, volume: &str) -> Result<Option<Keys>, Unread> {
     let below = match of {
         Keyed::ConfigMap => CONFIG_MAPS,
         Keyed::Secret => SECRETS,
+        Keyed::DownwardApi => DOWNWARD_APIS,
+        // A pod has one.
+        Keyed::ServiceAccount => return read(Path::new(SERVICE_ACCOUNT)),
     };
     read(&Path::new(below).join(volume))
+}
+
+/// The keys of a Secret with public keys of SSH, which KubeVirt mounts under another name.
+pub fn credentials(secret: &str) -> Result<Option<Keys>, Unread> {
+    read(&Path::new(SECRETS).join(format!("{secret}{CREDENTIALS}")))
 }
 
 fn read(folder: &Path) -> Result<Option<Keys>, Unread> {

@@ -5,10 +5,13 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::kubevirt::{
-    CLAIMS, CONFIG_MAPS, CONTAINER_DISKS, EPHEMERAL_DISKS, KERNEL_BOOT, PRIVATE, SECRETS, STATE,
+    CLAIMS, CONFIG_MAPS, CONTAINER_DISKS, CREDENTIALS, DOWNWARD_APIS, EPHEMERAL_DISKS, KERNEL_BOOT,
+    PRIVATE, SECRETS, STATE,
 };
 use crate::vmi::{Handler, Keyed, Machine, Port, Probe, Protocol, Source};
 
@@ -201,8 +204,12 @@ fn spec(machine: &Machine, choices: &Choices) -> Value {
         "OnFailure"
     };
     let mut spec = machine.for_pod.spec.clone();
+    let account = machine.service_account();
+    if let Some(name) = account {
+        spec.entry("serviceAccountName").or_insert(json!(name));
+    }
     let own = json!({
-        "automountServiceAccountToken": false,
+        "automountServiceAccountToken": account.is_some(),
         "restartPolicy": restart,
         "terminationGracePeriodSeconds": machine.termination_grace.as_secs() + GRACE_MARGIN,
         "hostname": machine.hostname,
@@ -297,6 +304,7 @@ fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
             of,
             name: object,
             optional,
+            fields,
             files: None,
             ..
         } = &disk.source
@@ -311,11 +319,25 @@ fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
                     SECRETS,
                     json!({"name": name, "secret": {"secretName": object, "optional": optional}}),
                 ),
+                Keyed::DownwardApi => (
+                    DOWNWARD_APIS,
+                    json!({"name": name, "downwardAPI": {"items": fields}}),
+                ),
+                // The kubelet mounts it.
+                Keyed::ServiceAccount => continue,
             };
             volumes.push(source);
             let path = format!("{below}/{volume}");
             mounts.push(json!({"name": name, "mountPath": path, "readOnly": true}));
         }
+    }
+    let credentials = machine.ssh_keys().filter(|keys| keys.files.is_none());
+    let secrets: BTreeSet<_> = credentials.map(|keys| &keys.secret).collect();
+    for secret in secrets {
+        let name = format!("ssh-{secret}");
+        volumes.push(json!({"name": name, "secret": {"secretName": secret}}));
+        let path = format!("{SECRETS}/{secret}{CREDENTIALS}");
+        mounts.push(json!({"name": name, "mountPath": path, "readOnly": true}));
     }
     for disk in &machine.disks {
         if let Source::Claim { volume, claim, .. } = &disk.source {

@@ -192,3 +192,31 @@ fn a_config_map_that_is_not_in_the_manifest_is_mounted() {
     assert!(at("/var/run/kubevirt-private/config-map/conf"));
     assert!(at("/var/run/kubevirt-private/secret/keys"));
 }
+
+#[test]
+fn a_pod_s_token_fields_and_access_credentials_are_mounted() {
+    let credentials = "  accessCredentials:\n  - sshPublicKey: {source: {secret: {secretName: \
+         mine}}, propagationMethod: {noCloud: {}}}\n  domain:\n";
+    let manifest = format!(
+        "{MANIFEST}  - {{name: token, serviceAccount: {{serviceAccountName: books}}}}\n  \
+         - {{name: me, downwardAPI: {{fields: [{{path: labels, fieldRef: {{fieldPath: \
+         metadata.labels}}}}]}}}}\n"
+    );
+    let manifest = manifest.replace("  domain:\n", credentials);
+    let objects = made(&manifest, None).unwrap();
+    objects.iter().for_each(|object| drop(held(object)));
+    let spec = &objects[1]["spec"];
+    assert_eq!(spec["serviceAccountName"], "books");
+    assert_eq!(spec["automountServiceAccountToken"], true);
+    let volumes = spec["volumes"].as_array().unwrap();
+    let volume = |name: &str| volumes.iter().find(|v| v["name"] == name).unwrap();
+    assert_eq!(
+        volume("keys-me")["downwardAPI"]["items"][0]["path"],
+        "labels"
+    );
+    assert_eq!(volume("ssh-mine")["secret"]["secretName"], "mine");
+    let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+    let at = |path: &str| mounts.iter().any(|mount| mount["mountPath"] == path);
+    assert!(at("/var/run/kubevirt-private/secret/mine-access-cred"));
+    assert!(at("/var/run/kubevirt-private/downwardapi/me"));
+}

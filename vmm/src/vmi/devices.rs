@@ -1,14 +1,16 @@
 //! `spec.domain.devices` and `spec.networks`.
 
-use super::machine::{Binding, Disk, Interface, Port, Protocol, WatchdogAction};
+use std::str::FromStr;
+
+use super::machine::{Binding, Cidrs, Disk, Interface, Port, Protocol, WatchdogAction};
 use super::object::{Field, Object, Problems};
 use super::schema;
 use super::volumes::Volume;
 
 /// VIRTIO 1.2, 5.2.6.1: VIRTIO_BLK_ID_BYTES.
 const MAX_SERIAL: usize = 20;
-/// The network that masquerade gives its guest unless told otherwise.
-const MASQUERADE_CIDR: &str = "10.0.2.0/24";
+/// Cards that KubeVirt's guests can have; a kernel that drives them drives virtio too.
+const MODELS: [&str; 6] = ["e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl8139"];
 /// The most disks: each has a PCI slot and a letter.
 pub const MAX_DISKS: usize = 24;
 
@@ -21,11 +23,11 @@ pub(super) struct Devices {
     pub(super) watchdog: Option<WatchdogAction>,
 }
 
-/// Reads `spec.networks`: the names of the networks.
-pub(super) fn networks<'a>(
-    field: Option<&Field<'a>>,
-    p: &mut Problems,
-) -> Vec<(String, Field<'a>)> {
+/// A network's name, its field, and its addresses.
+pub(super) type Network<'a> = (String, Field<'a>, Cidrs);
+
+/// Reads `spec.networks`.
+pub(super) fn networks<'a>(field: Option<&Field<'a>>, p: &mut Problems) -> Vec<Network<'a>> {
     let mut names = Vec::new();
     for field in field.map(|f| f.list(p)).unwrap_or_default() {
         let Some(mut network) = field.object(p, schema::NETWORK) else {
@@ -34,31 +36,57 @@ pub(super) fn networks<'a>(
         let name = network
             .need(p, "name")
             .and_then(|f| f.string(p).map(str::to_owned));
+        let mut cidrs = Cidrs::default();
         if let Some(pod) = network.take("pod") {
             if let Some(mut pod) = pod.object(p, schema::POD_NETWORK) {
-                pod.accept_str("vmNetworkCIDR", &["", MASQUERADE_CIDR]);
-                pod.accept_str("vmIPv6NetworkCIDR", &[""]);
+                let v4 = pod.take("vmNetworkCIDR");
+                cidrs.v4 = v4.and_then(|f| cidr(&f, 32, p)).unwrap_or(cidrs.v4);
+                let v6 = pod.take("vmIPv6NetworkCIDR");
+                cidrs.v6 = v6.and_then(|f| cidr(&f, 128, p)).unwrap_or(cidrs.v6);
                 pod.finish(p);
             }
         } else if network.names().next().is_none() {
             field.problem(p, "has no source: `pod: {}` is what is supported");
         }
         network.finish(p);
-        names.extend(name.map(|name| (name, field)));
+        names.extend(name.map(|name| (name, field, cidrs)));
     }
     names
+}
+
+/// An address of `bits` bits and a prefix, in which there is room for a gateway and a guest; nothing
+/// where the text is empty, as KubeVirt's default is.
+fn cidr<A: FromStr>(field: &Field, bits: u8, p: &mut Problems) -> Option<(A, u8)> {
+    let text = field.string(p).filter(|text| !text.is_empty())?;
+    let parts = text.split_once('/');
+    let read = parts.and_then(|(address, prefix)| {
+        let prefix = prefix.parse().ok().filter(|prefix| *prefix + 2 <= bits)?;
+        Some((address.parse().ok()?, prefix))
+    });
+    if read.is_none() {
+        let example = if bits == 32 {
+            "10.0.2.0/24"
+        } else {
+            "fd10:0:2::/120"
+        };
+        let most = bits - 2;
+        let message =
+            format!("not a network such as {example}, of a prefix of at most {most} bits");
+        field.problem(p, message);
+    }
+    read
 }
 
 /// Reads the devices section.
 pub(super) fn read(
     field: &Field,
     volumes: Vec<Volume>,
-    networks: Vec<(String, Field)>,
+    networks: Vec<Network>,
     p: &mut Problems,
     warnings: &mut Vec<String>,
 ) -> Option<Devices> {
     let mut devices = field.object(p, schema::DEVICES)?;
-    let disks = disks(devices.take("disks").as_ref(), volumes, p);
+    let disks = disks(devices.take("disks").as_ref(), volumes, p, warnings);
     let rng = devices
         .take("rng")
         .and_then(|f| f.object(p, schema::EMPTY))
@@ -76,27 +104,31 @@ pub(super) fn read(
 
     let list = interfaces.map(|f| f.list(p)).unwrap_or_default();
     if let Some(second) = list.get(1) {
-        second.problem(p, "a second interface is not supported yet");
+        second.problem(
+            p,
+            "a second interface is not supported; the pod's network is what there is",
+        );
     }
     let interface = match list.first() {
-        Some(field) => interface(field, p, warnings),
+        Some(field) => interface(field, &networks, p, warnings),
         None if autoattach => Some(Interface {
             name: "default".to_owned(),
             binding: Binding::Masquerade,
+            cidrs: Cidrs::default(),
             mac: None,
             ports: Vec::new(),
         }),
         None => None,
     };
     if let (Some(field), Some(interface)) = (list.first(), &interface)
-        && !networks.iter().any(|(name, _)| *name == interface.name)
+        && !networks.iter().any(|(name, ..)| *name == interface.name)
     {
         field.problem(
             p,
             format!("`spec.networks` has no network named `{}`", interface.name),
         );
     }
-    for (name, field) in &networks {
+    for (name, field, _) in &networks {
         let used = interface.as_ref().is_some_and(|i| i.name == *name);
         if !used && list.len() <= 1 && !(list.len() == 1 && interface.is_none()) {
             field.problem(p, format!("no interface is named `{name}`"));
@@ -153,7 +185,12 @@ fn watchdog(field: &Field, p: &mut Problems) -> Option<WatchdogAction> {
     }
 }
 
-fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> Vec<Disk> {
+fn disks(
+    field: Option<&Field>,
+    mut volumes: Vec<Volume>,
+    p: &mut Problems,
+    warnings: &mut Vec<String>,
+) -> Vec<Disk> {
     let mut disks: Vec<Disk> = Vec::new();
     let mut used = Vec::new();
     for field in field.map(|f| f.list(p)).unwrap_or_default() {
@@ -167,24 +204,29 @@ fn disks(field: Option<&Field>, mut volumes: Vec<Volume>, p: &mut Problems) -> V
             .take("bootOrder")
             .and_then(|f| f.integer(p, 1, u32::MAX));
         let serial = disk.take("serial").and_then(|f| serial(&f, p));
-        let target = disk
-            .take("disk")
-            .and_then(|f| f.object(p, schema::DISK_TARGET));
+        let shown = name.unwrap_or_default();
         let mut readonly = None;
-        if let Some(mut target) = target {
-            if let Some(bus) = target.take("bus")
-                && let Some(name) = bus.string(p)
-                && !["", "virtio"].contains(&name)
-            {
-                bus.problem(
-                    p,
-                    format!("`{}` is not supported, only virtio", name.escape_debug()),
-                );
-            }
+        if let Some(field) = disk.take("disk")
+            && let Some(mut target) = field.object(p, schema::DISK_TARGET)
+        {
+            bus(&mut target, shown, p, warnings);
             readonly = target.take("readonly").and_then(|f| f.boolean(p));
             target.finish(p);
         }
-        disk.accept_bool("dedicatedIOThread", false);
+        if let Some(field) = disk.take("cdrom")
+            && let Some(mut target) = field.object(p, schema::CDROM)
+        {
+            warnings.push(format!(
+                "`{shown}` is a disk that is only read, not a CD drive"
+            ));
+            bus(&mut target, "", p, &mut Vec::new());
+            target.accept_bool("readonly", true);
+            target.accept_str("tray", &["", "closed"]);
+            target.finish(p);
+            readonly = Some(true);
+        }
+        // Each has a thread of its own.
+        disk.ignore(&["dedicatedIOThread"]);
         disk.accept_bool("shareable", false);
         disk.accept_bool("changedBlockTracking", false);
         disk.accept_str("cache", &["", "writeback"]);
@@ -248,6 +290,21 @@ fn too_many(field: &Field, p: &mut Problems) {
     field.problem(p, format!("more than {MAX_DISKS} disks"));
 }
 
+/// Guests that KubeVirt gives SATA or SCSI find the same disk behind virtio.
+fn bus(target: &mut Object, disk: &str, p: &mut Problems, warnings: &mut Vec<String>) {
+    if let Some(bus) = target.take("bus")
+        && let Some(name) = bus.string(p)
+        && !["", "virtio"].contains(&name)
+    {
+        match name {
+            "sata" | "scsi" | "usb" | "ide" => {
+                warnings.push(format!("the bus of disk `{disk}` is virtio, not {name}"));
+            }
+            _ => bus.problem(p, "must be virtio, sata, scsi or usb"),
+        }
+    }
+}
+
 fn serial(field: &Field, p: &mut Problems) -> Option<String> {
     let text = field.string(p)?;
     if text.len() > MAX_SERIAL || !text.bytes().all(|b| b.is_ascii_graphic()) {
@@ -260,7 +317,12 @@ fn serial(field: &Field, p: &mut Problems) -> Option<String> {
     Some(text.to_owned()).filter(|s| !s.is_empty())
 }
 
-fn interface(field: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Option<Interface> {
+fn interface(
+    field: &Field,
+    networks: &[Network],
+    p: &mut Problems,
+    warnings: &mut Vec<String>,
+) -> Option<Interface> {
     let mut interface = field.object(p, schema::INTERFACE)?;
     let name = interface
         .need(p, "name")
@@ -278,13 +340,13 @@ fn interface(field: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Opt
         && !["", "virtio"].contains(&name)
     {
         let name = name.escape_debug();
-        // KubeVirt gave slirp no virtio: a manifest had to ask for one of these.
-        if slirp.is_some() && ["e1000", "rtl8139"].contains(&name.to_string().as_str()) {
+        if MODELS.contains(&name.to_string().as_str()) {
             warnings.push(format!("the interface's model is virtio, not {name}"));
         } else {
             model.problem(p, format!("`{name}` is not supported, only virtio"));
         }
     }
+    let passt = passt(&mut interface, p);
     for binding in [&masquerade, &slirp].into_iter().flatten() {
         if let Some(binding) = binding.object(p, schema::EMPTY) {
             binding.finish(p);
@@ -292,26 +354,38 @@ fn interface(field: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Opt
     }
     interface.accept_str("state", &["", "up"]);
     interface.accept_str("tag", &[""]);
-    let other = [
-        "bridge",
-        "sriov",
-        "macvtap",
-        "passt",
-        "passtBinding",
-        "binding",
-    ];
-    let unbound = masquerade.is_none() && slirp.is_none();
-    let binding = match (masquerade, slirp) {
-        (Some(_), Some(second)) => {
-            second.problem(p, "`masquerade` is given as well");
-            None
-        }
-        (None, Some(_)) => Some(Binding::Slirp),
-        _ => Some(Binding::Masquerade),
+    let other = ["bridge", "sriov", "macvtap"];
+    let given: Vec<_> = [&masquerade, &slirp, &passt]
+        .into_iter()
+        .flatten()
+        .collect();
+    if let [_, second, ..] = given[..] {
+        second.problem(p, "another binding is given as well");
+    }
+    let unbound = given.is_empty();
+    let binding = match slirp {
+        Some(_) => Binding::Slirp,
+        None => Binding::Masquerade,
     };
     let refused = interface.names().any(|n| other.contains(&n));
     interface.finish(p);
     let name = name?;
+    let network = networks.iter().find(|(network, ..)| *network == name);
+    let cidrs = network.map(|(.., cidrs)| *cidrs).unwrap_or_default();
+    if let (Some((_, field, _)), Binding::Slirp) = (network, binding)
+        && cidrs != Cidrs::default()
+    {
+        field.problem(
+            p,
+            "slirp has QEMU's addresses; use `masquerade: {}` with others",
+        );
+    }
+    if passt.is_some() {
+        warnings.push(format!(
+            "interface `{name}`: the guest has an address of its own, as with masquerade, and not \
+             the pod's"
+        ));
+    }
     if unbound && !refused {
         warnings.push(format!(
             "interface `{name}` has no binding: masquerade is used"
@@ -319,10 +393,33 @@ fn interface(field: &Field, p: &mut Problems, warnings: &mut Vec<String>) -> Opt
     }
     Some(Interface {
         name,
-        binding: binding?,
+        binding,
+        cidrs,
         mac,
         ports,
     })
+}
+
+/// passt, under each of its names: it is a network in user space, as ours is.
+fn passt<'a>(interface: &mut Object<'a>, p: &mut Problems) -> Option<Field<'a>> {
+    let plugin = interface.take("binding").filter(|field| {
+        let name = field.object(p, schema::BINDING).and_then(|mut binding| {
+            let name = binding.take("name")?.string(p);
+            binding.finish(p);
+            name
+        });
+        let is_passt = name == Some("passt");
+        if !is_passt {
+            field.problem(p, "not supported; use `masquerade: {}`");
+        }
+        is_passt
+    });
+    let own = interface.take("passt");
+    let binding = interface.take("passtBinding").or(own);
+    if let Some(binding) = binding.as_ref().and_then(|f| f.object(p, schema::EMPTY)) {
+        binding.finish(p);
+    }
+    plugin.or(binding)
 }
 
 fn mac(field: &Field, p: &mut Problems) -> Option<[u8; 6]> {

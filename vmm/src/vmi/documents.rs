@@ -82,6 +82,7 @@ impl Beside {
         let all = match of {
             Keyed::ConfigMap => &self.config_maps,
             Keyed::Secret => &self.secrets,
+            Keyed::ServiceAccount | Keyed::DownwardApi => return None,
         };
         all.get(name)
     }

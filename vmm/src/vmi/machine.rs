@@ -1,6 +1,7 @@
 //! What a manifest asks for, as plain data.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -60,6 +61,26 @@ impl Machine {
     pub fn overhead(&self) -> u64 {
         const MIB: u64 = 1 << 20;
         24 * MIB + u64::from(self.vcpus) * MIB + self.memory / 512
+    }
+
+    /// Whose token a disk carries.
+    pub fn service_account(&self) -> Option<&str> {
+        self.disks.iter().find_map(|disk| match &disk.source {
+            Source::Keys {
+                of: Keyed::ServiceAccount,
+                name,
+                ..
+            } => Some(&**name),
+            _ => None,
+        })
+    }
+
+    /// The public keys that seeds carry.
+    pub fn ssh_keys(&self) -> impl Iterator<Item = &SshKeys> {
+        self.disks.iter().flat_map(|disk| match &disk.source {
+            Source::Seed { keys, .. } => &keys[..],
+            _ => &[],
+        })
     }
 
     /// The ports that the manifest declares.
@@ -166,11 +187,11 @@ pub enum Source {
         /// The guest's writes die with the machine.
         ephemeral: bool,
     },
-    /// The keys of a ConfigMap or a Secret as files, on a disk made by us.
+    /// The keys of a ConfigMap, a Secret or the like as files, on a disk made by us.
     Keys {
         /// The volume's name, after which KubeVirt names its place.
         volume: String,
-        /// Which of the two.
+        /// Of which of them.
         of: Keyed,
         /// Its name.
         name: String,
@@ -178,6 +199,8 @@ pub enum Source {
         optional: bool,
         /// The file system's label.
         label: String,
+        /// Of a downward API, which fields: as a pod's volume has them.
+        fields: serde_json::Value,
         /// What is in it, where it is in the manifest's own file.
         files: Option<BTreeMap<String, Vec<u8>>>,
     },
@@ -189,7 +212,18 @@ pub enum Source {
         user_data: Vec<u8>,
         /// `network-config`, decoded.
         network_data: Option<Vec<u8>>,
+        /// Of `accessCredentials`.
+        keys: Vec<SshKeys>,
     },
+}
+
+/// Public keys of SSH, for the guest's default user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshKeys {
+    /// The Secret that they are in.
+    pub secret: String,
+    /// What is in it, where it is in the manifest's own file.
+    pub files: Option<BTreeMap<String, Vec<u8>>>,
 }
 
 /// What has keys that a guest finds as files.
@@ -199,6 +233,10 @@ pub enum Keyed {
     ConfigMap,
     /// A Secret.
     Secret,
+    /// The token of the pod's service account, with what belongs to it.
+    ServiceAccount,
+    /// Fields of the pod.
+    DownwardApi,
 }
 
 impl std::fmt::Display for Keyed {
@@ -206,6 +244,8 @@ impl std::fmt::Display for Keyed {
         f.write_str(match self {
             Self::ConfigMap => "ConfigMap",
             Self::Secret => "Secret",
+            Self::ServiceAccount => "service account",
+            Self::DownwardApi => "downward API",
         })
     }
 }
@@ -235,16 +275,36 @@ pub struct Interface {
     pub name: String,
     /// Which numbers the guest gets.
     pub binding: Binding,
+    /// The network that it is in.
+    pub cidrs: Cidrs,
     /// MAC address, where the manifest gives one.
     pub mac: Option<[u8; 6]>,
     /// What is forwarded into the guest.
     pub ports: Vec<Port>,
 }
 
+/// The guest's network: its first address is the gateway, its second the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidrs {
+    /// `pod.vmNetworkCIDR`: its address and the bits of its prefix.
+    pub v4: (Ipv4Addr, u8),
+    /// `pod.vmIPv6NetworkCIDR`.
+    pub v6: (Ipv6Addr, u8),
+}
+
+impl Default for Cidrs {
+    fn default() -> Self {
+        Self {
+            v4: (Ipv4Addr::new(10, 0, 2, 0), 24),
+            v6: (Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 0), 120),
+        }
+    }
+}
+
 /// How the interface is bound to the pod's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binding {
-    /// 10.0.2.2/24 behind 10.0.2.1, KubeVirt's numbers.
+    /// KubeVirt's numbers: 10.0.2.2/24 behind 10.0.2.1, unless the network says otherwise.
     Masquerade,
     /// 10.0.2.15/24 behind 10.0.2.2, QEMU's numbers.
     Slirp,

@@ -6,9 +6,11 @@
 //! asks for what is so anyway, or that only a control plane reads, is accepted. The field lists are
 //! those of `kubevirt.io/api/core/v1` (`schema.go`, `types.go`) and are kept in [`schema`].
 
+mod credentials;
 mod devices;
 mod documents;
 mod error;
+mod instead;
 mod kubernetes;
 mod machine;
 mod object;
@@ -25,8 +27,8 @@ pub use devices::MAX_DISKS;
 pub use error::{Invalid, Problem};
 pub use kubernetes::ForPod;
 pub use machine::{
-    Binding, Chassis, Disk, HostDiskType, Interface, KernelBoot, Keyed, Machine, Port, Protocol,
-    RebootPolicy, SeedForm, Source, WatchdogAction,
+    Binding, Chassis, Cidrs, Disk, HostDiskType, Interface, KernelBoot, Keyed, Machine, Port,
+    Protocol, RebootPolicy, SeedForm, Source, SshKeys, WatchdogAction,
 };
 pub use probes::{Handler, Probe};
 pub use quantity::parse as parse_quantity;

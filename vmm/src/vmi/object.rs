@@ -2,6 +2,7 @@
 //! is refused by name.
 
 use super::error::Problem;
+use super::instead;
 use super::yaml::{Node, Value};
 use serde_saphyr::Spanned;
 
@@ -240,11 +241,15 @@ impl<'a> Object<'a> {
     pub(super) fn finish(self, problems: &mut Problems) {
         for (_, (line, column), field) in self.left {
             if !field.is_empty_list() {
+                let message = match instead::of(&field.path) {
+                    Some(instead) => format!("not supported; {instead}"),
+                    None => "not supported yet".to_owned(),
+                };
                 problems.push(Problem {
                     line,
                     column,
                     path: field.path,
-                    message: "not supported yet".to_owned(),
+                    message,
                 });
             }
         }
@@ -259,7 +264,7 @@ fn join(path: &str, key: &str) -> String {
     }
 }
 
-fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(super) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let score = |k: &&str| strsim::jaro_winkler(&name.to_lowercase(), &k.to_lowercase());
     let best = known.iter().max_by(|a, b| score(a).total_cmp(&score(b)))?;
     (score(best) >= NEAR).then_some(*best)

@@ -9,7 +9,7 @@ use super::error::Invalid;
 use super::kubernetes::ForPod;
 use super::machine::{Chassis, KernelBoot, Machine, RebootPolicy};
 use super::object::{Field, Object, Problems};
-use super::{devices, schema, volumes, yaml};
+use super::{credentials, devices, schema, volumes, yaml};
 
 /// `DefaultGracePeriodSeconds` of KubeVirt's API.
 const GRACE_SECONDS: u32 = 30;
@@ -69,8 +69,15 @@ fn document_of(
 ) -> Option<Machine> {
     let before = p.len();
     let mut vmi = root.object(p, schema::VMI)?;
-    one_of(&mut vmi, "apiVersion", &API_VERSIONS, p)?;
-    let kind = one_of(&mut vmi, "kind", &KINDS, p)?;
+    let version = one_of(&mut vmi, "apiVersion", &API_VERSIONS, p);
+    let kind = version.and_then(|_| one_of(&mut vmi, "kind", &KINDS, p));
+    let Some(kind) = kind else {
+        // Another kind of object has other fields.
+        let why = p.pop();
+        p.truncate(before);
+        p.extend(why);
+        return None;
+    };
     // An unknown field at the top is most likely another kind of file.
     if p.len() > before && vmi.names().all(|n| n != "spec") {
         return None;
@@ -132,6 +139,10 @@ fn template<'a>(
         }
     }
     vm.ignore(&["updateVolumesStrategy"]);
+    if vm.take("dataVolumeTemplates").is_some() {
+        let warning = "`dataVolumeTemplates` are left to CDI; their claims have to be there";
+        warnings.push(warning.to_owned());
+    }
     let template = vm.need(p, "template");
     vm.finish(p);
     let mut template = template?.object(p, schema::TEMPLATE)?;
@@ -187,7 +198,7 @@ fn spec_of(
 ) -> Option<Machine> {
     let mut spec = field.object(p, schema::SPEC)?;
     for_pod.take(&mut spec, p);
-    spec.ignore(schema::SPEC_CONTROL_PLANE);
+    eviction(&mut spec, p, warnings);
     spec.accept_str("architecture", &["", "amd64"]);
     let hostname = spec.take("hostname").and_then(|f| label(&f, p, 63));
     let subdomain = spec.take("subdomain").and_then(|f| label(&f, p, 63));
@@ -195,12 +206,16 @@ fn spec_of(
         .take("terminationGracePeriodSeconds")
         .and_then(|f| f.integer(p, 0, u32::MAX))
         .unwrap_or(GRACE_SECONDS);
-    let volumes = volumes::read(spec.take("volumes").as_ref(), beside, p);
+    let mut volumes = volumes::read(spec.take("volumes").as_ref(), beside, p);
+    let credentials = credentials::read(spec.take("accessCredentials"), beside, p);
+    volumes::credentials(&mut volumes, credentials, p);
     let networks = devices::networks(spec.take("networks").as_ref(), p);
     let domain = spec.need(p, "domain");
     spec.finish(p);
 
     let mut domain = domain?.object(p, schema::DOMAIN)?;
+    // Each disk has a thread of its own.
+    domain.ignore(&["ioThreads", "ioThreadsPolicy"]);
     let (cpu_request, memory_request, memory_limit) = domain
         .take("resources")
         .map(|f| resources(&f, p))
@@ -259,6 +274,24 @@ fn spec_of(
         watchdog: devices.watchdog,
         for_pod,
     })
+}
+
+/// A VM stays where it is: whoever wants it moved is told what comes instead.
+fn eviction(spec: &mut Object, p: &mut Problems, warnings: &mut Vec<String>) {
+    let Some(field) = spec.take("evictionStrategy") else {
+        return;
+    };
+    match field.string(p) {
+        Some("LiveMigrate") => warnings.push(
+            "`evictionStrategy` is LiveMigrate; a drain of the node shuts the guest down"
+                .to_owned(),
+        ),
+        Some("None" | "LiveMigrateIfPossible" | "External" | "") | None => {}
+        Some(_) => field.problem(
+            p,
+            "must be None, LiveMigrate, LiveMigrateIfPossible or External",
+        ),
+    }
 }
 
 /// CPUs asked for, memory asked for, memory's limit.
@@ -412,6 +445,13 @@ fn firmware(field: &Field, p: &mut Problems) -> Firmware {
         f.problem(p, "not a UUID");
         None
     });
+    if let Some(field) = firmware.take("bootloader")
+        && let Some(mut bootloader) = field.object(p, schema::BOOTLOADER)
+    {
+        // What a BIOS would start is found and booted.
+        bootloader.ignore(&["bios"]);
+        bootloader.finish(p);
+    }
     let kernel_boot = firmware.take("kernelBoot").and_then(|f| kernel_boot(&f, p));
     firmware.finish(p);
     Firmware {

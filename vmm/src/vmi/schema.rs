@@ -30,8 +30,6 @@ mod lists {
         "serviceAccountName", "startStrategy", "subdomain", "terminationGracePeriodSeconds",
         "tolerations", "topologySpreadConstraints", "utilityVolumes", "volumes",
     ];
-    /// Read by the scheduler, the kubelet or KubeVirt's controllers, never by the launcher.
-    pub const SPEC_CONTROL_PLANE: Fields = &["evictionStrategy"];
     pub const DOMAIN: Fields = &[
         "chassis", "clock", "cpu", "devices", "features", "firmware", "ioThreads",
         "ioThreadsPolicy", "launchSecurity", "machine", "memory", "rebootPolicy", "resources",
@@ -46,6 +44,7 @@ mod lists {
     pub const RESOURCE_LIST: Fields = &["cpu", "memory"];
     pub const MACHINE: Fields = &["type"];
     pub const FIRMWARE: Fields = &["acpi", "bootloader", "kernelBoot", "serial", "uuid"];
+    pub const BOOTLOADER: Fields = &["bios", "efi"];
     pub const KERNEL_BOOT: Fields = &["container", "kernelArgs"];
     pub const KERNEL_BOOT_CONTAINER: Fields = &[
         "image", "imagePullPolicy", "imagePullSecret", "initrdPath", "kernelPath",
@@ -70,6 +69,7 @@ mod lists {
         "disk", "errorPolicy", "io", "lun", "name", "serial", "shareable", "tag", "volumeName",
     ];
     pub const DISK_TARGET: Fields = &["bus", "pciAddress", "readonly"];
+    pub const CDROM: Fields = &["bus", "readonly", "tray"];
     pub const INTERFACE: Fields = &[
         "acpiIndex", "binding", "bootOrder", "bridge", "dhcpOptions", "macAddress", "macvtap",
         "masquerade", "model", "name", "passt", "passtBinding", "pciAddress", "ports", "slirp",
@@ -97,6 +97,15 @@ mod lists {
         "networkData", "networkDataBase64", "networkDataSecretRef", "secretRef", "userData",
         "userDataBase64",
     ];
+    pub const SERVICE_ACCOUNT_VOLUME: Fields = &["serviceAccountName"];
+    pub const DOWNWARD_API: Fields = &["fields", "volumeLabel"];
+    pub const DATA_VOLUME: Fields = &["hotpluggable", "name"];
+    pub const ACCESS_CREDENTIAL: Fields = &["sshPublicKey", "userPassword"];
+    pub const SSH_PUBLIC_KEY: Fields = &["propagationMethod", "source"];
+    pub const KEY_SOURCE: Fields = &["secret"];
+    pub const KEY_SECRET: Fields = &["secretName"];
+    pub const PROPAGATION: Fields = &["configDrive", "noCloud", "qemuGuestAgent"];
+    pub const BINDING: Fields = &["name"];
     pub const PROBE: Fields = &[
         "exec", "failureThreshold", "guestAgentPing", "httpGet", "initialDelaySeconds",
         "periodSeconds", "successThreshold", "tcpSocket", "timeoutSeconds",

@@ -55,6 +55,7 @@ fn what_kubectl_prints_for_a_running_vmi_is_accepted() {
         form: SeedForm::NoCloud,
         user_data,
         network_data: None,
+        ..
     } = &machine.disks[1].source
     else {
         panic!("{:?}", machine.disks[1])
@@ -105,6 +106,7 @@ fn a_config_map_or_a_secret_is_a_disk_of_its_keys() {
             name: "app".to_owned(),
             optional: false,
             label: "cfgdata".to_owned(),
+            fields: serde_json::Value::Null,
             files: Some(files.into()),
         }
     );
@@ -157,22 +159,22 @@ fn each_bad_manifest_ends_in_one_line_with_its_place() {
         (
             "    devices:\n",
             "    devices:\n      gpus: [{name: a}]\n",
-            "vm.yaml:10:7: spec.domain.devices.gpus: not supported yet",
+            "vm.yaml:10:7: spec.domain.devices.gpus: not supported; leave it out: no device of the node's is passed through",
         ),
         (
             "masquerade: {}",
             "bridge: {}",
-            "vm.yaml:13:21: spec.domain.devices.interfaces[0].bridge: not supported yet",
+            "vm.yaml:13:21: spec.domain.devices.interfaces[0].bridge: not supported; use `masquerade: {}`",
         ),
         (
             "hostDisk: {path: /root.img, type: Disk}",
-            "dataVolume: {name: x}",
-            "vm.yaml:17:18: spec.volumes[0].dataVolume: not supported yet",
+            "sysprep: {}",
+            "vm.yaml:17:18: spec.volumes[0].sysprep: not supported; it is for Windows, which does not run here",
         ),
         (
             "pod: {}",
-            "pod: {vmNetworkCIDR: 10.9.0.0/24}",
-            "vm.yaml:15:23: spec.networks[0].pod.vmNetworkCIDR: not supported yet",
+            "pod: {vmNetworkCIDR: 10.9.0.0/31}",
+            "vm.yaml:15:38: spec.networks[0].pod.vmNetworkCIDR: not a network such as 10.0.2.0/24, of a prefix of at most 30 bits",
         ),
         (
             "cores: 1",
@@ -201,8 +203,8 @@ fn each_bad_manifest_ends_in_one_line_with_its_place() {
         ),
         (
             "bus: virtio",
-            "bus: sata",
-            "vm.yaml:11:34: spec.domain.devices.disks[0].disk.bus: `sata` is not supported, only virtio",
+            "bus: floppy",
+            "vm.yaml:11:34: spec.domain.devices.disks[0].disk.bus: must be virtio, sata, scsi or usb",
         ),
         (
             "name: root, disk",
@@ -247,7 +249,7 @@ fn each_bad_manifest_ends_in_one_line_with_its_place() {
         (
             "memory: {guest: 128Mi}",
             "memory: {hugepages: {pageSize: 2Mi}, guest: 1Gi}",
-            "vm.yaml:8:14: spec.domain.memory.hugepages: not supported yet",
+            "vm.yaml:8:14: spec.domain.memory.hugepages: not supported; leave it out: Linux gives the guest huge pages as it has them",
         ),
         (
             "memory: {guest: 128Mi}",
@@ -455,11 +457,131 @@ fn a_kernel_in_a_container_image_is_read() {
             "{kernelBoot: {container: {image: k}}}",
             "`kernelPath` is required",
         ),
-        ("{bootloader: {efi: {}}}", "bootloader: not supported yet"),
+        (
+            "{bootloader: {efi: {}}}",
+            "bootloader.efi: not supported; use `bios: {}`",
+        ),
     ] {
         let error = boot(text).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
     }
+}
+
+#[test]
+fn a_pod_s_token_and_fields_are_disks_of_files_and_a_data_volume_is_its_claim() {
+    let text = SMALL.replace(
+        "  - {name: root, hostDisk",
+        "  - {name: token, serviceAccount: {serviceAccountName: books}}\n  \
+         - {name: pod, downwardAPI: {fields: [{path: labels, fieldRef: {fieldPath: \
+         metadata.labels}}]}}\n  - {name: data, dataVolume: {name: filled}}\n  - {name: root, hostDisk",
+    );
+    let machine = parse("x", text.as_bytes()).unwrap().machine;
+    assert_eq!(machine.service_account(), Some("books"));
+    let source = |name: &str| {
+        let mut disks = machine.disks.iter();
+        disks.find(|disk| disk.name == name).unwrap().source.clone()
+    };
+    assert!(source("token").is_readonly());
+    let Source::Keys {
+        of: Keyed::DownwardApi,
+        fields,
+        ..
+    } = source("pod")
+    else {
+        panic!()
+    };
+    assert_eq!(fields[0]["fieldRef"]["fieldPath"], "metadata.labels");
+    let claim = Source::Claim {
+        volume: "data".to_owned(),
+        claim: "filled".to_owned(),
+        ephemeral: false,
+    };
+    assert_eq!(source("data"), claim);
+}
+
+#[test]
+fn public_keys_go_into_the_seed_of_their_kind() {
+    let with = |method: &str| {
+        let text = DETAILS.replace(
+            "\nspec:\n",
+            &format!(
+                "\nspec:\n  accessCredentials:\n  - sshPublicKey:\n      source: {{secret: \
+                 {{secretName: mine}}}}\n      propagationMethod: {{{method}}}\n"
+            ),
+        );
+        let secret = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: mine}\n\
+             stringData: {a: ssh-ed25519 A}\n";
+        parse("x", format!("{text}{secret}").as_bytes())
+    };
+    let machine = with("noCloud: {}").unwrap().machine;
+    let keys: Vec<_> = machine.ssh_keys().collect();
+    assert_eq!(keys[0].files.as_ref().unwrap()["a"], b"ssh-ed25519 A");
+    for (method, want) in [
+        ("configDrive: {}", "there is no seed of that kind"),
+        ("qemuGuestAgent: {users: [root]}", "use `noCloud: {}`"),
+    ] {
+        let error = with(method).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn what_becomes_virtio_or_masquerade_is_said() {
+    for (from, to, want) in [
+        (
+            "bus: virtio",
+            "bus: sata",
+            "the bus of disk `root` is virtio, not sata",
+        ),
+        (
+            "disk: {bus: virtio}",
+            "cdrom: {bus: sata}",
+            "`root` is a disk that is only read, not a CD drive",
+        ),
+        (
+            "masquerade: {}",
+            "masquerade: {}, model: e1000e",
+            "the interface's model is virtio, not e1000e",
+        ),
+        (
+            "masquerade: {}",
+            "passtBinding: {}",
+            "an address of its own",
+        ),
+        (
+            "masquerade: {}",
+            "binding: {name: passt}",
+            "an address of its own",
+        ),
+        (
+            "  domain:\n",
+            "  evictionStrategy: LiveMigrate\n  domain:\n",
+            "a drain of the node shuts the guest down",
+        ),
+    ] {
+        let parsed = replaced(from, to).unwrap();
+        let [warning] = &parsed.warnings[..] else {
+            panic!("{to}: {:?}", parsed.warnings)
+        };
+        assert!(warning.contains(want), "{warning}");
+    }
+    let machine = replaced("disk: {bus: virtio}", "cdrom: {}")
+        .unwrap()
+        .machine;
+    assert!(machine.disks[0].readonly);
+}
+
+#[test]
+fn a_network_has_the_addresses_that_it_asks_for() {
+    let own = "pod: {vmNetworkCIDR: 10.9.0.0/16, vmIPv6NetworkCIDR: 'fd77::/64'}";
+    let machine = replaced("pod: {}", own).unwrap().machine;
+    let cidrs = machine.interface.unwrap().cidrs;
+    assert_eq!(cidrs.v4, ([10, 9, 0, 0].into(), 16));
+    assert_eq!(cidrs.v6, ("fd77::".parse().unwrap(), 64));
+    let slirp = SMALL.replace("masquerade", "slirp").replace("pod: {}", own);
+    let error = parse("x", slirp.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("slirp has QEMU's addresses"), "{error}");
 }
 
 #[test]
@@ -757,7 +879,7 @@ fn a_balloon_is_there_unless_told_otherwise_and_a_watchdog_where_asked_for() {
         ("{name: dog}", "`i6300esb` is required"),
         (
             "{name: dog, i6300esb: {}, diag288: {}}",
-            "diag288: not supported yet",
+            "diag288: not supported; use `i6300esb`",
         ),
         ("{i6300esb: {}}", "`name` is required"),
     ] {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::credentials::Credentials;
 use super::documents::{self, Beside};
 use super::machine::{HostDiskType, Keyed, SeedForm, Source};
 use super::object::{Field, Object, Problems};
@@ -50,6 +51,7 @@ pub(super) fn read<'a>(
             form: SeedForm::NoCloud,
             user_data: Vec::new(),
             network_data: None,
+            keys: Vec::new(),
         });
         volumes.push(Volume {
             name,
@@ -58,6 +60,26 @@ pub(super) fn read<'a>(
         });
     }
     volumes
+}
+
+/// Puts public keys into the seeds that are to carry them.
+pub(super) fn credentials(
+    volumes: &mut [Volume<'_>],
+    credentials: Credentials<'_>,
+    p: &mut Problems,
+) {
+    for (field, wanted, found) in credentials {
+        let mut seeds = volumes
+            .iter_mut()
+            .filter_map(|volume| match &mut volume.source {
+                Source::Seed { form, keys, .. } if *form == wanted => Some(keys),
+                _ => None,
+            });
+        match seeds.next() {
+            Some(keys) => keys.push(found),
+            None => field.problem(p, "there is no seed of that kind among the volumes"),
+        }
+    }
 }
 
 /// The source of the volume of that name and index.
@@ -114,6 +136,47 @@ fn source(
         ephemeral.finish(p);
         return claim(&field?, name, true, p);
     }
+    if let Some(field) = volume.take("dataVolume") {
+        let mut data = field.object(p, schema::DATA_VOLUME)?;
+        data.accept_bool("hotpluggable", false);
+        // CDI fills a claim of the DataVolume's name.
+        let claim = filled(&mut data, "name", p);
+        data.finish(p);
+        return Some(Source::Claim {
+            volume: name.to_owned(),
+            claim: claim?,
+            ephemeral: false,
+        });
+    }
+    if let Some(field) = volume.take("serviceAccount") {
+        let mut account = field.object(p, schema::SERVICE_ACCOUNT_VOLUME)?;
+        let account_name = filled(&mut account, "serviceAccountName", p);
+        account.finish(p);
+        return Some(Source::Keys {
+            volume: name.to_owned(),
+            of: Keyed::ServiceAccount,
+            name: account_name?,
+            optional: false,
+            label: LABEL.to_owned(),
+            fields: serde_json::Value::Null,
+            files: None,
+        });
+    }
+    if let Some(field) = volume.take("downwardAPI") {
+        let mut downward = field.object(p, schema::DOWNWARD_API)?;
+        let fields = downward.need(p, "fields");
+        let label = label(&mut downward, p);
+        downward.finish(p);
+        return Some(Source::Keys {
+            volume: name.to_owned(),
+            of: Keyed::DownwardApi,
+            name: name.to_owned(),
+            optional: false,
+            label: label?,
+            fields: fields?.node().value.json(),
+            files: None,
+        });
+    }
     for (kind, of, known, key) in [
         (
             "configMap",
@@ -149,6 +212,7 @@ fn source(
         form,
         user_data: user_data.unwrap_or_default(),
         network_data,
+        keys: Vec::new(),
     })
 }
 
@@ -162,25 +226,29 @@ fn keys(
 ) -> Option<Source> {
     let name = filled(object, key, p)?;
     let optional = object.take("optional").and_then(|f| f.boolean(p));
-    let label = match object.take("volumeLabel") {
-        Some(field) => {
-            let label = field.string(p)?;
-            if label.len() > MAX_LABEL || !label.bytes().all(|b| b.is_ascii_graphic()) {
-                let message = format!("must be at most {MAX_LABEL} printable characters");
-                field.problem(p, message);
-            }
-            label
-        }
-        None => LABEL,
-    };
+    let label = label(object, p)?;
     Some(Source::Keys {
         volume: volume.to_owned(),
         of,
         optional: optional.unwrap_or(false),
-        label: label.to_owned(),
+        label,
+        fields: serde_json::Value::Null,
         files: beside.keys(of, &name).cloned(),
         name,
     })
+}
+
+/// The label of a disk of files.
+fn label(object: &mut Object, p: &mut Problems) -> Option<String> {
+    let Some(field) = object.take("volumeLabel") else {
+        return Some(LABEL.to_owned());
+    };
+    let label = field.string(p)?;
+    if label.len() > MAX_LABEL || !label.bytes().all(|b| b.is_ascii_graphic()) {
+        let message = format!("must be at most {MAX_LABEL} printable characters");
+        field.problem(p, message);
+    }
+    Some(label.to_owned())
 }
 
 fn claim(field: &Field, volume: &str, ephemeral: bool, p: &mut Problems) -> Option<Source> {

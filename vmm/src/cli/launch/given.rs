@@ -1,11 +1,15 @@
 //! A VMI that virt-handler gives.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Map, Value};
 
 use super::{Args, STANDALONE, run};
 use crate::api::door::{Came, Door};
+use crate::kubevirt::SECRETS;
 use crate::launch;
 use crate::plan::Plan;
 use run::Error;
@@ -58,7 +62,36 @@ fn whole(json: Vec<u8>) -> Vec<u8> {
     };
     default("kind", "VirtualMachineInstance");
     default("apiVersion", "kubevirt.io/v1");
+    let volumes = vmi.get_mut("spec").and_then(|spec| spec.get_mut("volumes"));
+    let volumes = volumes.and_then(Value::as_array_mut);
+    for volume in volumes.into_iter().flatten() {
+        let name = volume["name"].as_str().unwrap_or_default().to_owned();
+        for form in ["cloudInitNoCloud", "cloudInitConfigDrive"] {
+            if let Some(Value::Object(seed)) = volume.get_mut(form) {
+                take_secrets(seed, Path::new(SECRETS), &name);
+            }
+        }
+    }
     Value::Object(vmi).to_string().into_bytes()
+}
+
+/// Puts in what Kubernetes has mounted of the Secrets that a seed names.
+fn take_secrets(seed: &mut Map<String, Value>, below: &Path, volume: &str) {
+    for (reference, names, data) in [
+        ("secretRef", ["userdata", "userData"], "userDataBase64"),
+        (
+            "networkDataSecretRef",
+            ["networkdata", "networkData"],
+            "networkDataBase64",
+        ),
+    ] {
+        let mut files = names.iter().map(|name| below.join(volume).join(name));
+        let read = files.find_map(|file| std::fs::read(file).ok());
+        if let Some(bytes) = read.filter(|_| seed.contains_key(reference)) {
+            seed.remove(reference);
+            seed.insert(data.to_owned(), BASE64_STANDARD.encode(bytes).into());
+        }
+    }
 }
 
 /// A duration as Go writes them: numbers with units.
@@ -106,6 +139,25 @@ mod tests {
         for text in ["", "5", "m", "5d", "1.2.3s", "-1s", "1e9h"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_mounted_secret_is_put_where_it_is_named() {
+        let below = tempfile::tempdir().unwrap();
+        std::fs::create_dir(below.path().join("seed")).unwrap();
+        std::fs::write(below.path().join("seed/userData"), "#!/bin/sh\n").unwrap();
+        let mut seed = Map::new();
+        take_secrets(&mut seed, below.path(), "seed");
+        assert!(seed.is_empty());
+        for reference in ["secretRef", "networkDataSecretRef"] {
+            seed.insert(reference.to_owned(), serde_json::json!({"name": "s"}));
+        }
+        take_secrets(&mut seed, below.path(), "seed");
+        assert_eq!(
+            seed["userDataBase64"],
+            BASE64_STANDARD.encode("#!/bin/sh\n")
+        );
+        assert!(!seed.contains_key("secretRef") && seed.contains_key("networkDataSecretRef"));
     }
 
     #[test]
