@@ -16,6 +16,14 @@ fn main() -> ExitCode {
         Command::Launch(args) => launch(args),
         Command::Pod(args) => pod(args),
         Command::Validate(args) => cli::validate::validate(args),
+        Command::Explain(args) => match cli::explain::page(args) {
+            Ok(page) => printed(cli::explain::print(&page)),
+            Err(error) => {
+                complain(&error);
+                status::BAD_INPUT
+            }
+        },
+        Command::Schema => printed(cli::explain::schema()),
         Command::Completions(args) => printed(cli::manual::completions(args)),
         Command::Man(args) => done(cli::manual::man(args)),
         Command::BootEntries(args) => boot_entries(args),

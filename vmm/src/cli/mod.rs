@@ -4,6 +4,7 @@ pub mod boot_entries;
 pub mod cp;
 pub mod doctor;
 pub mod exec;
+pub mod explain;
 pub mod guest;
 pub mod launch;
 pub mod manual;
@@ -40,6 +41,7 @@ Exit status of the commands about a running VM: 0 done, 1 the VM could not do it
 Exit status of `exec`: the program's, or 128 and its signal; 125 where it could not be run
 Exit status of `pod`: 0 printed, 1 not, 2 bad input
 Exit status of `validate`: 0 all good, 2 something is wrong
+Exit status of `explain`: 0 printed, 2 no such field
 Exit status of `boot-entries`: 0 something is there to be booted, 2 bad input, or nothing is
 
 Exit status of `doctor`: 0 all that is needed is there, 1 something needed is missing, 2 bad input
@@ -75,6 +77,10 @@ pub enum Command {
     Pod(pod::Args),
     /// Say every problem of manifests, a line each; start nothing
     Validate(validate::Args),
+    /// Say what a field of a manifest is for, or what to use instead
+    Explain(explain::Args),
+    /// Print the JSON schema of manifests, for editors
+    Schema,
     /// List what a disk's own boot loader would start
     BootEntries(boot_entries::Args),
     /// List the VMs that run

@@ -10,6 +10,8 @@ mod credentials;
 mod devices;
 mod documents;
 mod error;
+mod explain;
+mod fields;
 mod instead;
 mod kubernetes;
 mod machine;
@@ -25,6 +27,7 @@ mod yaml;
 
 pub use devices::MAX_DISKS;
 pub use error::{Invalid, Problem};
+pub use explain::{explain, schema};
 pub use kubernetes::ForPod;
 pub use machine::{
     Binding, Chassis, Cidrs, Disk, HostDiskType, Interface, KernelBoot, Keyed, Machine, Port,

@@ -18,12 +18,12 @@ const PAGE: u64 = 4096;
 /// What one text of SMBIOS may be long.
 const MAX_TOLD: usize = 255;
 
-const API_VERSIONS: [&str; 3] = [
+pub(super) const API_VERSIONS: [&str; 3] = [
     "kubevirt.io/v1",
     "kubevirt.io/v1alpha3",
     "kubevirt.io/v1alpha2",
 ];
-const KINDS: [&str; 2] = ["VirtualMachineInstance", "VirtualMachine"];
+pub(super) const KINDS: [&str; 2] = ["VirtualMachineInstance", "VirtualMachine"];
 
 /// A manifest that was understood.
 #[derive(Debug, PartialEq, Eq)]
