@@ -7,7 +7,7 @@ use tonic::Code;
 use super::wire::Wire;
 use super::*;
 
-const PROTO: &str = include_str!("../../../../rpc/proto/cmd.proto");
+const PROTO: &str = include_str!("../../../rpc/proto/cmd.proto");
 /// Calls that have an answer, as `cmd.rs` gives it.
 const ANSWERED: [&str; 17] = [
     "SyncVirtualMachine",
