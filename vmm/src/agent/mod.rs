@@ -353,6 +353,13 @@ fn ask(state: &mut State, request: &Request) -> u32 {
 
 /// The guest's words for a log: cut, and without what a terminal would obey.
 fn shown(text: &str) -> String {
-    let cut: String = text.chars().take(SHOWN).collect();
-    cut.escape_debug().to_string()
+    let mut shown = String::new();
+    for letter in text.chars().take(SHOWN) {
+        match letter {
+            // They are no terminal's business.
+            '"' | '\'' => shown.push(letter),
+            _ => shown.extend(letter.escape_debug()),
+        }
+    }
+    shown
 }
