@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use peapod_tests::{Manifest, Vm, image};
 
@@ -39,7 +38,7 @@ fn the_agent_goes_into_a_disk_and_does_what_its_cloud_init_would() {
     let manifest = manifest("debian", script, &root);
     let mut vm = Vm::run(&manifest, [""; 0]);
     vm.wait_console("user-data-ran", 1, 2 * BOOT);
-    vm.wait_log("ready", Duration::from_secs(60));
+    vm.wait_log("ready", BOOT);
     let (console, log) = (vm.console(), vm.log());
     for said in [
         "init-is-systemd",
@@ -91,7 +90,7 @@ fn a_systemd_root_runs_its_user_data_and_stops_cleanly() {
     let manifest = manifest("systemd", script, &root);
     let mut vm = Vm::run(&manifest, [""; 0]);
     vm.wait_console("user-data-ran", 1, 2 * BOOT);
-    vm.wait_log("ready", Duration::from_secs(60));
+    vm.wait_log("ready", BOOT);
     let console = vm.console();
     assert!(console.contains("systemd"), "{console}");
     assert!(console.contains("ID_NET_NAME_PATH=enp1s0"), "{console}");
