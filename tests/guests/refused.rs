@@ -88,10 +88,10 @@ fn an_unknown_field_is_named_with_its_line_and_the_nearest_known_one() {
 fn a_field_that_is_not_supported_yet_is_named() {
     let refusal = Refusal::new(|m| m).with(
         "    devices:\n",
-        "    ioThreadsPolicy: auto\n    devices:\n",
+        "    launchSecurity: {sev: {}}\n    devices:\n",
     );
     let said = refusal.says(&[]);
-    assert!(said.contains("spec.domain.ioThreadsPolicy: "), "{said}");
+    assert!(said.contains("spec.domain.launchSecurity: "), "{said}");
 }
 
 #[test]
