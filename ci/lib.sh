@@ -71,6 +71,12 @@ apt_show() { # PACKAGE...
     cat "$answer"
 }
 
+# What apt would install besides in a root with this status of dpkg's, a line `NAME=VERSION` each.
+apt_would_install() { # STATUS PACKAGE...
+    apt-get -s -o Dir::State::status="$1" --no-install-recommends install "${@:2}" |
+        sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1=\2/p'
+}
+
 # Unpacks into the cache, without installing it, the kernel package that the first METAPACKAGE
 # known to apt stands for, and sets `kernel` to its folder.
 unpack_kernel() { # METAPACKAGE...

@@ -13,13 +13,12 @@
     clippy::unwrap_used
 )]
 
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use peapod_tests::Boot;
-use peapod_tests::bench::{Mark, Record, machine, report};
+use peapod_tests::bench::{Mark, Record, cpu_seconds, machine, report};
 use peapod_tests::mesh::{Envoy, Node, Pod, Redirect, Service, Sidecar, User};
 use peapod_tests::networks::{Network, passt, version};
 use peapod_tests::space::{Process, enclose};
@@ -120,20 +119,6 @@ fn read(said: &str) -> Option<[f64; 3]> {
     (!bad).then_some([rate, latency, requests])
 }
 
-/// The CPU that a process has used, in microseconds.
-fn cpu(process: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    let ticks: f64 = fields
-        .split(' ')
-        .skip(11)
-        .take(2)
-        .map(|ticks| ticks.parse::<f64>().unwrap())
-        .sum();
-    // A hundred a second (`getconf CLK_TCK`).
-    ticks * 10_000.0
-}
-
 impl<'a> Vm<'a> {
     fn start(network: Network, boot: &Boot, pod: &'a Pod, services: &'a [Service]) -> Self {
         let start = Instant::now();
@@ -172,14 +157,14 @@ impl<'a> Vm<'a> {
 
     fn measure(&self, client: &Pod, (_, port, path): (&str, u16, &str), seconds: u32) -> [f64; 3] {
         let host = &self.service.address;
-        let before = cpu(self.sidecar);
+        let before = cpu_seconds(self.sidecar).unwrap();
         let script =
             format!("wrk -t1 -c8 -d{seconds}s --timeout 20s --latency http://{host}:{port}{path}");
         let said = client.run(&script);
-        let used = cpu(self.sidecar) - before;
+        let used = cpu_seconds(self.sidecar).unwrap() - before;
         let [rate, latency, requests] =
             read(&said).unwrap_or_else(|| panic!("{}: {said}", self.network.name()));
-        [rate, latency, used / requests]
+        [rate, latency, used * 1e6 / requests]
     }
 }
 

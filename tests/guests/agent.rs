@@ -1,13 +1,11 @@
 //! What a guest's agent tells and does for the commands at the host: figures, file systems that stand
 //! still, passwords and keys, the clock.
 
-use std::io::Write;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use peapod_tests::peapod;
 use serde_json::Value;
 
 use super::{SOON, shared};
@@ -18,27 +16,13 @@ const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEVuZHM7IE5vd2hlcmUgZWxzZ
 /// Held by whoever has the guest's file systems stand still, or cannot have that.
 static STANDSTILL: Mutex<()> = Mutex::new(());
 
-fn start(words: &[&str], input: &[u8]) -> Child {
-    shared::vm().wait_log("the guest is ready", super::BOOT);
-    let mut child = Command::new(peapod())
-        .args(words)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // Dropped at the end, which ends it.
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    child
-}
-
 /// What a command prints that succeeds.
 fn run(words: &[&str], input: &[u8]) -> String {
     let Output {
         status,
         stdout,
         stderr,
-    } = start(words, input).wait_with_output().unwrap();
+    } = shared::peapod(words, input).wait_with_output().unwrap();
     let stderr = String::from_utf8(stderr).unwrap();
     assert!(status.success(), "{words:?}: {stderr}");
     String::from_utf8(stdout).unwrap()
@@ -90,15 +74,18 @@ fn file_systems_stand_still_until_they_are_told_to_go_on_or_their_time_is_over()
         // A slow host may have taken longer to ask than they stand still.
         if seconds == "600" {
             assert!(info.contains("\"frozen\": true"), "{info}");
-            let again = start(&["freeze", VM], b"").wait_with_output().unwrap();
+            let again = shared::peapod(&["freeze", VM], b"")
+                .wait_with_output()
+                .unwrap();
             let said = String::from_utf8(again.stderr).unwrap();
             assert!(said.contains("frozen already"), "{said}");
-            let refused = start(&["credentials", "set-password", "-u", "root", VM], b"x\n");
+            let refused =
+                shared::peapod(&["credentials", "set-password", "-u", "root", VM], b"x\n");
             let refused = refused.wait_with_output().unwrap();
             let said = String::from_utf8(refused.stderr).unwrap();
             assert!(said.contains("the file systems are frozen"), "{said}");
         }
-        let mut writing = start(&write, b"");
+        let mut writing = shared::peapod(&write, b"");
         if seconds == "600" {
             thread::sleep(Duration::from_secs(2));
             assert!(writing.try_wait().unwrap().is_none(), "it was written");
@@ -141,7 +128,7 @@ fn a_user_gets_a_password_and_keys() {
     keys("remove-ssh-key", &format!("{KEY} of another name\n"));
     assert!(!run(&list, b"").contains("AAAAC3"));
 
-    let nobody = start(&["credentials", "list-ssh-keys", "-u", "x y", VM], b"");
+    let nobody = shared::peapod(&["credentials", "list-ssh-keys", "-u", "x y", VM], b"");
     let nobody = nobody.wait_with_output().unwrap();
     assert_eq!(nobody.status.code(), Some(1));
     let said = String::from_utf8(nobody.stderr).unwrap();

@@ -1,7 +1,6 @@
 //! Programs and files of a guest by its agent, as a person at the host's shell has them.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
@@ -12,20 +11,9 @@ use super::shared;
 /// The VM that tests share, by its name.
 const VM: &str = "shared";
 
-/// Runs `peapod` with these words and this input, once the VM's agent is there.
+/// What comes of `peapod` with these words and this input.
 fn run(words: &[&str], input: &[u8]) -> Output {
-    shared::vm().wait_log("the guest is ready", super::BOOT);
-    let mut child = Command::new(peapod())
-        .args(words)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
-    // A program that has ended does not read it.
-    std::thread::spawn(move || stdin.write_all(&input));
-    child.wait_with_output().unwrap()
+    shared::peapod(words, input).wait_with_output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

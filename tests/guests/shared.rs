@@ -1,7 +1,9 @@
 //! The one VM that tests share when its boot is not what they test: the details service, two
 //! vCPUs, a shell.
 
+use std::io::Write;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use peapod_tests::{Guest, Manifest, Vm};
@@ -57,6 +59,22 @@ fn shared() -> &'static Shared {
         unsafe { libc::atexit(end_shared_vm) };
         Shared { vm, directory }
     })
+}
+
+/// Starts `peapod` with these words and this input, once the VM's agent is there.
+pub fn peapod(words: &[&str], input: &[u8]) -> Child {
+    vm().wait_log("the guest is ready", BOOT);
+    let mut child = Command::new(peapod_tests::peapod())
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+    // A program that has ended does not read it.
+    std::thread::spawn(move || stdin.write_all(&input));
+    child
 }
 
 /// Runs a script in the shared VM.

@@ -106,6 +106,20 @@ pub fn spread(series: &[f64]) -> f64 {
     (most - least) / median(series)
 }
 
+/// The seconds of a CPU that a process has had so far.
+pub fn cpu_seconds(process: u32) -> io::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name may have anything in it; the fields after it count from the third.
+    let fields = stat.rsplit(") ").next().unwrap_or_default();
+    Ok(ticks(fields.split(' ').skip(11).take(2)))
+}
+
+/// The seconds of fields of proc_stat(5) or proc_pid_stat(5) together.
+pub fn ticks<'a>(fields: impl Iterator<Item = &'a str>) -> f64 {
+    let sum: f64 = fields.filter_map(|field| field.parse::<f64>().ok()).sum();
+    sum / rustix::param::clock_ticks_per_second() as f64
+}
+
 /// The machine and whether it is the lab's outer one.
 pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();

@@ -98,7 +98,7 @@ impl Files {
         Ok(json!({ "position": position, "eof": false }))
     }
 
-    /// Has what was written on the disk.
+    /// As fflush(3): nothing that was written is held back here.
     pub fn flush(&mut self, handle: i64) -> Result<(), String> {
         self.at(handle)?.flush().map_err(told)
     }

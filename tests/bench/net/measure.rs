@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
-use peapod_tests::bench::Mark;
+use peapod_tests::bench::{Mark, cpu_seconds, ticks};
 use peapod_tests::sides::{Family, Way};
 
 use crate::load::service;
@@ -246,10 +246,7 @@ fn own_cpu(site: &Site) -> io::Result<f64> {
     let Some(process) = &site.process else {
         return Ok(f64::NAN);
     };
-    let stat = fs::read_to_string(format!("/proc/{}/stat", process.id()))?;
-    // The name may have anything in it; the fields after it count from the third.
-    let fields = stat.rsplit(") ").next().unwrap_or_default();
-    Ok(ticks(fields.split(' ').skip(11).take(2)))
+    cpu_seconds(process.id())
 }
 
 /// Everybody's.
@@ -259,9 +256,4 @@ fn machine_cpu() -> io::Result<f64> {
     // user nice system idle iowait irq softirq
     let fields: Vec<&str> = all.split_whitespace().skip(1).collect();
     Ok(ticks([0, 1, 2, 5, 6].map(|i| fields[i]).into_iter()))
-}
-
-fn ticks<'a>(fields: impl Iterator<Item = &'a str>) -> f64 {
-    let sum: f64 = fields.filter_map(|field| field.parse::<f64>().ok()).sum();
-    sum / rustix::param::clock_ticks_per_second() as f64
 }

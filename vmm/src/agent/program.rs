@@ -16,6 +16,14 @@ pub struct Programs {
     socket: PathBuf,
 }
 
+/// A program's status by the reply about its end: its own, or 128 and the signal that ended it.
+pub fn status(reply: &Reply) -> Option<i32> {
+    match *reply {
+        Reply::Exited { code, signal } => code.or(signal.map(|signal| BY_SIGNAL + signal)),
+        _ => None,
+    }
+}
+
 /// How a program of the guest ended.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -43,13 +51,9 @@ impl Programs {
             ..Exec::default()
         };
         let (reply, output) = self.ask(&Request::Exec(exec), within, most)?;
-        let status = match reply {
-            Reply::Exited { code, signal } => code.or(signal.map(|signal| BY_SIGNAL + signal)),
-            _ => None,
-        };
         let odd = || Error::Refused("the agent does not say how it ended".to_owned());
         Ok(Ended {
-            status: status.ok_or_else(odd)?,
+            status: status(&reply).ok_or_else(odd)?,
             output,
         })
     }

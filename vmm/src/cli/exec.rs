@@ -10,13 +10,12 @@ use rustix::termios::tcgetwinsize;
 
 use super::terminal::Raw;
 use super::vms::{Error, Vm};
+use crate::agent::program;
 use crate::agent::session::{self, Said, Session, Writer};
 
 /// How soon a terminal's new size is heard of.
 const GLANCE: Duration = Duration::from_millis(200);
 const PIECE: usize = 32 << 10;
-/// What a shell adds to the number of the signal that ended a program.
-const BY_SIGNAL: i32 = 128;
 
 /// Arguments of `exec`.
 #[derive(Debug, clap::Args)]
@@ -138,11 +137,7 @@ fn write(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn status(reply: &Reply) -> u8 {
-    let status = match reply {
-        Reply::Exited { code, signal } => code.or(signal.map(|signal| BY_SIGNAL + signal)),
-        _ => None,
-    };
-    let status = status.and_then(|status| u8::try_from(status).ok());
+    let status = program::status(reply).and_then(|status| u8::try_from(status).ok());
     status.unwrap_or(super::status::FAILURE)
 }
 

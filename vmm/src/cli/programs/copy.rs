@@ -2,7 +2,7 @@
 //! images find it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments of `cp`.
 #[derive(Debug, clap::Args)]
@@ -19,12 +19,9 @@ pub fn copy(args: &Args) -> Result<(), String> {
         (true, Some(name)) => args.to.join(name),
         _ => args.to.clone(),
     };
-    let failed = |error| format!("cp: {} to {}: {error}", shown(&args.from), shown(&to));
+    let (shown, there) = (args.from.display(), to.display());
+    let failed = |error| format!("cp: {shown} to {there}: {error}");
     fs::copy(&args.from, &to).map(|_| ()).map_err(failed)
-}
-
-fn shown(path: &Path) -> std::path::Display<'_> {
-    path.display()
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ impl Balloon {
     pub fn job(&self, activation: Activation) -> BalloonJob {
         let has = |bit: u32| activation.features & 1 << bit != 0;
         let mut queues = activation.queues.into_iter();
-        let mut queue = |there: bool| queues.next_if_there(there);
+        let mut queue = |there: bool| there.then(|| queues.next().flatten()).flatten();
         BalloonJob {
             inflate: queue(true),
             deflate: queue(true),
@@ -130,17 +130,6 @@ impl VirtioDevice for Balloon {
     fn reset(&mut self) {
         self.worker = None;
         self.shared.detach();
-    }
-}
-
-/// Takes the next queue where there is one of its kind.
-trait NextIfThere {
-    fn next_if_there(&mut self, there: bool) -> Option<ActiveQueue>;
-}
-
-impl<I: Iterator<Item = Option<ActiveQueue>>> NextIfThere for I {
-    fn next_if_there(&mut self, there: bool) -> Option<ActiveQueue> {
-        if there { self.next().flatten() } else { None }
     }
 }
 
