@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use guest_agent::guest::guard;
 use guest_agent::init::{self, ahead};
 use guest_agent::{cli, netconfig, service, userdata};
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         (1, _) if path == ahead::PROGRAM => ahead::run(),
         (1, _) => init::run(),
         (_, Some(ahead::FOLLOW)) => ahead::follow(),
+        (_, Some(guard::GUARD)) => guard::run(std::env::args_os().skip(2)),
         (_, Some("service")) => service::run(),
         (_, Some("network")) => netconfig::run(),
         (_, Some("apply")) => userdata::run_alone(),

@@ -8,6 +8,7 @@ use std::{fs, io};
 use rustix::mount::{MountFlags, mount_remount};
 use rustix::system::{RebootCommand, reboot};
 
+use crate::guest::freeze;
 use crate::{children, say};
 
 /// How long the processes have between SIGTERM and SIGKILL.
@@ -31,6 +32,8 @@ pub fn end(end: End) -> ! {
             End::Reboot => "rebooting",
         }
     );
+    // Nobody could end that waits for its disk.
+    freeze::thaw();
     stop_everybody();
     rustix::fs::sync();
     // What cannot be made read-only has been synced.
@@ -88,6 +91,7 @@ fn mounted() -> Vec<String> {
 
 /// Asks whoever is process 1 to end the machine.
 pub fn ask(end: End) -> io::Result<()> {
+    freeze::thaw();
     match std::process::id() {
         1 => {
             // Its other thread does it.

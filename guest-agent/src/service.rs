@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
+use crate::guest::freeze;
 use crate::protocol::Role;
 use crate::signals::Signals;
 use crate::voice::Voice;
@@ -86,6 +87,7 @@ pub fn set_up(voice: &Voice) {
 /// Runs as the service, until systemd ends it.
 pub fn run() -> ExitCode {
     let signals = Signals::block(&[libc::SIGCHLD]);
+    freeze::mend();
     let voice = Voice::start(Role::Service);
     session::serve();
     qga::serve();

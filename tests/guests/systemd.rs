@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use peapod_tests::{Manifest, Vm, image};
+use peapod_tests::{Manifest, Vm, image, peapod};
 
-use super::BOOT;
+use super::{BOOT, SOON};
 
 fn copy(name: &str, root: &Path) {
     let copied = Command::new("cp")
@@ -82,10 +82,7 @@ fn a_systemd_root_runs_its_user_data_and_stops_cleanly() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root.img");
     copy("systemd.ext4", &root);
-    // Once the set-up is over the agent goes, and only the power button is left to ask by.
     let script = "cat /proc/1/comm; udevadm info --query property /sys/class/net/eth0\n\
-        (until [ -e /run/cloud-init/result.json ]; do sleep 1; done; sleep 5\n\
-        systemctl stop peapod-agent; echo agent-gone >/dev/console) &\n\
         echo user-data-ran\n";
     let manifest = manifest("systemd", script, &root);
     let mut vm = Vm::run(&manifest, [""; 0]);
@@ -94,7 +91,16 @@ fn a_systemd_root_runs_its_user_data_and_stops_cleanly() {
     let console = vm.console();
     assert!(console.contains("systemd"), "{console}");
     assert!(console.contains("ID_NET_NAME_PATH=enp1s0"), "{console}");
-    vm.wait_console("agent-gone", 1, BOOT);
+    // It is killed while the file systems stand still, and only the power button is left to ask by.
+    let frozen = Command::new(peapod()).args(["freeze", "systemd"]).status();
+    assert!(frozen.unwrap().success(), "{}", vm.log());
+    let kill = "kill -KILL $PPID; echo written >/root/written; sync; echo agent-gone >/dev/console";
+    let mut killer = Command::new(peapod())
+        .args(["exec", "systemd", "--", "sh", "-c", kill])
+        .spawn()
+        .unwrap();
+    vm.wait_console("agent-gone", 1, SOON);
+    killer.wait().unwrap();
     vm.signal(libc::SIGTERM);
     assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
 }

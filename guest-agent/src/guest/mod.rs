@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod filesystems;
 pub mod freeze;
+pub mod guard;
 pub mod interfaces;
 pub mod machine;
 pub mod users;

@@ -186,7 +186,6 @@ fn shut_down(mode: Option<&str>) -> Result<(), Failure> {
             return Err(why.into());
         }
     };
-    freeze::thaw();
     power::ask(end).map_err(|error| error.to_string().into())
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::guest::{self, freeze};
+use crate::guest;
 use crate::power::{self, End};
 use crate::protocol::{self, Event, Frame, Kind, Outcome, Reply, Request, Role, StageState};
 use crate::{say, uptime_ms};
@@ -199,7 +199,7 @@ impl Voice {
     fn answer(&self, frame: &Frame) -> Option<Reply> {
         let reply = match serde_json::from_slice(&frame.payload) {
             Ok(Request::Ping) => Reply::Ok,
-            Ok(Request::PowerOff) => match power_off() {
+            Ok(Request::PowerOff) => match power::ask(End::PowerOff) {
                 Ok(()) => Reply::Ok,
                 Err(error) => Reply::Error(format!("cannot power off: {error}")),
             },
@@ -233,12 +233,6 @@ impl Voice {
         });
         None
     }
-}
-
-fn power_off() -> io::Result<()> {
-    // Nothing could end that waits for its disk.
-    freeze::thaw();
-    power::ask(End::PowerOff)
 }
 
 fn hello(role: Role) -> Event {
