@@ -15,6 +15,9 @@ pub const STATUS: &str = "the server answered ";
 const PATIENCE: Duration = Duration::from_secs(5);
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
+/// With TLS the agent would be larger than it may (docs/cloud-init.md).
+const NO_HTTPS: &str = "the agent does not speak https: have an http server of the guest's own \
+    network hand it out, or put it into the user-data; a command of runcmd may use curl";
 
 fn agent() -> Agent {
     let config = Config::builder()
@@ -43,7 +46,8 @@ fn repeat<T>(
             // It will not say another thing in a second.
             Error::StatusCode(status @ 400..500) => return Err(format!("{STATUS}{status}")),
             Error::StatusCode(status) => format!("{STATUS}{status}"),
-            Error::BadUri(_) | Error::TlsRequired | Error::BodyExceedsLimit(_) => {
+            Error::TlsRequired => return Err(NO_HTTPS.to_owned()),
+            Error::BadUri(_) | Error::BodyExceedsLimit(_) => {
                 return Err(error.to_string());
             }
             _ => error.to_string(),
@@ -55,16 +59,8 @@ fn repeat<T>(
     }
 }
 
-fn check(address: &str) -> Result<(), String> {
-    match address.starts_with("https:") {
-        true => Err("https is not supported yet".to_owned()),
-        false => Ok(()),
-    }
-}
-
 /// The bytes at an address, at most `limit` of them.
 pub fn get(address: &str, limit: u64) -> Result<Vec<u8>, String> {
-    check(address)?;
     let agent = agent();
     repeat(TRIES, PAUSE, || {
         let mut response = agent.get(address).call()?;
@@ -79,10 +75,35 @@ pub fn post(
     tries: u32,
     pause: Duration,
 ) -> Result<(), String> {
-    check(address)?;
     let agent = agent();
     let fields = || fields.iter().map(|(key, value)| (*key, value.as_str()));
     repeat(tries, pause, || {
         agent.post(address).send_form(fields()).map(drop)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn https_is_refused_by_name_also_where_http_leads_to_it() {
+        for address in ["https://127.0.0.1/", "HTTPS://127.0.0.1/"] {
+            assert_eq!(get(address, 10).unwrap_err(), NO_HTTPS);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let answer = "HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1/\r\n\
+                Content-Length: 0\r\nConnection: close\r\n\r\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        assert_eq!(get(&address, 10).unwrap_err(), NO_HTTPS);
+    }
 }

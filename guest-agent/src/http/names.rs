@@ -12,6 +12,7 @@ use netdev::resolver::Resolver;
 use ureq::Error;
 use ureq::config::Config;
 use ureq::http::Uri;
+use ureq::http::uri::Scheme;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as Resolve};
 use ureq::unversioned::transport::NextTimeout;
 
@@ -27,6 +28,10 @@ pub struct Names;
 
 impl Resolve for Names {
     fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        // ureq would connect to port 80 first.
+        if uri.scheme() == Some(&Scheme::HTTPS) {
+            return Err(Error::TlsRequired);
+        }
         let host = uri.host().ok_or(Error::HostNotFound)?;
         let port = uri.port_u16().unwrap_or(80);
         let mut found = self.empty();
