@@ -1,6 +1,7 @@
 //! A root with systemd: handed over to it, with the agent as a service. One of the slow family
 //! of systemd boots; the rest are in `make test-all`.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +19,14 @@ fn copy(name: &str, root: &Path) {
     assert!(copied.success());
 }
 
+/// Makes a disk larger than what is on it. Its size before.
+fn grow(disk: &Path) -> u64 {
+    let disk = File::options().write(true).open(disk).unwrap();
+    let small = disk.metadata().unwrap().len();
+    disk.set_len(small + (1 << 30)).unwrap();
+    small
+}
+
 /// With two cores, written beside its root.
 fn manifest(name: &str, script: &str, root: &Path) -> PathBuf {
     let manifest = Manifest::new(name, script).cores(2).root(root);
@@ -31,7 +40,9 @@ fn the_agent_goes_into_a_disk_and_does_what_its_cloud_init_would() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root.img");
     copy("debian.img", &root);
+    let small = grow(&root);
     let script = "echo init-is-$(cat /proc/1/comm); echo cloud-init-is-$(systemctl is-active cloud-init)\n\
+        echo grown-to $(cat /sys/class/block/vda2/size) $(stat -f -c '%b %S' /)\n\
         until ip -br -4 addr show enp1s0 | grep 10.0.2.2/24; do sleep 0.5; done\n\
         echo failed-units-$(systemctl --failed --no-legend --plain | wc -l)\n\
         echo user-data-ran\n";
@@ -47,6 +58,19 @@ fn the_agent_goes_into_a_disk_and_does_what_its_cloud_init_would() {
     ] {
         assert!(console.contains(said), "{said}: {console}");
     }
+    let sizes = console
+        .lines()
+        .find_map(|line| line.split_once("grown-to "));
+    let words = sizes.unwrap().1.split_whitespace();
+    let sizes: Vec<u64> = words.map(|word| word.parse().unwrap()).collect();
+    assert!(
+        sizes[0] * 512 > small,
+        "the partition has not grown: {sizes:?}"
+    );
+    assert!(
+        sizes[1] * sizes[2] > small,
+        "the file system has not grown: {sizes:?}"
+    );
     assert!(
         log.contains("with the agent in cloud-init's place"),
         "{log}"
