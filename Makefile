@@ -1,5 +1,5 @@
 # What a newcomer types; each is a script in ci/.
-.PHONY: help run demo test test-all soak bench bench-net bench-net-vm bench-mesh compare images image lint
+.PHONY: help run demo test test-all soak bench bench-net bench-net-vm bench-mesh compare images image deb lint
 
 help:           ## what there is
 	@awk -F ': +## ' 'NF == 2 { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ images:         ## kernel, initramfs and guest roots, in target/images
 image:          ## the compute container's image, in target/images/compute.tar
 	@ci/setup image
 	@ci/image
+
+deb:            ## the agent as a Debian package, in target
+	@ci/setup
+	@ci/deb
 
 lint:           ## formatting, clippy with warnings denied, licences, doubled versions, shellcheck
 	@ci/lint

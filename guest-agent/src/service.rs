@@ -16,9 +16,18 @@ use crate::{children, cli, ports, qga, session, userdata};
 /// Below /run, which survives the switch to the root.
 const PROGRAM: &str = "peapod/agent";
 const UNITS: &str = "systemd/system";
-const SERVICE: &str = "peapod-agent.service";
+/// Each with its text, the same as the Debian package's, and who wants it.
+const SERVICE: (&str, &str, &str) = (
+    "peapod-agent.service",
+    include_str!("../units/peapod-agent.service"),
+    "multi-user.target.wants",
+);
 /// Before whatever brings the network up.
-const NETWORK: &str = "peapod-network.service";
+const NETWORK: (&str, &str, &str) = (
+    "peapod-network.service",
+    include_str!("../units/peapod-network.service"),
+    "sysinit.target.wants",
+);
 
 /// Puts this program, which lies at `from`, and its units below `run`, the runtime folder: nothing
 /// of it is on the disk.
@@ -29,44 +38,12 @@ pub fn install(run: &Path, from: &Path) -> io::Result<()> {
     }
     fs::copy(from, &program)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    let program = program.display();
-    // What a script leaves in the background outlives the agent: KillMode=process.
-    let service = format!(
-        "[Unit]\n\
-         Description=Peapod's agent\n\
-         After=peapod-network.service network.target\n\
-         [Service]\n\
-         ExecStart={program} service\n\
-         KillMode=process\n\
-         TasksMax=infinity\n\
-         StandardOutput=journal+console\n\
-         StandardError=journal+console\n"
-    );
-    // The place of cloud-init-local.service: netplan starts what it needs only until sysinit.target.
-    let network = format!(
-        "[Unit]\n\
-         Description=Peapod's agent: the network's configuration\n\
-         DefaultDependencies=no\n\
-         RequiresMountsFor=/var/lib/cloud\n\
-         Wants=network-pre.target\n\
-         After=systemd-remount-fs.service systemd-udevd.service\n\
-         Before=network-pre.target systemd-networkd.service NetworkManager.service\n\
-         Before=networking.service sysinit.target shutdown.target\n\
-         Conflicts=shutdown.target\n\
-         [Service]\n\
-         Type=oneshot\n\
-         ExecStart={program} network\n\
-         StandardOutput=journal+console\n\
-         StandardError=journal+console\n"
-    );
+    let program = program.display().to_string();
     let units = run.join(UNITS);
-    for (name, text, target) in [
-        (SERVICE, service, "multi-user.target.wants"),
-        (NETWORK, network, "sysinit.target.wants"),
-    ] {
+    for (name, text, target) in [SERVICE, NETWORK] {
         let wanted = units.join(target);
         fs::create_dir_all(&wanted)?;
-        fs::write(units.join(name), text)?;
+        fs::write(units.join(name), text.replace("@PROGRAM@", &program))?;
         match symlink(units.join(name), wanted.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -110,10 +87,7 @@ mod tests {
         install(run.path(), from).unwrap();
         install(run.path(), from).unwrap();
         let units = run.path().join(UNITS);
-        for (name, role, target) in [
-            (SERVICE, " service", "multi-user.target.wants"),
-            (NETWORK, " network", "sysinit.target.wants"),
-        ] {
+        for ((name, _, target), role) in [(SERVICE, " service"), (NETWORK, " network")] {
             let unit = fs::read_to_string(units.join(name)).unwrap();
             let program = unit
                 .lines()
