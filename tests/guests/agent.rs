@@ -6,9 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use peapod_tests::{Manifest, Vm};
 use serde_json::Value;
 
-use super::{SOON, shared};
+use super::{BOOT, SOON, shared};
 
 const VM: &str = "shared";
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEVuZHM7IE5vd2hlcmUgZWxzZSE= anna@home";
@@ -96,6 +97,23 @@ fn file_systems_stand_still_until_they_are_told_to_go_on_or_their_time_is_over()
         let info = run(&["guest-info", "--json", VM], b"");
         assert!(info.contains("\"frozen\": false"), "{info}");
     }
+}
+
+#[test]
+fn a_seed_goes_over_vsock_where_there_is_no_disk_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = format!("# {}\n", "x".repeat(70)).repeat(9_000);
+    let script = format!("[ -e /dev/vdb ] || echo without-a-disk\n{long}echo read-to-its-end\n");
+    let manifest = Manifest::new("vsock", &script).write(directory.path());
+    let mut vm = Vm::run(&manifest, ["--seed", "vsock"]);
+    vm.wait_console("read-to-its-end", 1, BOOT);
+    vm.wait_log("the guest is ready", SOON);
+    assert!(vm.console().contains("without-a-disk"));
+    let log = vm.log();
+    assert!(log.contains("has the seed's user-data over vsock"), "{log}");
+    assert!(!log.contains("with failures"), "{log}");
+    vm.signal(libc::SIGTERM);
+    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
 }
 
 #[test]

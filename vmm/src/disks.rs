@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::agent::seed::Files;
 use crate::devices::virtio::block::cow::CowDisk;
 use crate::devices::virtio::block::disk::{Disk, DiskError, RawDisk};
 use crate::devices::virtio::block::limit::Limits;
@@ -141,6 +142,11 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// There is nothing that could go without a disk.
+    #[error(
+        "--seed vsock: the manifest has no cloudInitNoCloud, and no other seed goes without a disk"
+    )]
+    NoSeed,
     /// A mounted one cannot be read.
     #[error("{path}: {cause}")]
     Keys {
@@ -282,6 +288,34 @@ impl Finder<'_> {
             })
         });
         planned.collect()
+    }
+
+    /// Takes NoCloud's seed out of the machine's disks: its files.
+    pub fn take_seed(&self, machine: &mut Machine) -> Result<Files, Error> {
+        let no_cloud = |disk: &vmi::Disk| match disk.source {
+            Source::Seed { form, .. } => form == vmi::SeedForm::NoCloud,
+            _ => false,
+        };
+        let at = machine.disks.iter().position(no_cloud);
+        let disk = at.map(|at| machine.disks.remove(at));
+        let Some((disk, source)) = disk.as_ref().map(|disk| (disk, &disk.source)) else {
+            return Err(Error::NoSeed);
+        };
+        let Source::Seed {
+            user_data,
+            network_data,
+            keys,
+            ..
+        } = source
+        else {
+            return Err(Error::NoSeed);
+        };
+        let machine = seed::Instance {
+            id: &machine.uuid,
+            hostname: &machine.hostname,
+            keys: self.public_keys(disk, keys)?,
+        };
+        Ok(seed::files(&machine, user_data, network_data.as_deref()))
     }
 
     fn backing(&self, machine: &Machine, disk: &vmi::Disk) -> Result<Backing, Error> {

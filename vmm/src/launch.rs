@@ -260,6 +260,9 @@ fn cmdline(plan: &Plan) -> String {
         Some(own) => own.clone(),
         None => format!("console=ttyS0 quiet panic=-1 root=/dev/vd{letter} rootfstype=ext4 rw"),
     };
+    if plan.seed.is_some() {
+        line.push_str(" ds=nocloud;s=vsock:");
+    }
     if let Some(append) = &plan.append {
         line.push(' ');
         line.push_str(append);

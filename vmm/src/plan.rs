@@ -12,6 +12,7 @@ use netdev::publish::Publish;
 use netdev::wire::Mac;
 use sha2::{Digest, Sha256};
 
+use crate::agent::seed::Seed;
 use crate::boot::initramfs::Initramfs;
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::limit::Limits;
@@ -38,6 +39,8 @@ pub struct Plan {
     pub oem_strings: Vec<String>,
     /// In the order of `machine.disks`.
     pub disks: Vec<PlannedDisk>,
+    /// The seed, where the guest's agent asks for it over vsock and there is no disk with it.
+    pub seed: Option<Seed>,
     /// Where the backing files of qcow2 images may lie.
     pub backing_dirs: Vec<PathBuf>,
     /// What listens on the host.

@@ -9,6 +9,9 @@ use serde_json::{Map, json};
 use crate::vfat;
 use crate::vmi::SeedForm;
 
+/// NoCloud's names.
+const NO_CLOUD: [&str; 3] = ["user-data", "meta-data", "network-config"];
+
 /// Whose seed it is.
 #[derive(Debug)]
 pub struct Instance<'a> {
@@ -27,20 +30,48 @@ pub fn image(
     user_data: &[u8],
     network_data: Option<&[u8]>,
 ) -> io::Result<Vec<u8>> {
-    let Instance { id, hostname, keys } = machine;
-    let (label, folder, [user, meta, network], mut meta_data) = match form {
-        SeedForm::NoCloud => (
-            "cidata",
-            "",
-            ["user-data", "meta-data", "network-config"],
-            json!({ "instance-id": id, "local-hostname": hostname }),
-        ),
+    let (label, folder, names) = match form {
+        SeedForm::NoCloud => ("cidata", "", NO_CLOUD),
         SeedForm::ConfigDrive => (
             "config-2",
             "openstack/latest",
             ["user_data", "meta_data.json", "network_data.json"],
-            json!({ "uuid": id, "hostname": hostname }),
         ),
+    };
+    let meta_data = meta_data(form, machine);
+    let files = named(names, user_data, meta_data.as_bytes(), network_data);
+    vfat::image(label, folder, files)
+}
+
+/// NoCloud's files, for who hands them out without a disk.
+pub fn files(
+    machine: &Instance<'_>,
+    user_data: &[u8],
+    network_data: Option<&[u8]>,
+) -> Vec<(&'static str, Vec<u8>)> {
+    let meta_data = meta_data(SeedForm::NoCloud, machine);
+    named(NO_CLOUD, user_data, meta_data.as_bytes(), network_data)
+        .into_iter()
+        .map(|(name, data)| (name, data.to_vec()))
+        .collect()
+}
+
+fn named<'a>(
+    [user, meta, network]: [&'static str; 3],
+    user_data: &'a [u8],
+    meta_data: &'a [u8],
+    network_data: Option<&'a [u8]>,
+) -> Vec<(&'static str, &'a [u8])> {
+    let mut files = vec![(user, user_data), (meta, meta_data)];
+    files.extend(network_data.map(|data| (network, data)));
+    files
+}
+
+fn meta_data(form: SeedForm, machine: &Instance<'_>) -> String {
+    let Instance { id, hostname, keys } = machine;
+    let mut meta_data = match form {
+        SeedForm::NoCloud => json!({ "instance-id": id, "local-hostname": hostname }),
+        SeedForm::ConfigDrive => json!({ "uuid": id, "hostname": hostname }),
     };
     if let (false, Some(meta_data)) = (keys.is_empty(), meta_data.as_object_mut()) {
         let numbered = keys.iter().enumerate();
@@ -54,10 +85,7 @@ pub fn image(
         };
         meta_data.insert(name.to_owned(), numbered.into());
     }
-    let meta_data = meta_data.to_string();
-    let mut files = vec![(user, user_data), (meta, meta_data.as_bytes())];
-    files.extend(network_data.map(|data| (network, data)));
-    vfat::image(label, folder, files)
+    meta_data.to_string()
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ pub const PORT: u32 = 20_549;
 /// The guest's vsock port on which the agent serves sessions: one that only root can bind, so that
 /// nobody else is taken for it.
 pub const SESSIONS: u32 = 549;
+/// The host's vsock port at which a VMM hands out the seed's files that it has no disk for.
+pub const SEED: u32 = 20_550;
 /// A source port below this is bound by root only (linux/net/vmw_vsock/af_vsock.c,
 /// `LAST_RESERVED_PORT`).
 pub const PRIVILEGED_PORTS: u32 = 1024;

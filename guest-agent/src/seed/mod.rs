@@ -8,6 +8,7 @@ pub mod label;
 mod line;
 #[cfg(test)]
 mod tests;
+mod vsock;
 
 use std::fs;
 use std::path::Path;
@@ -196,13 +197,16 @@ fn seed_from(from: &str) -> Result<Found, String> {
     }
     let address = expand_dmi(from);
     let get = |name: &str| {
-        http::get(&format!("{address}{name}"), MAX_FILE)
-            .map_err(|why| format!("seedfrom {address}{name}: {why}"))
+        let got = match &*address {
+            vsock::ADDRESS => vsock::get(name),
+            _ => http::get(&format!("{address}{name}"), MAX_FILE),
+        };
+        got.map_err(|why| format!("seedfrom {address}{name}: {why}"))
     };
     let optional = |name: &str| match get(name) {
         Ok(bytes) => Ok(Some(bytes)),
         // A server that has the two others says by any status that it lacks this one.
-        Err(why) if why.contains(http::STATUS) => Ok(None),
+        Err(why) if why.contains(http::STATUS) || why.contains(vsock::REFUSED) => Ok(None),
         Err(why) => Err(why),
     };
     Ok(Found {

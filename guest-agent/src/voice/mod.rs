@@ -257,7 +257,7 @@ fn stage(name: &str, state: StageState, detail: Option<String>) -> Event {
 fn connect() -> io::Result<UnixStream> {
     let start = Instant::now();
     loop {
-        let error = match attempt() {
+        let error = match attempt(protocol::PORT) {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
@@ -274,12 +274,17 @@ fn patience(error: &io::Error) -> Option<(Duration, Duration)> {
     if [ConnectionReset, ConnectionRefused, TimedOut].contains(&error.kind()) {
         return Some((REFUSED, PAUSE));
     }
-    let unloaded = [libc::ENODEV, libc::EAFNOSUPPORT].map(Some);
-    let unloaded = unloaded.contains(&error.raw_os_error());
-    unloaded.then_some((UNLOADED, UNLOADED_PAUSE))
+    is_unloaded(error).then_some((UNLOADED, UNLOADED_PAUSE))
 }
 
-fn attempt() -> io::Result<UnixStream> {
+/// Whether the kernel has no vsock, or none yet.
+pub fn is_unloaded(error: &io::Error) -> bool {
+    let unloaded = [libc::ENODEV, libc::EAFNOSUPPORT].map(Some);
+    unloaded.contains(&error.raw_os_error())
+}
+
+/// A connection to a port of the VMM's, which only root in the guest can make.
+pub fn attempt(at: u32) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::VSOCK, Type::STREAM.cloexec(), None)?;
     let mut port = FIRST_PORT;
     // Any address of ours (`VMADDR_CID_ANY`).
@@ -289,7 +294,7 @@ fn attempt() -> io::Result<UnixStream> {
         }
         port -= 1;
     }
-    socket.connect(&SockAddr::vsock(HOST, protocol::PORT))?;
+    socket.connect(&SockAddr::vsock(HOST, at))?;
     // Only read, written and shut down from here on, which is the same for every stream.
     Ok(UnixStream::from(OwnedFd::from(socket)))
 }

@@ -4,6 +4,7 @@
 mod ask;
 mod follow;
 pub mod program;
+pub mod seed;
 pub mod session;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use netdev::control::MAX_FORWARDS;
 use netdev::options as network;
 use netdev::publish::{self, Publish};
 
+use crate::agent::seed;
 use crate::boot::initramfs::InitramfsError;
 use crate::boot::kernel::KernelError;
 use crate::disks::{self, Finder};
@@ -57,6 +58,10 @@ pub struct Options {
     /// there what the disk's cloud-init would do: `off` leaves that to cloud-init
     #[arg(long, value_enum, default_value_t, value_name = "WHETHER")]
     pub agent: Agent,
+    /// How the guest gets its cloudInitNoCloud: on a `disk`, or by `vsock`, over which Peapod's agent
+    /// asks for it, and nobody else
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub seed: Seed,
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "CMDLINE")]
     pub append: Option<String>,
@@ -92,6 +97,16 @@ pub enum Agent {
     Auto,
     /// Nowhere.
     Off,
+}
+
+/// How the guest gets its seed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Seed {
+    /// A small one, which cloud-init knows too.
+    #[default]
+    Disk,
+    /// Without any.
+    Vsock,
 }
 
 /// What is elsewhere in a pod than on a laptop.
@@ -264,7 +279,12 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
 /// Checks everything and makes the plan for a machine that was read from `file`. The cheap checks
 /// come first; only the last steps write: a container disk's cache, a `DiskOrCreate` disk, the
 /// state directory.
-pub fn plan(args: &Options, file: String, machine: Machine, place: Place) -> Result<Plan, Error> {
+pub fn plan(
+    args: &Options,
+    file: String,
+    mut machine: Machine,
+    place: Place,
+) -> Result<Plan, Error> {
     if machine.root_disk().is_none() && machine.kernel_boot.is_none() {
         return Err(Error::NoRoot(file));
     }
@@ -278,6 +298,10 @@ pub fn plan(args: &Options, file: String, machine: Machine, place: Place) -> Res
         cache: &place.cache.join("containerdisks"),
         mounted: place.mounted.as_deref(),
         dry_run: place.dry_run,
+    };
+    let seed = match args.seed {
+        Seed::Disk => None,
+        Seed::Vsock => Some(seed::Seed::new(finder.take_seed(&mut machine)?)),
     };
     finder.check(&machine)?;
     memory(&file, &machine)?;
@@ -303,6 +327,7 @@ pub fn plan(args: &Options, file: String, machine: Machine, place: Place) -> Res
         append: args.append.clone(),
         oem_strings: args.oem_string.clone(),
         disks,
+        seed,
         backing_dirs: args.disks.backing_dir.clone(),
         forwards,
         addresses: place.addresses,

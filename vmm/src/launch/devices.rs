@@ -104,7 +104,7 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         let net = Net::new(engine, mac, mtu);
         devices.push(Plugged::new(NET_SLOT, ("net", ""), net));
     }
-    let vsock = sockets::vsock(agent, &plan.state_dir)
+    let vsock = sockets::vsock(agent, plan.seed.clone(), &plan.state_dir)
         .map_err(|error| Error::Vsock(plan.state_dir.clone(), error))?;
     devices.push(Plugged::new(VSOCK_SLOT, ("vsock", ""), vsock));
     devices.push(Plugged::new(RNG_SLOT, ("rng", ""), Rng::default()));

@@ -10,12 +10,14 @@ use guest_agent::protocol;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::agent::Agent;
+use crate::agent::seed::Seed;
 use crate::devices::virtio::vsock::{Ports, SOCKET, Vsock};
 
 /// Services of the host: what is at `vsock_<port>` in the state directory is what the guest finds at
 /// that port.
 struct HostPorts {
     agent: Agent,
+    seed: Option<Seed>,
     directory: PathBuf,
 }
 
@@ -23,6 +25,9 @@ impl Ports for HostPorts {
     fn connect(&mut self, port: u32, from: u32) -> io::Result<UnixStream> {
         if port == protocol::PORT {
             return self.agent.connect(from);
+        }
+        if let (protocol::SEED, Some(seed)) = (port, &self.seed) {
+            return seed.connect(from);
         }
         let service = SockAddr::unix(self.directory.join(format!("{SOCKET}_{port}")))?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
@@ -33,12 +38,13 @@ impl Ports for HostPorts {
 }
 
 /// The socket device of a VM whose state is in `directory`.
-pub fn vsock(agent: Agent, directory: &Path) -> io::Result<Vsock> {
+pub fn vsock(agent: Agent, seed: Option<Seed>, directory: &Path) -> io::Result<Vsock> {
     // One that a process which was killed has left.
     remove(directory)?;
     let listener = UnixListener::bind(directory.join(SOCKET))?;
     let ports = HostPorts {
         agent,
+        seed,
         directory: directory.to_owned(),
     };
     Vsock::new(Box::new(ports), Some(listener))
