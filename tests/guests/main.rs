@@ -16,6 +16,7 @@ mod details;
 mod disks;
 mod exec;
 mod handler;
+mod kubelet;
 mod life;
 mod lifecycle;
 mod memory;

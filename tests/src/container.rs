@@ -1,6 +1,7 @@
 //! The compute container, as a kubelet has it run under the restricted Pod Security Standard: by
 //! crun, with podman's seccomp profile, no capability, a root that nobody writes to.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::group::Group;
+use crate::space::Space;
 use crate::vm::{Vm, image};
 
 /// Debian's golang-github-containers-common has it there.
@@ -22,12 +25,25 @@ const EMPTY: [(&str, &str); 3] = [
 /// The termination message, for the container and here.
 const LAST: &str = "/dev/termination-log";
 
+/// Where a container runs; by default in the caller's network and control group, and its files
+/// among the temporary ones.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Place<'a> {
+    /// The pod's network.
+    pub network: Option<&'a Space>,
+    /// The pod's control group.
+    pub group: Option<&'a Group>,
+    /// What the node's disk is: images too are copied there.
+    pub disk: Option<&'a Path>,
+}
+
 /// A container, until it is dropped.
 #[derive(Debug)]
 pub struct Container {
     name: String,
     user: (u32, u32),
     directory: TempDir,
+    manager: &'static str,
     /// Its process.
     pub vm: Vm,
 }
@@ -36,27 +52,49 @@ impl Container {
     /// Runs a command of the image's as `user`, a number and a group's. The VMI is in the environment
     /// and in a file, where a pod of `peapod pod` has it.
     pub fn start(name: &str, user: (u32, u32), command: &[&str], vmi: &str) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
+        Self::start_in(Place::default(), name, user, command, vmi)
+    }
+
+    /// The same, elsewhere.
+    pub fn start_in(
+        place: Place<'_>,
+        name: &str,
+        user: (u32, u32),
+        command: &[&str],
+        vmi: &str,
+    ) -> Self {
+        let directory = match place.disk {
+            Some(disk) => tempfile::tempdir_in(disk),
+            None => tempfile::tempdir(),
+        };
+        let directory = directory.expect("a directory");
         let bundle = directory.path();
+        // The container's user finds its files below it.
+        fs::set_permissions(bundle, fs::Permissions::from_mode(0o755)).expect("chmod");
         unpack(&bundle.join("rootfs"));
         fs::write(bundle.join("vmi.yaml"), vmi).expect("write");
         for (folder, _) in EMPTY {
             shared(&bundle.join(folder));
         }
-        fs::write(bundle.join("last"), "").expect("write");
-        fs::set_permissions(bundle.join("last"), fs::Permissions::from_mode(0o666)).expect("chmod");
-        let config = config(bundle, user, command, vmi);
+        let config = config(place, bundle, user, command, vmi);
         fs::write(bundle.join("config.json"), config.to_string()).expect("write the bundle");
-        let mut crun = Command::new("crun");
-        crun.args(["--cgroup-manager=disabled", "--root"]);
-        crun.arg(bundle.join("state")).args(["run", "--bundle"]);
-        let vm = Vm::start(crun.arg(bundle).arg(name));
+        let manager = match place.group {
+            Some(_) => "--cgroup-manager=cgroupfs",
+            None => "--cgroup-manager=disabled",
+        };
         Self {
             name: name.to_owned(),
             user,
+            manager,
+            vm: run(manager, bundle, name),
             directory,
-            vm,
         }
+    }
+
+    /// Runs it once more, as a kubelet does after its end: its empty directories stay as they are.
+    pub fn restart(&mut self) {
+        self.delete();
+        self.vm = run(self.manager, self.directory.path(), &self.name);
     }
 
     /// Sends a signal as a kubelet does: to its process 1.
@@ -66,13 +104,18 @@ impl Container {
         assert!(status.expect("run crun").success());
     }
 
-    /// What one more command in it says, run as a kubelet runs a probe's: as the container's user.
+    /// What one more command in it says.
     pub fn exec(&self, command: &[&str]) -> Output {
+        self.command(command).output().expect("run crun")
+    }
+
+    /// One more command in it, run as a kubelet runs a probe's: as the container's user.
+    pub fn command<S: AsRef<OsStr>>(&self, command: &[S]) -> Command {
         let (uid, gid) = self.user;
         let mut crun = self.crun("exec");
         crun.arg("--user").arg(format!("{uid}:{gid}"));
-        let output = crun.arg(&self.name).args(command).output();
-        output.expect("run crun")
+        crun.arg(&self.name).args(command);
+        crun
     }
 
     /// A file of one of its empty directories.
@@ -86,20 +129,36 @@ impl Container {
     }
 
     fn crun(&self, verb: &str) -> Command {
-        let mut crun = Command::new("crun");
-        crun.args(["--cgroup-manager=disabled", "--root"]);
-        crun.arg(self.file("state")).arg(verb);
-        crun
+        crun(self.manager, self.directory.path(), verb)
     }
-}
 
-impl Drop for Container {
-    fn drop(&mut self) {
+    fn delete(&self) {
         // It has ended by itself where the test went well.
         let mut crun = self.crun("delete");
         let quiet = crun.stdout(Stdio::null()).stderr(Stdio::null());
         let _ = quiet.args(["--force", &self.name]).status();
     }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.delete();
+    }
+}
+
+fn crun(manager: &str, bundle: &Path, verb: &str) -> Command {
+    let mut crun = Command::new("crun");
+    crun.args([manager, "--root"]);
+    crun.arg(bundle.join("state")).arg(verb);
+    crun
+}
+
+/// Starts what a bundle holds, with an empty termination message.
+fn run(manager: &str, bundle: &Path, name: &str) -> Vm {
+    fs::write(bundle.join("last"), "").expect("write");
+    fs::set_permissions(bundle.join("last"), fs::Permissions::from_mode(0o666)).expect("chmod");
+    let mut crun = crun(manager, bundle, "run");
+    Vm::start(crun.arg("--bundle").arg(bundle).arg(name))
 }
 
 fn shared(folder: &Path) {
@@ -150,7 +209,13 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&text).expect("JSON")
 }
 
-fn config(bundle: &Path, (uid, gid): (u32, u32), command: &[&str], vmi: &str) -> Value {
+fn config(
+    place: Place<'_>,
+    bundle: &Path,
+    (uid, gid): (u32, u32),
+    command: &[&str],
+    vmi: &str,
+) -> Value {
     let bind = |from: PathBuf, to: String, mode: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["bind", mode]});
     let mut mounts = vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc"}),
@@ -172,15 +237,30 @@ fn config(bundle: &Path, (uid, gid): (u32, u32), command: &[&str], vmi: &str) ->
     }
     // Image volumes: of the disk, and of kernel and agent.
     let disks = "/var/run/kubevirt/container-disks";
-    let disk = image("details.ext4")
-        .canonicalize()
-        .expect("the details image");
-    mounts.push(bind(disk, format!("{disks}/root/disk/disk.img"), "ro"));
-    for name in ["vmlinuz", "initramfs.cpio"] {
-        let file = image(name).canonicalize().expect("an image");
-        mounts.push(bind(file, format!("/usr/share/peapod/{name}"), "ro"));
+    let root = format!("{disks}/root/disk/disk.img");
+    let share = "/usr/share/peapod";
+    for (name, to) in [
+        ("details.ext4", root),
+        ("vmlinuz", format!("{share}/vmlinuz")),
+        ("initramfs.cpio", format!("{share}/initramfs.cpio")),
+    ] {
+        let mut file = image(name).canonicalize().expect("an image");
+        if place.disk.is_some() {
+            fs::copy(&file, bundle.join(name)).expect("copy an image");
+            file = bundle.join(name);
+        }
+        mounts.push(bind(file, to, "ro"));
     }
-    json!({
+    let mut namespaces = vec![
+        json!({"type": "pid"}),
+        json!({"type": "mount"}),
+        json!({"type": "ipc"}),
+        json!({"type": "uts"}),
+    ];
+    if let Some(network) = place.network {
+        namespaces.push(json!({"type": "network", "path": network.path()}));
+    }
+    let mut config = json!({
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": true},
         "process": {
@@ -194,12 +274,16 @@ fn config(bundle: &Path, (uid, gid): (u32, u32), command: &[&str], vmi: &str) ->
         },
         "mounts": mounts,
         "linux": {
-            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
+            "namespaces": namespaces,
             "devices": [{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232,
                 "fileMode": 0o666, "uid": 0, "gid": 0}],
             "seccomp": seccomp(),
         },
-    })
+    });
+    if let Some(group) = place.group {
+        config["linux"]["cgroupsPath"] = json!(format!("{}/compute", group.name()));
+    }
+    config
 }
 
 /// Podman's profile for a container without capabilities, as it gives it to a runtime.

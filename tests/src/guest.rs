@@ -1,13 +1,13 @@
 //! Commands inside a guest: a line of Ruby in its user-data serves a shell on a forwarded port.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// A guest that runs commands for a test.
 #[derive(Debug, Clone, Copy)]
 pub struct Guest {
-    port: u16,
+    shell: SocketAddr,
 }
 
 impl Default for Guest {
@@ -22,7 +22,14 @@ impl Guest {
 
     /// The guest whose port is `port` of 127.0.0.1.
     pub fn at(port: u16) -> Self {
-        Self { port }
+        let shell = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        Self { shell }
+    }
+
+    /// The guest of the pod that has this address.
+    pub fn of(pod: IpAddr) -> Self {
+        let shell = SocketAddr::new(pod, Self::PORT);
+        Self { shell }
     }
 
     /// The user-data that serves the shell: reads a script up to the end of the stream, runs it
@@ -45,7 +52,7 @@ impl Guest {
     }
 
     fn attempt(self, script: &str, limit: Duration) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        let mut stream = TcpStream::connect(self.shell)?;
         stream.set_read_timeout(Some(limit))?;
         // A shell that answers nothing is one that is not there yet.
         stream.write_all(format!("{script}\necho end-of-output\n").as_bytes())?;

@@ -15,9 +15,11 @@
 pub mod bench;
 mod boot;
 mod container;
+mod group;
 mod guest;
 pub mod handler;
 pub mod harness;
+pub mod kubelet;
 mod manifest;
 pub mod mesh;
 pub mod networks;
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use boot::Boot;
 pub use container::{Container, entry_point};
+pub use group::Group;
 pub use guest::Guest;
 pub use manifest::Manifest;
 pub use vm::{Vm, image, peapod, peapod_net};

@@ -19,6 +19,7 @@ pub struct Manifest {
     grace: u32,
     reboot_policy: Option<&'static str>,
     watchdog: Option<String>,
+    liveness: Option<&'static str>,
 }
 
 impl Manifest {
@@ -37,6 +38,7 @@ impl Manifest {
             grace: 60,
             reboot_policy: None,
             watchdog: None,
+            liveness: None,
         }
     }
 
@@ -49,6 +51,12 @@ impl Manifest {
     /// The number of cores.
     pub fn cores(mut self, cores: u32) -> Self {
         self.cores = cores;
+        self
+    }
+
+    /// The guest's memory.
+    pub fn memory(mut self, memory: &'static str) -> Self {
+        self.memory = memory;
         self
     }
 
@@ -88,6 +96,12 @@ impl Manifest {
         self
     }
 
+    /// A `livenessProbe`, in YAML's flow style.
+    pub fn liveness(mut self, probe: &'static str) -> Self {
+        self.liveness = Some(probe);
+        self
+    }
+
     /// Writes the manifest into `directory` and returns the file's path.
     pub fn write(&self, directory: &Path) -> PathBuf {
         let path = directory.join(format!("{}.yaml", self.name));
@@ -96,11 +110,15 @@ impl Manifest {
     }
 
     fn yaml(&self) -> String {
+        let liveness = self
+            .liveness
+            .map(|probe| format!("  livenessProbe: {probe}\n"));
+        let liveness = liveness.unwrap_or_default();
         let mut yaml = format!(
             "apiVersion: kubevirt.io/v1\nkind: VirtualMachineInstance\nmetadata:\n  name: {}\n\
-             spec:\n  terminationGracePeriodSeconds: {}\n  domain:\n    cpu:\n      cores: {}\n    \
+             spec:\n  terminationGracePeriodSeconds: {}\n{}  domain:\n    cpu:\n      cores: {}\n    \
              memory:\n      guest: {}\n    chassis:\n      asset: rack 7\n",
-            self.name, self.grace, self.cores, self.memory
+            self.name, self.grace, liveness, self.cores, self.memory
         );
         if let Some(policy) = self.reboot_policy {
             // writing to a String cannot fail

@@ -104,12 +104,18 @@ impl Vm {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    /// Its exit status, or 128 and the signal that ended it, if it has ended.
+    pub fn ended(&mut self) -> Option<i32> {
+        let status = self.child.try_wait().expect("wait for peapod")?;
+        Some(status.code().unwrap_or(128 + status.signal().unwrap_or(0)))
+    }
+
     /// Waits for the process's end; its exit status, or 128 and the signal that ended it.
     pub fn wait(&mut self, limit: Duration) -> i32 {
         let end = Instant::now() + limit;
         while Instant::now() < end {
-            if let Some(status) = self.child.try_wait().expect("wait for peapod") {
-                return status.code().unwrap_or(128 + status.signal().unwrap_or(0));
+            if let Some(status) = self.ended() {
+                return status;
             }
             std::thread::sleep(Duration::from_millis(50));
         }
