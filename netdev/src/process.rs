@@ -6,6 +6,9 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// From so many bytes on a buffer is large: malloc's own measure, before it changes it.
+const LARGE_BUFFER: libc::c_int = 128 << 10;
+
 /// Raises the soft limit of open files to the hard one: every flow is a socket. Where it fails the
 /// limit stays, and flows beyond it are refused.
 pub fn raise_descriptor_limit() {
@@ -17,6 +20,14 @@ pub fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!("limit of open files: {error}");
     }
+}
+
+/// Has the C library map each large buffer by itself, which gives it back as soon as it is free, and
+/// has of it in memory what was written. Left alone it takes the first one that is freed for a sign
+/// that such come and go, and keeps all later ones in its heap: as many as there ever were at once.
+pub fn give_large_buffers_back() {
+    // SAFETY: mallopt(3) sets how malloc goes on and touches no memory of ours.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER) };
 }
 
 /// Blocks SIGTERM and SIGINT, from now on and for threads made later, and returns a descriptor

@@ -120,6 +120,7 @@ pub fn launch(plan: Plan, mut door: Option<Door>) -> Result<Outcome, Error> {
 
 fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     netdev::process::raise_descriptor_limit();
+    netdev::process::give_large_buffers_back();
     block_signals().map_err(Error::Signals)?;
     let (agent, streams) = Agent::new();
     let config = Config {

@@ -228,6 +228,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let config = config(args)?;
     process::raise_descriptor_limit();
+    process::give_large_buffers_back();
     let engine = Engine::new(config).map_err(Failure::input)?;
     let listener = Listener::bind(&args.socket, false).map_err(Failure::Input)?;
     let pid = args.pid.as_ref().map(|path| {

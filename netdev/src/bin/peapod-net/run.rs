@@ -30,6 +30,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     args.options.refuse_proxy().map_err(Failure::Input)?;
     let config = config(args)?;
     process::raise_descriptor_limit();
+    process::give_large_buffers_back();
     let stop = process::stop_signals().map_err(Failure::runtime)?;
     let engine = Engine::new(config.clone()).map_err(Failure::input)?;
     let control = args.control.as_deref();
