@@ -119,8 +119,8 @@ fn the_pod_is_a_restricted_one_and_has_what_its_vmi_asks_for() {
         compute["resources"]["limits"]["devices.kubevirt.io/kvm"],
         "1"
     );
-    // 1024 for the guest, 24, 2 and 2.
-    assert_eq!(compute["resources"]["limits"]["memory"], "1052Mi");
+    // 1024 for the guest, 20, 2, 4, and 39.06 for a thousand connections.
+    assert_eq!(compute["resources"]["limits"]["memory"], "1090Mi");
     assert_eq!(compute["ports"][0]["name"], "http");
     let mounts = compute["volumeMounts"].as_array().unwrap();
     let at = |path: &str| mounts.iter().any(|mount| mount["mountPath"] == path);

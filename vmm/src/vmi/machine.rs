@@ -56,11 +56,13 @@ impl Source {
 }
 
 impl Machine {
-    /// What the machine costs beyond its guest's memory, in bytes: our code and heap, buffers, a
-    /// thousand connections, and the host's page tables for the guest (docs/pod.md).
+    /// What the machine costs beyond its guest's memory at most, in bytes: our code and heap, page
+    /// tables for the guest, the host's and KVM's, and a thousand connections with data under way
+    /// (docs/pod.md).
     pub fn overhead(&self) -> u64 {
         const MIB: u64 = 1 << 20;
-        24 * MIB + u64::from(self.vcpus) * MIB + self.memory / 512
+        const CONNECTIONS: u64 = 1000 * (40 << 10);
+        20 * MIB + u64::from(self.vcpus) * MIB + self.memory / 256 + CONNECTIONS
     }
 
     /// Whose token a disk carries.
