@@ -15,6 +15,8 @@
 pub mod bench;
 mod boot;
 mod container;
+pub mod cost;
+mod flows;
 mod group;
 mod guest;
 pub mod handler;
@@ -32,6 +34,7 @@ use std::time::{Duration, Instant};
 
 pub use boot::Boot;
 pub use container::{Container, entry_point};
+pub use flows::Flows;
 pub use group::Group;
 pub use guest::Guest;
 pub use manifest::Manifest;

@@ -1,0 +1,184 @@
+//! `ci/bench pod`: what a pod costs beyond its guest, in the lab: the compute container by crun, in a
+//! control group whose limit is the Pod's, on a disk that is one. What is counted is in
+//! `peapod_tests::cost`.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use peapod_tests::bench::{Mark, Record, report};
+use peapod_tests::cost::Cost;
+use peapod_tests::kubelet::Kubelet;
+use peapod_tests::space::run;
+use peapod_tests::{Flows, Group, Guest, Manifest};
+
+const BOOT: Duration = Duration::from_secs(180);
+const FLOWS: usize = 1000;
+/// What is under way on each of them, there and back.
+const UNDER_WAY: usize = 16 << 10;
+const MIB: f64 = 1048576.0;
+/// What KubeVirt's own formula adds for 1 vCPU and 1 GiB, in MiB.
+const KUBEVIRT: (&str, &[f64]) = ("KubeVirt's charge", &[290.0]);
+/// The lab's disk, whatever is on it.
+const SCRATCH: &str = "/dev/disk/by-id/virtio-scratch";
+/// What the kernel's account may be behind.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// A machine: its vCPUs, its memory, how often it is measured.
+const MACHINES: [(u32, &str, u64, usize); 1] = [(1, "1Gi", 1024, 3)];
+
+/// What a pod does while it is measured, in this order.
+const STAGES: [&str; 4] = [
+    "no flows",
+    "1,000 flows at rest",
+    "1,000 flows, 16 KiB under way in each",
+    "the same, guest's memory full",
+];
+
+/// Where the node's disk is mounted, until it is dropped.
+struct Disk {
+    folder: tempfile::TempDir,
+    mounted: bool,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let mounted = Path::new(SCRATCH).exists();
+        if mounted {
+            run(Command::new("mkfs.ext4").args(["-qF", SCRATCH])).unwrap();
+            run(Command::new("mount").arg(SCRATCH).arg(folder.path())).unwrap();
+        }
+        Self { folder, mounted }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = run(Command::new("umount").arg("-l").arg(self.folder.path()));
+        }
+    }
+}
+
+/// The most of several, taken while `work` is done.
+fn most(group: &Group, work: impl FnOnce() + Send) -> Cost {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sampler = scope.spawn(|| {
+            let mut most = Cost::of(group).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(200));
+                let cost = Cost::of(group).unwrap();
+                if cost.beyond_the_guest() > most.beyond_the_guest() {
+                    most = cost;
+                }
+            }
+            most
+        });
+        work();
+        done.store(true, Ordering::Relaxed);
+        sampler.join().unwrap()
+    })
+}
+
+/// What a pod costs at each stage, and what it is charged beyond its guest.
+fn measure(disk: &Path, manifest: &Manifest, memory_mib: u64) -> ([Cost; 4], f64) {
+    // So that the pod is who brings in what it reads.
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    let mut pod = Kubelet::run_on(Some(disk), "bench", manifest, &[]);
+    let charge = pod.limit as f64 / MIB - memory_mib as f64;
+    pod.until("it is not ready", BOOT, |pod| pod.ready);
+    let settled = || {
+        thread::sleep(SETTLED);
+        Cost::of(&pod.group).unwrap()
+    };
+    let idle = settled();
+    let to = SocketAddr::new(pod.address, Flows::PORT);
+    let flows = Flows::open(to, FLOWS).unwrap();
+    let resting = settled();
+    let moving = || (0..3).for_each(|_| flows.exchange(UNDER_WAY).unwrap());
+    let busy = most(&pod.group, moving);
+    Guest::of(pod.address).run(Guest::FILL, BOOT);
+    let full = most(&pod.group, moving);
+    let killed = pod.group.numbers("memory.events").unwrap()["oom_kill"];
+    assert_eq!(killed, 0, "killed for want of memory");
+    ([idle, resting, busy, full], charge)
+}
+
+fn main() {
+    let disk = Disk::new();
+    let folder: PathBuf = disk.folder.path().to_owned();
+    let mut records = Vec::new();
+    println!(
+        "{:<58} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} | {:>8} {:>8}",
+        "MiB", "all", "own", "program", "tables", "kernel", "sockets", "ahead", "guest", "cache"
+    );
+    for (cores, memory, memory_mib, rounds) in MACHINES {
+        let script = format!("{}{}", Guest::SERVE, Flows::SERVE);
+        let manifest = Manifest::new("bench", &script)
+            .cores(cores)
+            .memory(memory)
+            .port(Guest::PORT)
+            .port(Flows::PORT);
+        let of = format!("{cores} vCPU, {memory}");
+        let (mut series, mut charge) = (Vec::new(), 0.0);
+        for _ in 0..rounds {
+            let (costs, charged) = measure(&folder, &manifest, memory_mib);
+            charge = charged;
+            for (stage, cost) in STAGES.iter().zip(&costs) {
+                let c = cost;
+                print!(
+                    "{:<58} {:>8.2}",
+                    format!("{of}: {stage}"),
+                    c.beyond_the_guest() as f64 / MIB
+                );
+                for part in [c.own, c.program, c.tables, c.kernel, c.sockets, c.ahead] {
+                    print!(" {:>8.2}", part as f64 / MIB);
+                }
+                println!(
+                    " | {:>8.2} {:>8.2}",
+                    c.guest as f64 / MIB,
+                    c.cache as f64 / MIB
+                );
+            }
+            series.push(costs.map(|cost| cost.beyond_the_guest() as f64 / MIB));
+        }
+        for (number, stage) in STAGES.iter().enumerate() {
+            let ours: Vec<f64> = series.iter().map(|costs| costs[number]).collect();
+            // 16 and 24 MiB of 290.
+            let mark = match (cores, number) {
+                (1, 0) => Some(Mark::AtMost(0.055)),
+                (1, 1) => Some(Mark::AtMost(0.082)),
+                _ => None,
+            };
+            let name = format!("pod beyond its guest, {of}: {stage}");
+            if mark.is_some() {
+                records.push(Record::new(&name, "MiB", &ours, KUBEVIRT, mark));
+            }
+            let most = ours.iter().copied().fold(0.0, f64::max);
+            let own = ("its own charge", &[charge][..]);
+            records.push(Record::new(
+                &name,
+                "MiB",
+                &[most],
+                own,
+                Some(Mark::AtMost(1.0)),
+            ));
+        }
+    }
+    let directory =
+        std::env::var_os("PEAPOD_BENCH").expect("PEAPOD_BENCH is not set: run `ci/bench pod`");
+    report(Path::new(&directory), "pod", &records).unwrap();
+}
