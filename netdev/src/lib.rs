@@ -7,6 +7,7 @@ pub mod counters;
 pub mod engine;
 pub mod flow;
 pub mod forward;
+pub mod gate;
 pub mod link;
 pub mod netlink;
 pub mod netns;

@@ -23,6 +23,7 @@ use crate::counters::Counters;
 use crate::flow::ring::{LARGE, Pool};
 use crate::flow::{Key, Outlet, Verdict};
 use crate::forward::{ForwardError, Forwards};
+use crate::gate::Gate;
 use crate::link::Link;
 use crate::link::capture::{Capture, Captured};
 use crate::link::limited::Limited;
@@ -68,6 +69,7 @@ pub struct Engine {
     secret: RandomState,
     started: Instant,
     spare: Spare,
+    gate: Gate,
 }
 
 /// One run: everything that ends with the guest.
@@ -111,6 +113,7 @@ impl Engine {
             secret: RandomState::new(),
             started: Instant::now(),
             spare: Spare::default(),
+            gate: Gate::default(),
         })
     }
 
@@ -122,6 +125,11 @@ impl Engine {
     /// A handle on the network for other threads, of use as long as the engine is there.
     pub fn control(&self) -> Control {
         Control::new(&self.desk, self.counters.clone(), &self.config)
+    }
+
+    /// Passes `gate` before each turn in which it may touch the guest.
+    pub fn pass(&mut self, gate: Gate) {
+        self.gate = gate;
     }
 
     /// Serves the guest behind `link` until `stop` can be read. Then every flow is reset; the
@@ -241,6 +249,8 @@ impl Run<'_> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
+        let gate = self.engine.gate.clone();
+        let _pass = gate.pass();
         self.now = (self.clock)();
         let mut going = true;
         for event in events.iter().take(count) {

@@ -3,6 +3,8 @@
 mod control;
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
@@ -73,6 +75,8 @@ pub struct VirtqueueLink {
     /// Where the frame goes that is being given.
     places: Vec<Place>,
     features: u64,
+    /// Of the features those that the driver has switched on, as far as it may switch them.
+    offloads: Arc<AtomicU64>,
     capabilities: Capabilities,
     /// Whether there is something to tell the driver of, in each direction.
     given: bool,
@@ -121,6 +125,7 @@ impl VirtqueueLink {
             control,
             places: Vec::new(),
             features,
+            offloads: Arc::new(AtomicU64::new(features & OFFLOADS)),
             capabilities: capabilities(features),
             given: false,
             taken: false,
@@ -132,6 +137,19 @@ impl VirtqueueLink {
     /// Has `report` called when the driver has broken a queue.
     pub fn report_to(&mut self, report: impl Fn() + Send + 'static) {
         self.report = Box::new(report);
+    }
+
+    /// What the driver has switched on, to be read while it runs.
+    pub fn offloads(&self) -> Arc<AtomicU64> {
+        self.offloads.clone()
+    }
+
+    /// As if the driver had switched its offloads so. What it did not agree on stays off, and
+    /// nothing else changes.
+    pub fn switch(&mut self, offloads: u64) {
+        let on = self.features & offloads & OFFLOADS;
+        self.offloads.store(on, Ordering::Relaxed);
+        self.capabilities = capabilities(self.features & !OFFLOADS | on);
     }
 
     /// How far the receive and the transmit queue have come: the next available entry of each.
@@ -310,9 +328,7 @@ impl VirtqueueLink {
         if let Some(control) = &mut self.control
             && let Some(offloads) = control::serve(control, &self.memory)?
         {
-            // Of what was agreed on, and nothing else changes.
-            let kept = self.features & !OFFLOADS;
-            self.capabilities = capabilities(kept | self.features & offloads);
+            self.switch(offloads);
         }
         Ok(())
     }
