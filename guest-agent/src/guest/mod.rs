@@ -2,6 +2,7 @@
 //! protocol, for another's by QEMU's guest agent's.
 
 pub mod clock;
+pub mod entropy;
 pub mod filesystems;
 pub mod freeze;
 pub mod guard;
@@ -25,6 +26,7 @@ pub fn answer(request: &Request) -> Option<Reply> {
     let result = match request {
         Request::GuestInfo => Ok(Reply::GuestInfo(Box::new(info()))),
         Request::SetClock { unix_ns } => done(clock::step(*unix_ns)),
+        Request::Reseed { seed } => done(entropy::reseed(seed)),
         Request::Freeze { seconds } => {
             freeze::freeze(seconds.unwrap_or(FROZEN_SECONDS)).map(Reply::Frozen)
         }

@@ -133,6 +133,11 @@ pub enum Request {
         /// The time, in nanoseconds since 1970.
         unix_ns: u64,
     },
+    /// Begin random numbers anew: the guest is a copy of another, which has the same.
+    Reseed {
+        /// What nobody else has.
+        seed: Vec<u8>,
+    },
     /// Have the file systems of disks stand still; the reply is [`Reply::Frozen`].
     Freeze {
         /// After so long they go on by themselves; after 300 s where absent.

@@ -45,6 +45,8 @@ struct State {
     failures: usize,
     /// The ports as they were told last, for a VMM that comes later.
     ports: Option<Event>,
+    /// How the set-up ended, for the same.
+    ready: Option<Event>,
 }
 
 #[derive(Debug)]
@@ -64,6 +66,7 @@ impl Voice {
             line: Line::Waiting(Vec::new()),
             failures: 0,
             ports: None,
+            ready: None,
         })));
         let speaker = voice.clone();
         thread::spawn(move || speaker.converse());
@@ -95,10 +98,18 @@ impl Voice {
             _ => Outcome::Degraded,
         };
         say!("ready");
-        self.tell(Event::Ready {
+        let ready = Event::Ready {
             outcome,
             uptime_ms: uptime_ms(),
-        });
+        };
+        let mut state = self.state();
+        if let Line::Waiting(_) = state.line {
+            state.ready = Some(ready);
+            return;
+        }
+        state.ready = Some(ready.clone());
+        drop(state);
+        self.tell(ready);
     }
 
     /// The ports are these now.
@@ -170,8 +181,8 @@ impl Voice {
                 protocol::write(&mut writer, &event.frame())?;
             }
         }
-        if let Some(ports) = &state.ports {
-            protocol::write(&mut writer, &ports.frame())?;
+        for last in [&state.ready, &state.ports].into_iter().flatten() {
+            protocol::write(&mut writer, &last.frame())?;
         }
         state.line = Line::Open(writer);
         Ok(())
