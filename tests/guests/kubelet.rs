@@ -55,6 +55,7 @@ fn a_guest_that_is_slow_to_boot_is_waited_for_and_one_that_powers_off_has_succee
 }
 
 #[test]
+#[ignore = "slow: make test-all"]
 fn a_guest_that_is_never_ready_is_powered_off_when_its_start_is_given_up() {
     let manifest = Manifest::new("never", "echo up-now\n").port(Guest::PORT);
     let mut kubelet = Kubelet::run("never", &manifest, &["--replicas=1"]);
@@ -69,6 +70,7 @@ fn a_guest_that_is_never_ready_is_powered_off_when_its_start_is_given_up() {
 }
 
 #[test]
+#[ignore = "slow: make test-all"]
 fn a_guest_that_hangs_is_unready_and_is_ended_by_force_and_started_again() {
     let manifest = served("hung").grace(2).liveness(
         "{guestAgentPing: {}, periodSeconds: 2, timeoutSeconds: 10, failureThreshold: 4}",
