@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
+use netdev::gate::Gate;
 use peapod::devices::virtio::trouble::{Complaints, Trouble};
 use peapod::devices::virtio::{Activation, ActiveQueue, GuestMemory, Interrupt};
 use virtio_queue::{Queue, QueueT};
@@ -56,5 +57,7 @@ pub fn activation(bytes: &[u8], queues: u64) -> Activation {
         queues: (0..queues).map(|index| Some(queue(index))).collect(),
         config_interrupt: silent(),
         trouble: Trouble::new(Complaints::new("fuzzed", ""), silent()),
+        gate: Gate::default(),
+        restored: bytes.len() % 2 == 1,
     }
 }

@@ -24,6 +24,7 @@ mod network;
 mod qga;
 mod refused;
 mod shared;
+mod snapshot;
 mod soak;
 mod systemd;
 mod vhost_user;

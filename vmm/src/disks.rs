@@ -20,6 +20,8 @@ use crate::devices::virtio::block::disk::{Disk, DiskError, RawDisk};
 use crate::devices::virtio::block::limit::Limits;
 use crate::devices::virtio::block::qcow2::{self, BackingFiles, Qcow2Disk};
 use crate::plan::{Backing, Format, PlannedDisk};
+use crate::snapshot::directory::Restored;
+use crate::snapshot::layer::Written;
 use crate::vmi::{self, HostDiskType, Keyed, Machine, Source, SshKeys};
 use crate::{checks, containerdisk, kubevirt, seed, vfat};
 
@@ -478,17 +480,44 @@ fn content(path: &Path) -> io::Result<Format> {
 }
 
 /// Opens a disk, for the machine to read and write. Backing files may lie below `backing_dirs`;
-/// what does not outlive the machine lies in `scratch`.
+/// what does not outlive the machine lies in `scratch`, over what it was in a VM that is restored.
 pub fn open(
     disk: &PlannedDisk,
     backing_dirs: &[PathBuf],
     scratch: &Path,
+    restored: Option<&Restored>,
 ) -> Result<Box<dyn Disk>, DiskError> {
     let below = BackingFiles::Below(backing_dirs);
+    let saved = restored.and_then(|restored| restored.disk(&disk.name));
+    let other = |what: &str| {
+        let why = format!("the snapshot's disk of that name {what}");
+        DiskError::Image(PathBuf::from(&disk.name), why)
+    };
+    if restored.is_some() && saved.is_none() && disk.goes_with_the_vm() {
+        return Err(other("is none of its own"));
+    }
     let over = |base| -> Result<Box<dyn Disk>, DiskError> {
         if disk.readonly {
             return Ok(base);
         }
+        let base = match saved {
+            None => base,
+            Some((saved, _)) if saved.size != base.size() => {
+                return Err(other("has another size"));
+            }
+            Some((saved, file)) => {
+                let file = file.try_clone();
+                let file =
+                    file.map_err(|error| DiskError::Open(disk.name.clone().into(), error))?;
+                match &saved.written {
+                    None => Box::new(RawDisk::saved(file, saved.size)) as Box<dyn Disk>,
+                    Some(words) => {
+                        let written = Written::these(words, saved.size);
+                        Box::new(CowDisk::over(base, file, written))
+                    }
+                }
+            }
+        };
         Ok(Box::new(CowDisk::new(base, scratch)?))
     };
     match &disk.backing {
@@ -497,7 +526,14 @@ pub fn open(
         Backing::ContainerDisk(path, format) => {
             over(open_file(path, *format, true, BackingFiles::None)?)
         }
-        Backing::Empty(size) => Ok(Box::new(RawDisk::empty(*size, scratch)?)),
+        Backing::Empty(size) => {
+            let empty: Box<dyn Disk> = Box::new(RawDisk::empty(*size, scratch)?);
+            if saved.is_some() {
+                over(empty)
+            } else {
+                Ok(empty)
+            }
+        }
         Backing::Memory(bytes) => Ok(Box::new(RawDisk::from_bytes(&disk.name, bytes)?)),
     }
 }

@@ -21,11 +21,12 @@ use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::vsock;
 use crate::devices::watchdog::Fired;
 use crate::domain::Domain;
-use crate::machine::{Config, Machine, MachineError};
-use crate::plan::{Outcome, Plan};
+use crate::machine::still::Errands;
+use crate::machine::{Config, Machine, MachineError, Start, memory};
+use crate::plan::{Backing, Outcome, Plan};
 use crate::power::{self, Power};
 use crate::resident::Resident;
-use crate::running::Running;
+use crate::running::{Running, Source};
 use crate::vmi::RebootPolicy;
 use crate::{host, sandbox};
 
@@ -136,10 +137,21 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         network,
         balloon,
         disks,
+        layers,
         devices,
     } = devices::parts(plan, agent.clone())?;
+    let mut start = match &plan.restored {
+        None => Start::Kernel,
+        Some(restored) => {
+            agent.is_a_copy(generation().map_err(Error::Generation)?);
+            Start::Restored(&restored.snapshot.machine)
+        }
+    };
     let resident = Resident::open().map_err(Error::Resident)?;
-    tracing::info!("booting {}", plan.boots);
+    match &plan.restored {
+        None => tracing::info!("booting {}", plan.boots),
+        Some(_) => tracing::info!("restoring {}", plan.boots),
+    }
     for forward in &plan.forwards {
         tracing::info!(
             "{} is the guest's port {}",
@@ -185,6 +197,12 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         complaints: devices.iter().map(|d| d.complaints.clone()).collect(),
         exits: Arc::default(),
         power: Mutex::default(),
+        source: Source {
+            line: plan.line.clone(),
+            layers,
+            kept: kept(plan),
+        },
+        errands: Errands::default(),
     });
     let console = console.as_ref().map(Listener::get);
     let fired = Fired::default();
@@ -200,9 +218,14 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         agent.watch(power.clone());
         stopper.watch(power.clone(), plan.machine.termination_grace);
         running.watch(power.clone());
+        let from = match (start, &plan.restored) {
+            (Start::Restored(_), Some(restored)) => Some(&restored.memory),
+            _ => None,
+        };
+        let memory = memory::map(config.memory, from).map_err(MachineError::from)?;
         let mut machine = Machine::new(
             kvm.clone(),
-            config.memory,
+            memory,
             power,
             running.console.screen(io::stdout()),
             running.console.keyboard(),
@@ -215,8 +238,10 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
             devices::plug_watchdog(&root, &machine, action, stopper, fired)
                 .map_err(Error::Device)?;
         }
-        let outcome = machine.run(&config)?;
+        let outcome = machine.run(&config, start, &running.errands)?;
         root.reset();
+        // Whatever it began with, a guest that reboots has its kernel loaded.
+        start = Start::Kernel;
         let restart = plan.machine.reboot_policy == RebootPolicy::Reboot;
         return Ok(match outcome {
             power::Outcome::PowerOff => Outcome::PoweredOff,
@@ -271,7 +296,16 @@ fn cmdline(plan: &Plan) -> String {
     line
 }
 
-/// A number that no other start has.
+/// The disks that stay when the VM is gone, and that the guest may write.
+fn kept(plan: &Plan) -> Vec<String> {
+    let kept = plan
+        .disks
+        .iter()
+        .filter(|disk| matches!(disk.backing, Backing::File(..)) && !disk.readonly);
+    kept.map(|disk| disk.name.clone()).collect()
+}
+
+/// A number that nothing else has.
 fn generation() -> io::Result<[u8; 16]> {
     let mut generation = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut generation)?;

@@ -25,5 +25,6 @@ mod resident;
 pub mod running;
 pub mod sandbox;
 pub mod seed;
+pub mod snapshot;
 pub mod vfat;
 pub mod vmi;

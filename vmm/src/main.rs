@@ -34,6 +34,8 @@ fn main() -> ExitCode {
         Command::Kill(vm) => about(vms::kill(vm)),
         Command::Pause(vm) => about(vms::pause(vm)),
         Command::Resume(vm) => about(vms::resume(vm)),
+        Command::Snapshot(args) => about(cli::snapshot::snapshot(args)),
+        Command::Restore(args) => restore(args),
         Command::Balloon(args) => about(vms::balloon(args)),
         Command::Exec(args) => cli::exec::exec(args).unwrap_or_else(|error| {
             complain(&error);
@@ -60,6 +62,16 @@ fn main() -> ExitCode {
 fn run(args: &cli::run::Args) -> u8 {
     match cli::run::prepare(args) {
         Ok(_) if args.dry_run => status::OK,
+        Ok(plan) => carry_out(plan, None).0,
+        Err(e) => {
+            complain(&e);
+            status::BAD_INPUT
+        }
+    }
+}
+
+fn restore(args: &cli::snapshot::Restore) -> u8 {
+    match cli::snapshot::restore(args) {
         Ok(plan) => carry_out(plan, None).0,
         Err(e) => {
             complain(&e);

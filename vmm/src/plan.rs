@@ -17,6 +17,8 @@ use crate::boot::initramfs::Initramfs;
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::limit::Limits;
 use crate::registry::Entry;
+use crate::snapshot::Line;
+use crate::snapshot::directory::Restored;
 use crate::vmi::{Interface, Machine, Protocol};
 
 /// Everything that `launch` needs.
@@ -61,6 +63,10 @@ pub struct Plan {
     pub writable: Vec<PathBuf>,
     /// Keeps every other VM out of the state directory while it is open.
     pub state_lock: File,
+    /// By which it can be started again from a snapshot; `None` where it can't.
+    pub line: Option<Line>,
+    /// What it begins with, where that is not its kernel.
+    pub restored: Option<Restored>,
     /// By which the VM is found while the plan lives; a state directory that is the entry goes
     /// with it.
     pub entry: Option<Entry>,
@@ -103,6 +109,18 @@ pub struct PlannedDisk {
     pub serial: Option<String>,
     /// How much of it a second.
     pub limits: Limits,
+}
+
+impl PlannedDisk {
+    /// Whether what the guest writes there is no longer than its VM.
+    pub fn goes_with_the_vm(&self) -> bool {
+        let passing = match self.backing {
+            Backing::Base(..) | Backing::ContainerDisk(..) => true,
+            Backing::Empty(_) => return true,
+            Backing::File(..) | Backing::Memory(_) => false,
+        };
+        passing && !self.readonly
+    }
 }
 
 /// How a file holds a disk.

@@ -43,7 +43,9 @@ impl fmt::Display for Crash {
 /// What whoever keeps the vCPUs' threads has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Duty {
-    /// Take the vCPUs out of the guest: some do not know yet that they are to pause.
+    /// The vCPUs stand still, as somebody wanted: do what that is for, and let them go on.
+    Attend,
+    /// Take the vCPUs out of the guest: some do not know yet that they are not to run.
     Kick,
     /// The machine has ended.
     End(Outcome),
@@ -65,10 +67,18 @@ struct Shared {
 struct State {
     outcome: Option<Outcome>,
     paused: bool,
+    /// Whoever keeps the vCPUs has something to do while they stand still.
+    held: bool,
     /// How many there are; none before the machine runs.
     vcpus: usize,
     parked: usize,
     button: Option<EventFd>,
+}
+
+impl State {
+    fn is_halted(&self) -> bool {
+        self.outcome.is_some() || self.paused || self.held
+    }
 }
 
 impl Power {
@@ -121,22 +131,36 @@ impl Power {
         }
     }
 
-    /// Lets them go on.
-    pub fn resume(&self) {
-        let mut state = self.state();
-        state.paused = false;
-        self.0
-            .halted
-            .store(state.outcome.is_some(), Ordering::Release);
+    /// Has the vCPUs stand still, paused or not, until [`Power::release`].
+    pub fn hold(&self) {
+        self.state().held = true;
+        self.0.halted.store(true, Ordering::Release);
         self.0.changed.notify_all();
     }
 
-    /// A vCPU waits here while the machine is paused; false when the machine has ended.
+    /// What they were held for is done.
+    pub fn release(&self) {
+        self.go_on(|state| state.held = false);
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        self.go_on(|state| state.paused = false);
+    }
+
+    fn go_on(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        change(&mut state);
+        self.0.halted.store(state.is_halted(), Ordering::Release);
+        self.0.changed.notify_all();
+    }
+
+    /// A vCPU waits here while the machine is paused or held; false when the machine has ended.
     pub fn park(&self) -> bool {
         let mut state = self.state();
         state.parked += 1;
         self.0.changed.notify_all();
-        while state.outcome.is_none() && state.paused {
+        while state.outcome.is_none() && state.is_halted() {
             state = self.wait(state);
         }
         state.parked -= 1;
@@ -155,8 +179,11 @@ impl Power {
             if let Some(outcome) = &state.outcome {
                 return Duty::End(outcome.clone());
             }
-            if state.paused && state.parked < state.vcpus {
+            if state.is_halted() && state.parked < state.vcpus {
                 return Duty::Kick;
+            }
+            if state.held {
+                return Duty::Attend;
             }
             state = self.wait(state);
         }
@@ -218,5 +245,26 @@ mod tests {
         power.end(Outcome::Stopped);
         last.join().unwrap();
         assert!(!power.park());
+    }
+
+    #[test]
+    fn held_vcpus_go_on_when_they_are_neither_held_nor_paused() {
+        let power = Power::default();
+        power.start(1);
+        power.hold();
+        let vcpu = thread::spawn({
+            let power = power.clone();
+            move || power.park()
+        });
+        while power.duty() == Duty::Kick {
+            thread::yield_now();
+        }
+        assert_eq!(power.duty(), Duty::Attend);
+        power.pause();
+        power.release();
+        assert!(power.is_halted() && !vcpu.is_finished());
+        power.resume();
+        assert!(vcpu.join().unwrap());
+        assert!(!power.is_halted());
     }
 }

@@ -13,9 +13,12 @@ use crate::devices::virtio::balloon::{self, Figures};
 use crate::devices::virtio::block::counters::Counters;
 use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
+use crate::machine::still::Errands;
 use crate::machine::vcpu::Exits;
 use crate::power::{self, Power};
 use crate::resident::Resident;
+use crate::snapshot::Line;
+use crate::snapshot::layer::Layer;
 
 /// A running VM's parts, each of which any thread may use.
 pub struct Running {
@@ -53,6 +56,21 @@ pub struct Running {
     pub exits: Arc<Exits>,
     /// The machine as it is since the guest's last reset.
     pub power: Mutex<Power>,
+    /// What a snapshot needs of it beside the machine.
+    pub source: Source,
+    /// What waits for the machine to stand still.
+    pub errands: Errands,
+}
+
+/// What a snapshot of a VM has beside its machine.
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    /// How it was started, where it can be started so again.
+    pub line: Option<Line>,
+    /// What is written to the disks that go with it, by name.
+    pub layers: Vec<(String, Layer)>,
+    /// The names of those that stay and that the guest may write.
+    pub kept: Vec<String>,
 }
 
 /// How a VM is, in a word of `kubectl get vm`'s (KubeVirt's `printableStatus`).

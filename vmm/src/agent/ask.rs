@@ -106,12 +106,7 @@ impl Agent {
 
     /// Tells the guest the time, after nobody has run it for a while.
     pub fn set_clock(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let request = Request::SetClock {
-            // Until the year 2554.
-            unix_ns: now.unwrap_or_default().as_nanos() as u64,
-        };
-        let told = self.ask_then(&request, |reply| {
+        let told = self.ask_then(&clock(), |reply| {
             if let Err(why) = answered(reply) {
                 tracing::warn!("the guest's clock is not set: {why}");
             }
@@ -119,6 +114,22 @@ impl Agent {
         if told.is_err() {
             tracing::debug!("nobody in the guest is there to set its clock");
         }
+    }
+}
+
+/// What tells the guest the time.
+pub(super) fn clock() -> Request {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    Request::SetClock {
+        // Until the year 2554.
+        unix_ns: now.unwrap_or_default().as_nanos() as u64,
+    }
+}
+
+/// What has the guest's random numbers be others than those of the guest that it is a copy of.
+pub(super) fn reseed(seed: [u8; 16]) -> Request {
+    Request::Reseed {
+        seed: seed.to_vec(),
     }
 }
 

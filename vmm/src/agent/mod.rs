@@ -89,6 +89,9 @@ struct State {
     power_off: bool,
     /// The machine that it is in.
     machine: Option<Power>,
+    /// The guest is a copy of another, which its agent does not know yet; with what it is to begin
+    /// its random numbers anew.
+    restored: Option<[u8; 16]>,
     last_number: u32,
     /// Who waits for an answer.
     waiting: ask::Waiting,
@@ -147,6 +150,11 @@ impl Agent {
     /// What the guest listens on is published by `follower` from now on.
     pub fn publish_by(&self, follower: Follower) {
         *self.follower() = Some(follower);
+    }
+
+    /// The guest is a copy of another, and is told the time and `seed` as soon as its agent speaks.
+    pub fn is_a_copy(&self, seed: [u8; 16]) {
+        self.state().restored = Some(seed);
     }
 
     /// Whether the guest's set-up is over.
@@ -219,6 +227,7 @@ impl Agent {
             *state = State {
                 power_off: state.power_off,
                 machine: state.machine.take(),
+                restored: state.restored,
                 ..State::default()
             };
             drop(state);
@@ -273,6 +282,10 @@ impl Agent {
                 state.status.connected = true;
                 state.status.role = role;
                 state.status.software = Some(shown(&software));
+                if let Some(seed) = state.restored.take() {
+                    ask(&mut state, &ask::clock());
+                    ask(&mut state, &ask::reseed(seed));
+                }
                 if state.power_off {
                     ask(&mut state, &Request::PowerOff);
                 }

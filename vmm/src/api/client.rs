@@ -100,13 +100,14 @@ impl Client {
     }
 
     /// Copies an answer to `out` as it comes, until the VM or whoever reads has ended.
-    pub fn copy(&self, path: &str, out: &mut impl Write) -> Result<(), Error> {
+    pub fn copy(&self, method: Method, path: &str, out: &mut impl Write) -> Result<(), Error> {
         self.runtime.block_on(async {
-            let request = request(Method::GET, path, None, None);
-            let mut response = self.send(request).await?;
-            if !response.status().is_success() {
-                let status = response.status();
-                return Err(Error::Refused(status, status.to_string()));
+            let mut response = self.send(request(method, path, None, None)).await?;
+            let status = response.status();
+            if !status.is_success() {
+                let bytes = Limited::new(response, MAX_ANSWER).collect().await;
+                let bytes = bytes.map_err(|error| self.http(error))?.to_bytes();
+                return refuse(status, &bytes);
             }
             while let Some(frame) = response.frame().await {
                 // The VM has ended.

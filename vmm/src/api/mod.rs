@@ -12,6 +12,7 @@ mod guest;
 mod health;
 mod metrics;
 mod network;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod vm;
@@ -115,6 +116,7 @@ fn all() -> Routes {
         ("/v1/vm/resume", post(vm::resume)),
         ("/v1/vm/stop", post(vm::stop)),
         ("/v1/vm/kill", post(vm::kill)),
+        ("/v1/vm/snapshot", post(snapshot::take)),
         ("/v1/vm/log", get(console::log)),
         ("/v1/vm/console", get(console::console)),
         ("/v1/guest", get(guest::info)),

@@ -66,6 +66,8 @@ fn vm() -> Vm {
         complaints: vec![Complaints::new("block", "root")],
         exits: Arc::default(),
         power: Mutex::default(),
+        source: Default::default(),
+        errands: Default::default(),
     });
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(SOCKET);
@@ -211,6 +213,7 @@ fn every_answer_is_as_it_is_described() {
         (Method::GET, "/v1/network/capture", None, 200),
         (Method::DELETE, "/v1/network/capture", None, 200),
         (Method::GET, "/v1/vm/console", None, 426),
+        (Method::POST, "/v1/vm/snapshot", None, 409),
         (Method::POST, "/v1/vm/kill", None, 202),
         (Method::POST, "/v1/vm/pause", None, 409),
         (Method::GET, "/v1/vm", None, 200),

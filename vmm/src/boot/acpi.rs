@@ -3,8 +3,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Method, Name, Notify,
-    ONE, Package, Path, ResourceTemplate, ZERO,
+    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt, Method,
+    Name, Notify, ONE, Package, Path, ResourceTemplate, ZERO,
 };
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
@@ -32,11 +32,13 @@ pub const PM_TIMER_PORT: u16 = 0x608;
 pub const RESET_PORT: u16 = 0x3c0;
 /// What the guest writes to [`RESET_PORT`].
 pub const RESET_VALUE: u8 = 1;
-/// The interrupt that tells of an event of the machine's, of which there is one: somebody pressed
-/// the power button.
+/// The interrupts that tell of an event of the machine's: somebody pressed the power button.
 pub const EVENT_IRQ: u32 = 9;
-/// What the power button's driver is notified of: it was pressed (section 4.8.3.1.1.2).
-const PRESSED: u8 = 0x80;
+/// The machine's generation is another.
+pub const GENERATION_IRQ: u32 = 10;
+/// What a driver is notified of: the button was pressed (section 4.8.3.1.1.2), the generation has
+/// changed.
+const HAPPENED: u8 = 0x80;
 /// The sleep type of S5, soft off.
 pub const S5_TYPE: u8 = 5;
 /// The I/O APIC's registers.
@@ -101,9 +103,7 @@ pub fn write(memory: &GuestMemoryMmap, platform: &Platform) -> Result<(), AcpiEr
         Ok(at)
     };
     let dsdt = put(&dsdt(platform))?;
-    memory
-        .write_slice(&platform.generation, GENERATION)
-        .map_err(|_| AcpiError)?;
+    write_generation(memory, platform.generation)?;
     let mut xsdt = XSDT::new(OEM, TABLE, 1);
     xsdt.add_entry(put(&fadt(dsdt))?);
     xsdt.add_entry(put(&madt(platform))?);
@@ -114,6 +114,13 @@ pub fn write(memory: &GuestMemoryMmap, platform: &Platform) -> Result<(), AcpiEr
     let mut rsdp = Vec::new();
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
     memory.write_slice(&rsdp, RSDP).map_err(|_| AcpiError)
+}
+
+/// Writes which start of the machine this is.
+pub fn write_generation(memory: &GuestMemoryMmap, generation: [u8; 16]) -> Result<(), AcpiError> {
+    memory
+        .write_slice(&generation, GENERATION)
+        .map_err(|_| AcpiError)
 }
 
 fn fadt(dsdt: u64) -> Sdt {
@@ -196,6 +203,7 @@ fn dsdt(platform: &Platform) -> Sdt {
     )
     .to_aml_bytes(&mut aml);
     let button = Path::new("\\_SB_.PWRB");
+    let counter = Path::new("\\_SB_.VGEN");
     Device::new(
         Path::new("_SB_.PWRB"),
         vec![
@@ -213,13 +221,25 @@ fn dsdt(platform: &Platform) -> Sdt {
             &Name::new("_UID".into(), &ZERO),
             &Name::new(
                 "_CRS".into(),
-                &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, EVENT_IRQ)]),
+                &ResourceTemplate::new(vec![
+                    &Interrupt::new(true, true, false, false, EVENT_IRQ),
+                    &Interrupt::new(true, true, false, false, GENERATION_IRQ),
+                ]),
             ),
             &Method::new(
                 "_EVT".into(),
                 1,
                 true,
-                vec![&Notify::new(&button, &PRESSED)],
+                vec![
+                    &If::new(
+                        &Equal::new(&Arg(0), &EVENT_IRQ),
+                        vec![&Notify::new(&button, &HAPPENED)],
+                    ),
+                    &If::new(
+                        &Equal::new(&Arg(0), &GENERATION_IRQ),
+                        vec![&Notify::new(&counter, &HAPPENED)],
+                    ),
+                ],
             ),
         ],
     )

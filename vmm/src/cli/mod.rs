@@ -11,6 +11,7 @@ pub mod manual;
 pub mod pod;
 pub mod programs;
 pub mod run;
+pub mod snapshot;
 mod terminal;
 pub mod validate;
 pub mod vms;
@@ -99,6 +100,10 @@ pub enum Command {
     Pause(vms::Vm),
     /// Let a paused VM go on
     Resume(vms::Vm),
+    /// Save a VM as it is in a directory, memory and all; it stands still meanwhile
+    Snapshot(snapshot::Args),
+    /// Start a VM where the one stood that a snapshot was taken of, and stay until it ends
+    Restore(Box<snapshot::Restore>),
     /// Say what of its memory a guest has and uses, or have it make do with less
     Balloon(vms::Balloon),
     /// Run a program in a guest, by its agent; no ssh, no network

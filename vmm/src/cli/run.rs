@@ -18,6 +18,7 @@ use crate::boot::kernel::KernelError;
 use crate::disks::{self, Finder};
 use crate::plan::{self, Offered, Plan};
 use crate::registry::{self, Entry};
+use crate::snapshot::Line;
 use crate::vmi::{self, Machine};
 use crate::{checks, containerdisk, host};
 
@@ -130,7 +131,7 @@ pub struct Place {
 
 impl Place {
     /// Where a user runs a VM.
-    fn own(state_dir: Option<PathBuf>, dry_run: bool) -> Self {
+    pub(super) fn own(state_dir: Option<PathBuf>, dry_run: bool) -> Self {
         let cache = host::cache_home().unwrap_or_else(std::env::temp_dir);
         Self {
             images: image_dirs(),
@@ -271,9 +272,11 @@ pub fn parse_manifest(file: &str, bytes: &[u8]) -> Result<Machine, Error> {
 pub fn prepare(args: &Args) -> Result<Plan, Error> {
     args.vm.network.refuse_proxy().map_err(Error::Proxy)?;
     let file = args.manifest.display().to_string();
-    let machine = read_manifest(&args.manifest)?;
+    let (machine, text) = read_manifest_text(&args.manifest)?;
     let place = Place::own(args.state_dir.clone(), args.dry_run);
-    plan(&args.vm, file, machine, place)
+    let mut plan = plan(&args.vm, file, machine, place)?;
+    plan.line = Line::own(text);
+    Ok(plan)
 }
 
 /// Checks everything and makes the plan for a machine that was read from `file`. The cheap checks
@@ -340,6 +343,8 @@ pub fn plan(
         state_dir,
         state_lock,
         machine,
+        line: None,
+        restored: None,
     })
 }
 

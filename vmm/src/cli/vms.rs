@@ -13,6 +13,7 @@ use super::terminal::Raw;
 use crate::agent::session::{self, Session};
 use crate::api::{self, Client};
 use crate::registry::{self, Found};
+use crate::snapshot::directory;
 use crate::vmi::parse_quantity;
 
 /// Ends `peapod console`: Ctrl-], as telnet and virtctl have it.
@@ -36,6 +37,9 @@ pub enum Error {
     /// The guest's agent did not do it.
     #[error("{0}: {1}")]
     Agent(String, #[source] session::Error),
+    /// No snapshot of it could be made.
+    #[error(transparent)]
+    Snapshot(#[from] directory::Error),
     /// A terminal was asked for.
     #[error("-t: standard input is no terminal; without -t a program has three streams")]
     NoTerminal,
@@ -266,7 +270,7 @@ pub fn logs(args: &Logs) -> Result<(), Error> {
     let path = format!("/v1/vm/log?follow={}", args.follow);
     let copied = args
         .vm
-        .call(|client| client.copy(&path, &mut io::stdout().lock()));
+        .call(|client| client.copy(Method::GET, &path, &mut io::stdout().lock()));
     match copied {
         // Whoever closed the pipe has read enough.
         Err(Error::Call(_, api::Error::Output(e))) if e.kind() == ErrorKind::BrokenPipe => Ok(()),

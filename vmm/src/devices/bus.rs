@@ -1,6 +1,11 @@
 //! Port and memory-mapped I/O: which device answers at which address.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use super::saved::Unfit;
 
 /// A device that answers port or memory accesses inside its own window.
 pub trait BusDevice: Send {
@@ -10,6 +15,16 @@ pub trait BusDevice: Send {
 
     /// Writes `data` (1, 2, 4 or 8 bytes) at `offset` from the window's start.
     fn write(&mut self, offset: u64, data: &[u8]);
+
+    /// What it holds, for a snapshot; nothing, where that is nothing.
+    fn save(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes what [`BusDevice::save`] gave.
+    fn restore(&mut self, _saved: &Value) -> Result<(), Unfit> {
+        Ok(())
+    }
 }
 
 /// A device shared by the vCPU threads that reach it.
@@ -59,31 +74,51 @@ impl Bus {
     /// Reads at `address`; an address that nobody answers reads as all ones.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
-        if let Some((offset, device)) = self.find(address) {
-            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
-            device.read(offset, data);
+        if let Some((offset, window)) = self.find(address) {
+            lock(window).read(offset, data);
         }
     }
 
     /// Writes at `address`; a write that nobody answers is lost, as on hardware.
     pub fn write(&self, address: u64, data: &[u8]) {
-        if let Some((offset, device)) = self.find(address) {
-            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
-            device.write(offset, data);
+        if let Some((offset, window)) = self.find(address) {
+            lock(window).write(offset, data);
         }
     }
 
-    fn find(&self, address: u64) -> Option<(u64, &SharedDevice)> {
+    /// What its devices hold, by their windows' starts.
+    pub fn save(&self) -> BTreeMap<u64, Value> {
+        let held = self.windows.iter().map(|w| (w.base, lock(w).save()));
+        held.filter(|(_, held)| !held.is_null()).collect()
+    }
+
+    /// Gives its devices what [`Bus::save`] gave, each what it held.
+    pub fn restore(&self, saved: &BTreeMap<u64, Value>) -> Result<(), Unfit> {
+        for (base, held) in saved {
+            let window = self.windows.iter().find(|w| w.base == *base);
+            let window = window.ok_or_else(|| Unfit::new(format!("no device is at {base:#x}")))?;
+            let restored = lock(window).restore(held);
+            restored.map_err(|why| why.of(format!("the device at {base:#x}")))?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, address: u64) -> Option<(u64, &Window)> {
         let next = self.windows.partition_point(|w| w.base <= address);
         let window = self.windows.get(next.checked_sub(1)?)?;
         let offset = address - window.base;
-        (offset < window.len).then_some((offset, &window.device))
+        (offset < window.len).then_some((offset, window))
     }
+}
+
+fn lock(window: &Window) -> MutexGuard<'_, dyn BusDevice + 'static> {
+    window.device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::saved;
 
     struct Echo(u8);
 
@@ -93,6 +128,14 @@ mod tests {
         }
         fn write(&mut self, _: u64, data: &[u8]) {
             self.0 = data[0];
+        }
+        fn save(&self) -> Value {
+            // As it was made it holds nothing.
+            (self.0 > 2).then_some(self.0).into()
+        }
+        fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+            self.0 = saved::read(saved)?;
+            Ok(())
         }
     }
 
@@ -119,6 +162,22 @@ mod tests {
             bus().read(address, &mut byte);
             assert_eq!(byte, [0xff], "{address:#x}");
         }
+    }
+
+    #[test]
+    fn what_a_device_held_goes_back_to_it_and_to_no_other() {
+        let busy = bus();
+        busy.write(0x21, &[9]);
+        assert_eq!(busy.save(), [(0x20, 9.into())].into());
+        let fresh = bus();
+        fresh.restore(&busy.save()).unwrap();
+        let mut byte = [0];
+        fresh.read(0x20, &mut byte);
+        assert_eq!(byte, [9]);
+        let why = fresh.restore(&[(0x30, 9.into())].into()).unwrap_err();
+        assert_eq!(why.to_string(), "no device is at 0x30");
+        let why = fresh.restore(&[(0x20, "x".into())].into()).unwrap_err();
+        assert!(why.to_string().starts_with("the device at 0x20: "), "{why}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use netdev::gate::Gate;
 use vmm_sys_util::eventfd::EventFd;
 
 /// One message-signalled interrupt: an eventfd that the machine injects when it is written
@@ -34,6 +35,9 @@ pub struct MsiMessage {
 
 /// The machine's side of a device.
 pub trait Host: Send + Sync {
+    /// What a device passes before each turn in which it touches the guest's memory.
+    fn gate(&self) -> Gate;
+
     /// A new interrupt vector, masked.
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>>;
 

@@ -6,6 +6,7 @@ pub mod host;
 pub mod pci;
 pub mod platform;
 pub mod pvpanic;
+pub mod saved;
 pub mod serial;
 pub mod virtio;
 pub mod watchdog;

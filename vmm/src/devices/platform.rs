@@ -1,9 +1,12 @@
 //! The ports that belong to the board: sleep control, reset, the power management timer and the
 //! keyboard controller's reset line.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use super::bus::BusDevice;
+use super::saved::{self, Unfit};
 use crate::boot::acpi::{RESET_VALUE, S5_TYPE};
 use crate::power::{Outcome, Power};
 
@@ -78,6 +81,18 @@ impl BusDevice for PmTimer {
     }
 
     fn write(&mut self, _: u64, _: &[u8]) {}
+
+    fn save(&self) -> Value {
+        saved::write(&self.0.elapsed())
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        let elapsed: Duration = saved::read(saved)?;
+        // It counts on from there; a host that has not been up for so long has it count less.
+        let now = Instant::now();
+        self.0 = now.checked_sub(elapsed).unwrap_or(now);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! PVPanic (linux/drivers/misc/pvpanic): the place where a kernel that panics says so.
 
+use serde_json::Value;
+
 use super::pci::PciFunction;
 use super::pci::config::{ConfigSpace, Identity};
+use super::saved::Unfit;
 use crate::power::{Outcome, Power};
 
 /// The window's size: one register, and BARs of memory are no smaller than a page here.
@@ -70,6 +73,14 @@ impl PciFunction for PvPanic {
 
     fn reset(&mut self) {
         self.space = space(self.bar);
+    }
+
+    fn save(&self) -> Value {
+        self.space.save()
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        self.space.restore(saved)
     }
 }
 

@@ -40,7 +40,7 @@ fn plan(
 
 fn opened(machine: &Machine, folder: &Path, options: &[&str]) -> Box<dyn Disk> {
     let (disks, backing_dirs) = plan(machine, folder, options).unwrap();
-    open(&disks[0], &backing_dirs, folder).unwrap()
+    open(&disks[0], &backing_dirs, folder, None).unwrap()
 }
 
 /// The disk's first sector's first byte, after `write` went there.

@@ -28,6 +28,7 @@ use crate::devices::virtio::trouble::Complaints;
 use crate::devices::watchdog::{Fired, Watchdog};
 use crate::machine::{Machine, memory};
 use crate::plan::Plan;
+use crate::snapshot::layer::Layer;
 use crate::vmi::{self, Binding, Cidrs, WatchdogAction};
 use crate::{disks, power};
 
@@ -74,6 +75,8 @@ pub struct Parts {
     pub balloon: Option<balloon::Control>,
     /// What is done with its disks, by name.
     pub disks: Vec<(String, Arc<Counters>)>,
+    /// What is written to those that go with the VM, by name.
+    pub layers: Vec<(String, Layer)>,
     /// All that virtio has.
     pub devices: Vec<Plugged>,
 }
@@ -108,10 +111,16 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         .map_err(|error| Error::Vsock(plan.state_dir.clone(), error))?;
     devices.push(Plugged::new(VSOCK_SLOT, ("vsock", ""), vsock));
     devices.push(Plugged::new(RNG_SLOT, ("rng", ""), Rng::default()));
-    let mut counted = Vec::new();
+    let (mut counted, mut layers) = (Vec::new(), Vec::new());
     for (slot, disk) in (FIRST_DISK_SLOT..).zip(&plan.disks) {
         let serial = disk.serial.clone().unwrap_or_default();
-        let open = disks::open(disk, &plan.backing_dirs, &plan.state_dir)?;
+        let open = disks::open(
+            disk,
+            &plan.backing_dirs,
+            &plan.state_dir,
+            plan.restored.as_ref(),
+        )?;
+        layers.extend(open.layer().map(|layer| (disk.name.clone(), layer)));
         let name = ("block", disk.name.as_str());
         let limiter = Limiter::new(disk.limits).map_err(Error::Device)?;
         let block = Block::new(open, &serial, limiter);
@@ -129,6 +138,7 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         network,
         balloon: control,
         disks: counted,
+        layers,
         devices,
     })
 }

@@ -9,6 +9,7 @@ use kvm_bindings::{
     kvm_irq_routing_entry,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use netdev::gate::Gate;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::host::{Host, MsiMessage, MsiVector};
@@ -59,6 +60,7 @@ impl Routes {
 pub struct KvmHost {
     vm: Arc<VmFd>,
     routes: Arc<Routes>,
+    gate: Gate,
 }
 
 impl KvmHost {
@@ -72,11 +74,16 @@ impl KvmHost {
         Ok(Self {
             vm,
             routes: Arc::new(routes),
+            gate: Gate::default(),
         })
     }
 }
 
 impl Host for KvmHost {
+    fn gate(&self) -> Gate {
+        self.gate.clone()
+    }
+
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
         let mut messages = self
             .routes

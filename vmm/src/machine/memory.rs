@@ -1,8 +1,9 @@
 //! Where the guest's memory lies: RAM from 0, a hole below 4 GiB for devices, the rest above it.
 
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-};
+use std::fs::File;
+
+use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 /// The hole for 32-bit devices; RAM goes on at 4 GiB.
 pub const HOLE_START: u64 = 0xc000_0000;
@@ -22,6 +23,7 @@ pub const MIN_MEMORY: u64 = 64 << 20;
 pub const MAX_MEMORY: u64 = 1 << 40;
 
 const PAGE: u64 = 4096;
+const ANONYMOUS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS;
 
 /// Why a guest cannot have the memory that it was given.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +33,7 @@ pub enum MemoryError {
     Size(u64),
     /// The host has no room for it.
     #[error("cannot map {0} bytes of guest memory: {1}")]
-    Map(u64, vm_memory::mmap::FromRangesError),
+    Map(u64, FromRangesError),
 }
 
 /// The pieces of `size` bytes of RAM, as base and length, around the hole.
@@ -44,22 +46,38 @@ pub fn ranges(size: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Maps `size` bytes of fresh, zeroed, private memory.
-pub fn map(size: u64) -> Result<GuestMemoryMmap, MemoryError> {
+/// Maps `size` bytes of private memory: fresh, or a copy of what `snapshot` has, of which a page is
+/// taken when it is touched. There the pieces lie one behind the other.
+pub fn map(size: u64, snapshot: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
     if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) || !size.is_multiple_of(PAGE) {
         return Err(MemoryError::Size(size));
     }
-    let mut places = Vec::new();
+    let failed = |error| MemoryError::Map(size, error);
+    let (mut regions, mut at) = (Vec::new(), 0);
     for (base, len) in ranges(size) {
-        let len = usize::try_from(len).map_err(|_| MemoryError::Size(size))?;
-        places.push((GuestAddress(base), len));
+        let bytes = usize::try_from(len).map_err(|_| MemoryError::Size(size))?;
+        let mut builder = MmapRegionBuilder::new(bytes)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+        builder = match snapshot {
+            None => builder.with_mmap_flags(ANONYMOUS),
+            Some(file) => {
+                let file = file.try_clone().map_err(|error| {
+                    failed(FromRangesError::MmapRegion(MmapRegionError::Mmap(error)))
+                })?;
+                builder.with_file_offset(FileOffset::new(file, at))
+            }
+        };
+        let region = builder.build().map_err(FromRangesError::MmapRegion);
+        let region = GuestRegionMmap::new(region.map_err(failed)?, GuestAddress(base));
+        // It lies below 2 TiB.
+        let region = region.ok_or(MemoryError::Size(size))?;
+        keep_apart(&region);
+        regions.push(region);
+        at += len;
     }
-    let memory =
-        GuestMemoryMmap::from_ranges(&places).map_err(|error| MemoryError::Map(size, error))?;
-    for region in memory.iter() {
-        keep_apart(region);
-    }
-    Ok(memory)
+    GuestMemoryMmap::from_regions(regions)
+        .map_err(|error| failed(FromRangesError::Collection(error)))
 }
 
 /// Keeps the guest's memory out of a core dump of ours, and so in mappings that hold nothing else.
@@ -74,6 +92,10 @@ fn keep_apart(region: &GuestRegionMmap) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
     use super::*;
 
     #[test]
@@ -97,16 +119,39 @@ mod tests {
     #[test]
     fn a_size_that_no_guest_can_have_is_refused() {
         for size in [0, MIN_MEMORY - PAGE, MIN_MEMORY + 1, MAX_MEMORY + PAGE] {
-            assert!(matches!(map(size), Err(MemoryError::Size(_))), "{size}");
+            assert!(
+                matches!(map(size, None), Err(MemoryError::Size(_))),
+                "{size}"
+            );
         }
     }
 
     #[test]
     fn memory_is_mapped_where_it_was_laid_out() {
-        let memory = map(HOLE_START + (1 << 20)).unwrap();
+        let memory = map(HOLE_START + (1 << 20), None).unwrap();
         assert_eq!(memory.num_regions(), 2);
         let high = memory.find_region(GuestAddress(HOLE_END)).unwrap();
         assert_eq!(high.len(), 1 << 20);
         assert!(memory.find_region(GuestAddress(HOLE_START)).is_none());
+    }
+
+    #[test]
+    fn a_snapshot_s_memory_is_copied_when_it_is_written_and_stays_as_it_is() {
+        let file = tempfile::tempfile().unwrap();
+        let size = HOLE_START + PAGE;
+        file.set_len(size).unwrap();
+        file.write_all_at(b"low", 5).unwrap();
+        file.write_all_at(b"high", HOLE_START).unwrap();
+        let maps = [(); 2].map(|()| map(size, Some(&file)).unwrap());
+        let mut bytes = [0; 4];
+        maps[0]
+            .read_slice(&mut bytes, GuestAddress(HOLE_END))
+            .unwrap();
+        assert_eq!(&bytes, b"high");
+        maps[0].write_slice(b"mine", GuestAddress(4)).unwrap();
+        maps[1].read_slice(&mut bytes, GuestAddress(4)).unwrap();
+        assert_eq!(&bytes, b"\0low");
+        file.read_exact_at(&mut bytes, 4).unwrap();
+        assert_eq!(&bytes, b"\0low");
     }
 }

@@ -3,6 +3,8 @@
 pub mod cpuid;
 pub mod interrupts;
 pub mod memory;
+pub mod state;
+pub mod still;
 mod threads;
 pub mod vcpu;
 
@@ -22,10 +24,14 @@ use crate::boot::kernel::{Kernel, KernelError};
 use crate::boot::pvh::{self, StartWith};
 use crate::boot::smbios::{self, Identity, SmbiosError};
 use crate::devices::bus::{Bus, SharedDevice, WindowError};
+use crate::devices::host::Host;
 use crate::devices::platform::{KeyboardController, PmTimer, Reset, SleepControl};
+use crate::devices::saved::Unfit;
 use crate::devices::serial::{self, Keyboard, Line, SerialPort, SharedSerial};
 use crate::power::{Outcome, Power};
 use interrupts::KvmHost;
+use state::State;
+use still::{Errands, Still};
 use vcpu::{Buses, Exits, Vcpu};
 
 /// The most vCPUs that a machine may have.
@@ -86,6 +92,18 @@ pub enum MachineError {
     /// Two devices at one address.
     #[error(transparent)]
     Window(#[from] WindowError),
+    /// A snapshot is of another machine.
+    #[error("the machine can't be saved or restored: {0}")]
+    Unfit(#[from] Unfit),
+}
+
+/// What a machine begins with.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// Its kernel.
+    Kernel,
+    /// What another one was when it stood still; the memory is that one's already.
+    Restored(&'a State),
 }
 
 /// A machine that has not started: devices are added, then it runs once. A guest's reset ends
@@ -98,14 +116,16 @@ pub struct Machine {
     buses: Buses,
     power: Power,
     serial: SharedSerial,
+    /// Tells the guest that its machine's generation is another.
+    changed: EventFd,
 }
 
 impl Machine {
-    /// A machine with memory, interrupt controllers and the board's own ports. The serial port
+    /// A machine with that memory, interrupt controllers and the board's own ports. The serial port
     /// writes to `screen`, and what `keyboard` has is read there.
     pub fn new(
         kvm: Arc<Kvm>,
-        memory_size: u64,
+        memory: GuestMemoryMmap,
         power: Power,
         screen: impl Write + Send + 'static,
         keyboard: Box<dyn Keyboard>,
@@ -115,7 +135,6 @@ impl Machine {
         vm.set_tss_address(TSS).map_err(failed("place the TSS"))?;
         vm.create_irq_chip()
             .map_err(failed("make the interrupt controllers"))?;
-        let memory = memory::map(memory_size)?;
         for (slot, region) in (0..).zip(memory.iter()) {
             let region = kvm_userspace_memory_region {
                 slot,
@@ -139,6 +158,10 @@ impl Machine {
         vm.register_irqfd(&button, acpi::EVENT_IRQ)
             .map_err(failed("attach the power button"))?;
         power.attach_button(button);
+        let changed =
+            EventFd::new(EFD_NONBLOCK).map_err(|e| MachineError::Io("make an eventfd", e))?;
+        vm.register_irqfd(&changed, acpi::GENERATION_IRQ)
+            .map_err(failed("attach the machine's generation"))?;
         let serial = shared(SerialPort::new(Line(line), screen, keyboard));
         let mut machine = Self {
             kvm,
@@ -148,6 +171,7 @@ impl Machine {
             buses: Buses::default(),
             power,
             serial: serial.clone(),
+            changed,
         };
         machine.add_board(serial)?;
         Ok(machine)
@@ -215,21 +239,69 @@ impl Machine {
         &mut self.buses.mmio
     }
 
-    /// Loads the kernel and runs the guest until it or somebody else ends it. Every vCPU thread
-    /// has ended when this returns.
-    pub fn run(self, config: &Config) -> Result<Outcome, MachineError> {
+    /// Loads the kernel, or what a machine was that stood still, and runs the guest until it or
+    /// somebody else ends it; does `errands` meanwhile. Every vCPU thread has ended when this
+    /// returns.
+    pub fn run(
+        mut self,
+        config: &Config,
+        start: Start<'_>,
+        errands: &Errands,
+    ) -> Result<Outcome, MachineError> {
+        let failed = |what| move |error| MachineError::Kvm(what, error);
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(MachineError::Vcpus(config.vcpus));
         }
-        let entry = self.load(config)?;
         let mut vcpus = Vec::new();
         for id in 0..config.vcpus {
-            let vcpu = Vcpu::new(&self.kvm, &self.vm, id, config.vcpus, entry)
-                .map_err(|error| MachineError::Kvm("make a vCPU", error))?;
-            vcpus.push(vcpu);
+            let vcpu = Vcpu::new(&self.kvm, &self.vm, id, config.vcpus);
+            vcpus.push(vcpu.map_err(failed("make a vCPU"))?);
         }
-        threads::run(vcpus, &Arc::new(self.buses), &self.power)
-            .map_err(|error| MachineError::Io("start a vCPU thread", error))
+        match (start, vcpus.first()) {
+            (Start::Kernel, Some(first)) => {
+                let entry = self.load(config)?;
+                first.enter(entry).map_err(failed("make a vCPU"))?;
+            }
+            (Start::Restored(state), _) => self.restore(state, &vcpus, config.generation)?,
+            (Start::Kernel, None) => {}
+        }
+        let handles = vcpus
+            .iter()
+            .map(Vcpu::handle)
+            .collect::<Result<Vec<_>, _>>();
+        let handles = handles.map_err(|error| MachineError::Io("keep a vCPU", error))?;
+        let buses = Arc::new(std::mem::take(&mut self.buses));
+        let gate = self.host.gate();
+        let outcome = threads::run(vcpus, &buses, &self.power, || {
+            let _shut = gate.shut();
+            errands.carry_out(&Still {
+                kvm: &self.kvm,
+                vm: &self.vm,
+                vcpus: &handles,
+                buses: &buses,
+                memory: &self.memory,
+                power: &self.power,
+            });
+        });
+        errands.give_up();
+        outcome.map_err(|error| MachineError::Io("start a vCPU thread", error))
+    }
+
+    /// Takes the state of a machine whose memory this one has.
+    fn restore(
+        &self,
+        state: &State,
+        vcpus: &[Vcpu],
+        generation: [u8; 16],
+    ) -> Result<(), MachineError> {
+        let fds: Vec<_> = vcpus.iter().map(Vcpu::fd).collect();
+        state.restore(&self.vm, &fds)?;
+        self.buses.pio.restore(&state.ports)?;
+        self.buses.mmio.restore(&state.windows)?;
+        acpi::write_generation(&self.memory, generation)?;
+        // The counter cannot be full: this is its only write.
+        let _ = self.changed.write(1);
+        Ok(())
     }
 
     fn load(&self, config: &Config) -> Result<GuestAddress, MachineError> {

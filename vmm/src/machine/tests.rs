@@ -4,11 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::sync::mpsc;
 
+use vm_memory::Bytes;
+
 use super::*;
 use crate::power::Crash;
 
 /// Where the tiny kernels are loaded and entered.
 const LOAD: u32 = 0x10_0000;
+const MEMORY: u64 = 64 << 20;
 
 /// An ELF image of one segment at [`LOAD`] that is `code`, with the PVH note that enters it.
 fn elf(code: &[u8]) -> Vec<u8> {
@@ -68,6 +71,24 @@ impl Write for Console {
 
 /// Runs `code` on `vcpus` vCPUs; how it ended, and what it wrote to the serial port.
 fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
+    let memory = memory::map(MEMORY, None).unwrap();
+    begin(
+        code,
+        vcpus,
+        power,
+        memory,
+        (Start::Kernel, Errands::default()),
+    )
+}
+
+/// The same in that memory, and from that start.
+fn begin(
+    code: &[u8],
+    vcpus: u8,
+    power: &Power,
+    memory: GuestMemoryMmap,
+    (start, errands): (Start<'_>, Errands),
+) -> (Outcome, Vec<u8>) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kernel");
     fs::write(&path, elf(code)).unwrap();
@@ -75,7 +96,7 @@ fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
     let config = Config {
         generation: [0; 16],
         vcpus,
-        memory: 64 << 20,
+        memory: MEMORY,
         kernel,
         initramfs: None,
         cmdline: String::new(),
@@ -85,13 +106,13 @@ fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
     let kvm = Arc::new(Kvm::new().expect("these tests need /dev/kvm"));
     let machine = Machine::new(
         kvm,
-        config.memory,
+        memory,
         power.clone(),
         Console(sender),
         Box::new(io::empty()),
     )
     .unwrap();
-    let outcome = machine.run(&config).unwrap();
+    let outcome = machine.run(&config, start, &errands).unwrap();
     (outcome, receiver.into_iter().collect())
 }
 
@@ -188,4 +209,47 @@ fn a_machine_that_ended_leaves_no_descriptor_open() {
         "{before} descriptors became {}",
         count()
     );
+}
+
+#[test]
+fn a_machine_that_stood_still_goes_on_elsewhere_with_its_registers_and_its_serial_port() {
+    // mov bl, 'k'; then as long as the byte at 0x3000 is 0: cmp byte [0x3000], 0; je
+    let code = [
+        &[0xb3, b'k'][..],
+        &[0x80, 0x3d, 0, 0x30, 0, 0, 0],
+        &[0x74, 0xf7],
+        // mov dx, 0x3f8; mov al, bl; out dx, al
+        &[0x66, 0xba, 0xf8, 0x03, 0x88, 0xd8, 0xee],
+        &out(acpi::RESET_PORT, acpi::RESET_VALUE),
+        &SPIN,
+    ]
+    .concat();
+    // The scratch register keeps what it was given.
+    let code = [&out(0x3ff, 0x5a)[..], &code].concat();
+    let (power, errands) = (Power::default(), Errands::default());
+    let (give, given) = mpsc::channel();
+    let ended = power.clone();
+    let asker = std::thread::spawn({
+        let (power, errands) = (power.clone(), errands.clone());
+        move || {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let errand = move |still: &Still<'_>| {
+                give.send(still.save().unwrap()).unwrap();
+                ended.end(Outcome::Stopped);
+            };
+            errands.ask(&power, Box::new(errand));
+        }
+    });
+    let memory = memory::map(MEMORY, None).unwrap();
+    let start = (Start::Kernel, errands);
+    let (outcome, said) = begin(&code, 2, &power, memory.clone(), start);
+    asker.join().unwrap();
+    assert_eq!((outcome, said), (Outcome::Stopped, Vec::new()));
+    let json = serde_json::to_string(&given.recv().unwrap()).unwrap();
+    let state: State = serde_json::from_str(&json).unwrap();
+    assert!(json.contains("\"scratch\":90"), "{json}");
+    memory.write_obj(1u8, GuestAddress(0x3000)).unwrap();
+    let start = (Start::Restored(&state), Errands::default());
+    let (outcome, said) = begin(&code, 2, &Power::default(), memory, start);
+    assert_eq!((outcome, &said[..]), (Outcome::Reset, &b"k"[..]));
 }

@@ -19,8 +19,13 @@ const KICK_INTERVAL: Duration = Duration::from_millis(1);
 /// Only there to make KVM_RUN return.
 extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Runs the vCPUs, a thread each, until the machine is off.
-pub fn run(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, power: &Power) -> io::Result<Outcome> {
+/// Runs the vCPUs, a thread each, until the machine is off. When they are held, `attend` is called.
+pub fn run(
+    vcpus: Vec<Vcpu>,
+    buses: &Arc<Buses>,
+    power: &Power,
+    attend: impl Fn(),
+) -> io::Result<Outcome> {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
         // The signal is a valid one, so this cannot fail.
@@ -46,6 +51,7 @@ pub fn run(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, power: &Power) -> io::Result<Ou
     let outcome = loop {
         match power.duty() {
             Duty::Kick => kick(&threads),
+            Duty::Attend => attend(),
             Duty::End(outcome) => break outcome,
         }
     };

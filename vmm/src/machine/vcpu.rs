@@ -1,5 +1,7 @@
 //! A vCPU: its first state and the loop that runs it.
 
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -51,15 +53,8 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Makes vCPU `id` of `count`. The first one starts at `entry` as PVH has it: 32-bit flat
-    /// protected mode, no paging, the start info's address in `ebx`. The others wait for it.
-    pub fn new(
-        kvm: &Kvm,
-        vm: &VmFd,
-        id: u8,
-        count: u8,
-        entry: GuestAddress,
-    ) -> Result<Self, kvm_ioctls::Error> {
+    /// Makes vCPU `id` of `count`, which waits to be started.
+    pub fn new(kvm: &Kvm, vm: &VmFd, id: u8, count: u8) -> Result<Self, kvm_ioctls::Error> {
         let fd = vm.create_vcpu(u64::from(id))?;
         let mut cpuid: CpuId = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         cpuid::for_vcpu(&mut cpuid, id, count);
@@ -84,25 +79,35 @@ impl Vcpu {
             mxcsr: 0x1f80,
             ..Default::default()
         })?;
-        if id == 0 {
-            enter_pvh(&fd, entry)?;
-        }
         Ok(Self { id, fd })
+    }
+
+    /// Has it start at `entry` as PVH has it: 32-bit flat protected mode, no paging, the start
+    /// info's address in `ebx`. It is the first one, and the others wait for it.
+    pub fn enter(&self, entry: GuestAddress) -> Result<(), kvm_ioctls::Error> {
+        enter_pvh(&self.fd, entry)
+    }
+
+    /// KVM's vCPU.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// A way to it while it stands still on its own thread.
+    pub fn handle(&self) -> io::Result<Handle> {
+        // SAFETY: the descriptor is the vCPU's, which is there until this returns.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };
+        Ok(Handle(fd.try_clone_to_owned()?))
     }
 
     /// Runs the vCPU until the machine is off. Called on a thread of its own, which a signal
     /// takes out of the guest.
     pub fn run(mut self, buses: &Arc<Buses>, power: &Power) {
         loop {
-            if power.is_halted() {
-                // The guest's clock tells its watchdogs that they were not looking; a guest
-                // without KVM's clock has no such thing, which is no failure.
-                let _ = self.fd.kvmclock_ctrl();
-                if !power.park() {
-                    return;
-                }
-                continue;
-            }
+            // What the guest read last is not in its registers before KVM_RUN is called again, which
+            // then returns at once.
+            let halted = power.is_halted();
+            self.fd.set_kvm_immediate_exit(halted.into());
             let reason = match self.fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => {
                     buses.exits.pio.add();
@@ -132,6 +137,15 @@ impl Vcpu {
                     "KVM met an instruction that it can't run".to_owned()
                 }
                 Ok(other) => format!("an exit that nobody asked for: {other:?}"),
+                Err(error) if halted && error.errno() == libc::EINTR => {
+                    // The guest's clock tells its watchdogs that they were not looking; a guest
+                    // without KVM's clock has no such thing, which is no failure.
+                    let _ = self.fd.kvmclock_ctrl();
+                    if !power.park() {
+                        return;
+                    }
+                    continue;
+                }
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                     buses.exits.kicked.add();
                     continue;
@@ -162,6 +176,18 @@ impl Vcpu {
             sregs.cr4,
             sregs.cs.selector
         )
+    }
+}
+
+/// A way to a vCPU, for whoever keeps it.
+pub struct Handle(OwnedFd);
+
+impl Handle {
+    /// KVM's vCPU again; `vm` is the one that it is of.
+    pub fn open(&self, vm: &VmFd) -> io::Result<VcpuFd> {
+        let fd = self.0.try_clone()?.into_raw_fd();
+        // SAFETY: the descriptor is a vCPU's of this VM and nobody else's; it is given away.
+        Ok(unsafe { vm.create_vcpu_from_rawfd(fd) }?)
     }
 }
 

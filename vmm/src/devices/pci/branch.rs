@@ -4,8 +4,11 @@
 //! What lies behind it is decoded by the root whatever the bridge's windows say: they are there for
 //! the guest, which gives a card the memory that its bridge passes on.
 
+use serde_json::Value;
+
 use super::PciFunction;
 use super::config::{ConfigSpace, Identity};
+use crate::devices::saved::Unfit;
 
 /// The bus behind it.
 pub const BUS: u8 = 1;
@@ -79,6 +82,14 @@ impl PciFunction for Bridge {
 
     fn reset(&mut self) {
         self.space = space(self.window);
+    }
+
+    fn save(&self) -> Value {
+        self.space.save()
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        self.space.restore(saved)
     }
 }
 

@@ -1,7 +1,10 @@
 //! The host bridge, 00:00.0.
 
+use serde_json::Value;
+
 use super::PciFunction;
 use super::config::{ConfigSpace, Identity};
+use crate::devices::saved::Unfit;
 
 /// The host bridge. Its identity is the one that Cloud Hypervisor's UEFI build looks for.
 pub struct HostBridge(ConfigSpace);
@@ -38,4 +41,12 @@ impl PciFunction for HostBridge {
     fn bar_write(&mut self, _: u8, _: u64, _: &[u8]) {}
 
     fn reset(&mut self) {}
+
+    fn save(&self) -> Value {
+        self.0.save()
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        self.0.restore(saved)
+    }
 }

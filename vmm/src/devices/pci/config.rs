@@ -1,6 +1,10 @@
 //! Configuration space of a type 0 function (PCI Local Bus 3.0, chapter 6): which bits a guest
 //! may write, one 64-bit memory BAR, a list of capabilities.
 
+use serde_json::Value;
+
+use crate::devices::saved::{self, Unfit};
+
 const SIZE: usize = 256;
 const VENDOR: usize = 0x00;
 const COMMAND: usize = 0x04;
@@ -144,6 +148,25 @@ impl ConfigSpace {
         (0..8).fold(0, |value, i| value | u64::from(self.get(at + i)) << (8 * i))
     }
 
+    /// The bytes, for a snapshot.
+    pub fn save(&self) -> Value {
+        saved::write(&&self.bytes[..])
+    }
+
+    /// Takes what a guest has written to the same function.
+    pub fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        let bytes: Vec<u8> = saved::read(saved)?;
+        let fixed = |bytes: &[u8]| -> Vec<u8> {
+            let bits = bytes.iter().zip(&self.writable);
+            bits.map(|(byte, writable)| byte & !writable).collect()
+        };
+        if bytes.len() != SIZE || fixed(&bytes) != fixed(&self.bytes) {
+            return Err(Unfit::new("its configuration space is another function's"));
+        }
+        self.set(0, &bytes);
+        Ok(())
+    }
+
     /// Sets bytes, whether or not a guest may write them.
     pub fn set(&mut self, at: usize, data: &[u8]) {
         for (byte, new) in self.bytes.iter_mut().skip(at).zip(data) {
@@ -199,6 +222,20 @@ mod tests {
         space.write(u16::from(second), &[0xff; 4]);
         assert_eq!(space.read_u32(usize::from(second)), 0xc000_0011);
         assert!(space.add_capability(9, &[0; 256], &[]).is_err());
+    }
+
+    #[test]
+    fn what_a_guest_wrote_is_restored_and_another_function_s_space_is_not() {
+        let mut first = space();
+        first.write(0x10, &0x9_c001_0000u64.to_le_bytes());
+        first.write(0x04, &[2]);
+        let mut second = space();
+        second.restore(&first.save()).unwrap();
+        assert_eq!(second.bar(), Some((0x9_c001_0000, 0x4000)));
+        let mut other = space();
+        other.set(VENDOR, &[0x86, 0x80]);
+        assert!(other.restore(&first.save()).is_err());
+        assert!(other.restore(&saved::write(&[1, 2])).is_err());
     }
 
     proptest! {

@@ -8,6 +8,12 @@ pub mod config;
 pub mod msix;
 pub mod root;
 
+use std::fmt;
+
+use serde_json::Value;
+
+use super::saved::Unfit;
+
 /// A function's place: bus, device, function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
@@ -17,6 +23,13 @@ pub struct Address {
     pub device: u8,
     /// Function number, below 8.
     pub function: u8,
+}
+
+impl fmt::Display for Address {
+    /// As lspci(8) has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}:{:02x}.{}", self.bus, self.device, self.function)
+    }
 }
 
 /// One PCI function, as the root complex sees it.
@@ -39,4 +52,10 @@ pub trait PciFunction: Send {
 
     /// Back to the state after power-on; workers stopped.
     fn reset(&mut self);
+
+    /// What it holds, for a snapshot.
+    fn save(&self) -> Value;
+
+    /// Takes what [`PciFunction::save`] gave, as if the guest had brought it there.
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit>;
 }

@@ -83,6 +83,20 @@ impl Msix {
         (0..self.vectors.len()).try_for_each(|index| self.route(index, space))
     }
 
+    /// What the guest has written to the table.
+    pub fn table(&self) -> &[u8] {
+        &self.table
+    }
+
+    /// Takes such a table, and routes every vector as it says.
+    pub fn restore(&mut self, table: Vec<u8>, space: &ConfigSpace) -> io::Result<()> {
+        if table.len() != self.table.len() {
+            return Err(io::Error::other("its table has another number of vectors"));
+        }
+        self.table = table;
+        self.update(space)
+    }
+
     /// Back to the state after power-on: everything masked.
     pub fn reset(&mut self, space: &ConfigSpace) -> io::Result<()> {
         self.table = blank(u16::try_from(self.vectors.len()).unwrap_or(u16::MAX));

@@ -1,10 +1,14 @@
 //! The root complex: configuration space by ports 0xcf8/0xcfc and by ECAM, and the memory where
 //! the functions' BARs lie.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use serde_json::Value;
 
 use super::{Address, PciFunction};
 use crate::devices::bus::BusDevice;
+use crate::devices::saved::{self, Unfit};
 
 /// A function, shared by the vCPU threads that reach it.
 pub type SharedFunction = Arc<Mutex<dyn PciFunction>>;
@@ -50,6 +54,35 @@ impl Root {
         BarMemory {
             root: self.clone(),
             base,
+        }
+    }
+
+    /// What every function holds, by its address.
+    fn save(&self) -> Value {
+        let functions = self.functions();
+        let held = functions.iter().map(|(address, function)| {
+            let function = function.lock().unwrap_or_else(PoisonError::into_inner);
+            (address.to_string(), function.save())
+        });
+        saved::write(&held.collect::<BTreeMap<_, _>>())
+    }
+
+    /// Gives every function what [`Root::save`] found; there must be the same ones.
+    fn restore(&self, saved: &Value) -> Result<(), Unfit> {
+        let mut held: BTreeMap<String, Value> = saved::read(saved)?;
+        for (address, function) in self.functions() {
+            let name = address.to_string();
+            let held = held.remove(&name);
+            let mut function = function.lock().unwrap_or_else(PoisonError::into_inner);
+            let restored = match held {
+                Some(held) => function.restore(&held),
+                None => Err(Unfit::new("it was not there then")),
+            };
+            restored.map_err(|why| why.of(format!("the PCI device {name}")))?;
+        }
+        match held.keys().next() {
+            Some(name) => Err(Unfit::new(format!("there is no PCI device {name} now"))),
+            None => Ok(()),
         }
     }
 
@@ -109,6 +142,15 @@ impl BusDevice for ConfigPorts {
                 .at(address, |function| function.config_write(offset, data));
         }
     }
+
+    fn save(&self) -> Value {
+        self.address.into()
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        self.address = saved::read(saved)?;
+        Ok(())
+    }
 }
 
 /// Memory-mapped configuration space (PCI Express 5.0, section 7.2.2).
@@ -137,7 +179,8 @@ impl BusDevice for Ecam {
     }
 }
 
-/// Where the functions' BARs lie: an access goes to the function that decodes its address now.
+/// Where the functions' BARs lie: an access goes to the function that decodes its address now. Of the
+/// three fronts it is this one that knows what the functions hold.
 pub struct BarMemory {
     root: Root,
     base: u64,
@@ -170,6 +213,14 @@ impl BusDevice for BarMemory {
         self.at(offset, |function, bar, offset| {
             function.bar_write(bar, offset, data)
         });
+    }
+
+    fn save(&self) -> Value {
+        self.root.save()
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        self.root.restore(saved)
     }
 }
 

@@ -18,11 +18,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
+use netdev::gate::Gate;
+use serde_json::Value;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::host::MsiVector;
+use crate::devices::saved::Unfit;
 use trouble::Trouble;
 
 /// Guest memory as devices hold it: a clone is another handle of the same memory.
@@ -53,6 +56,16 @@ pub trait VirtioDevice: Send {
     /// Stops the worker and waits for it; what the driver had been promised is finished first
     /// (a flush that was asked for is done). Idempotent.
     fn reset(&mut self);
+
+    /// What it holds beside its queues, for a snapshot; nothing, where that is nothing.
+    fn save(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes what [`VirtioDevice::save`] gave, before it is activated.
+    fn restore(&mut self, _saved: &Value) -> Result<(), Unfit> {
+        Ok(())
+    }
 }
 
 /// What a device gets at DRIVER_OK.
@@ -67,6 +80,10 @@ pub struct Activation {
     pub config_interrupt: Interrupt,
     /// Where the device complains of its driver.
     pub trouble: Trouble,
+    /// What the device passes before it touches the guest's memory.
+    pub gate: Gate,
+    /// The driver set all this up in another machine, of which this one is a copy.
+    pub restored: bool,
 }
 
 /// A queue that the driver set up.

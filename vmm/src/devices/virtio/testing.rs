@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use netdev::gate::Gate;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -40,6 +41,9 @@ impl MsiVector for FakeVector {
 }
 
 impl Host for FakeHost {
+    fn gate(&self) -> Gate {
+        Gate::default()
+    }
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
         let mut routes = self.routes.lock().unwrap();
         routes.push(None);

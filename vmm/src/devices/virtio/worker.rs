@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use netdev::gate::Gate;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -27,15 +28,16 @@ pub struct Worker<J: Job> {
 
 impl<J: Job> Worker<J> {
     /// Starts a thread of its `kind` that calls `job` when one of `watched`, each with its token,
-    /// can be read.
-    pub fn spawn(kind: Kind, watched: &[(RawFd, u64)], job: J) -> io::Result<Self> {
-        Self::spawn_on(Arc::new(Epoll::new()?), kind, watched, job)
+    /// can be read; before that it passes `gate`.
+    pub fn spawn(kind: Kind, gate: Gate, watched: &[(RawFd, u64)], job: J) -> io::Result<Self> {
+        Self::spawn_on(Arc::new(Epoll::new()?), kind, gate, watched, job)
     }
 
     /// The same for a job that adds to `epoll` what else it waits for. [`u64::MAX`] is no token.
     pub fn spawn_on(
         epoll: Arc<Epoll>,
         kind: Kind,
+        gate: Gate,
         watched: &[(RawFd, u64)],
         mut job: J,
     ) -> io::Result<Self> {
@@ -50,7 +52,7 @@ impl<J: Job> Worker<J> {
         let event = EpollEvent::new(EventSet::IN, STOP);
         epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), event)?;
         let thread = sandbox::spawn(kind, move || {
-            work(&epoll, &mut job);
+            work(&epoll, &gate, &mut job);
             job
         })?;
         Ok(Self {
@@ -78,7 +80,7 @@ impl<J: Job> Drop for Worker<J> {
     }
 }
 
-fn work(epoll: &Epoll, job: &mut impl Job) {
+fn work(epoll: &Epoll, gate: &Gate, job: &mut impl Job) {
     let mut events = [EpollEvent::default(); BATCH];
     loop {
         let count = match epoll.wait(-1, &mut events) {
@@ -89,6 +91,7 @@ fn work(epoll: &Epoll, job: &mut impl Job) {
                 return;
             }
         };
+        let _pass = gate.pass();
         for event in events.iter().take(count) {
             if event.data() == STOP {
                 return;

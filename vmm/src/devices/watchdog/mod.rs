@@ -8,8 +8,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
 use super::pci::PciFunction;
 use super::pci::config::{ConfigSpace, Identity};
+use super::saved::{self, Unfit};
 use crate::power::Power;
 use registers::{Registers, Wish};
 use timer::Timer;
@@ -62,6 +66,13 @@ impl Watchdog {
             Wish::Stop => self.timer.stop(),
         }
     }
+}
+
+/// What the guest has written.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    space: Value,
+    preloads: [u32; 2],
 }
 
 fn space(bar: u64) -> ConfigSpace {
@@ -118,6 +129,23 @@ impl PciFunction for Watchdog {
         self.timer.stop();
         self.space = space(self.bar);
         self.registers.reset();
+    }
+
+    fn save(&self) -> Value {
+        saved::write(&Saved {
+            space: self.space.save(),
+            preloads: self.registers.preloads(),
+        })
+    }
+
+    /// A guest that has to feed it has its whole time again.
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        let saved: Saved = saved::read(saved)?;
+        self.space.restore(&saved.space)?;
+        let (config, lock) = (self.space.get(CONFIG), self.space.get(LOCK));
+        let wish = self.registers.restore(saved.preloads, config, lock);
+        self.obey(wish);
+        Ok(())
     }
 }
 

@@ -83,6 +83,18 @@ impl Registers {
         *self = Self::new(self.fired.clone());
     }
 
+    /// What the guest has written to both stages.
+    pub fn preloads(&self) -> [u32; 2] {
+        self.preloads
+    }
+
+    /// As they were when the guest had written all this.
+    pub fn restore(&mut self, preloads: [u32; 2], config: u8, lock: u8) -> Wish {
+        self.reset();
+        self.preloads = preloads.map(|preload| preload & PRELOAD);
+        self.configure(config, lock)
+    }
+
     /// The guest wrote configuration space, and this is what is there now.
     pub fn configure(&mut self, config: u8, lock: u8) -> Wish {
         self.config = config;

@@ -73,6 +73,15 @@ impl Shared {
         config
     }
 
+    /// As it was when the configuration was this.
+    pub fn set_config(&self, config: [u8; CONFIG]) {
+        let word = |at| config.iter().skip(at).take(4).rev();
+        let word = |at| word(at).fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+        self.target.store(word(0), Ordering::Release);
+        self.set_actual(word(4));
+        self.set_poison(word(12));
+    }
+
     pub fn set_actual(&self, pages: u32) {
         self.actual.store(pages, Ordering::Release);
     }

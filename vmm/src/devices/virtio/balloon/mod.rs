@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use serde_json::Value;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
@@ -23,6 +24,7 @@ use super::queue::{BadChain, QueueError, next};
 use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice, buffers};
+use crate::devices::saved::{self, Unfit};
 use crate::sandbox::Kind;
 
 const ID: u16 = 5;
@@ -120,9 +122,10 @@ impl VirtioDevice for Balloon {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let interrupt = activation.config_interrupt.clone();
+        let gate = activation.gate.clone();
         let job = self.job(activation);
         let watched = job.watched();
-        self.worker = Some(Worker::spawn(Kind::Balloon, &watched, job)?);
+        self.worker = Some(Worker::spawn(Kind::Balloon, gate, &watched, job)?);
         self.shared.attach(interrupt);
         Ok(())
     }
@@ -130,6 +133,15 @@ impl VirtioDevice for Balloon {
     fn reset(&mut self) {
         self.worker = None;
         self.shared.detach();
+    }
+
+    fn save(&self) -> Value {
+        saved::write(&self.shared.config())
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        self.shared.set_config(saved::read(saved)?);
+        Ok(())
     }
 }
 
@@ -238,7 +250,9 @@ impl Job for BalloonJob {
                 }
             }
             REPORT => {
-                let keeps = self.poisoned && self.shared.poison() != 0;
+                // Of memory that has a file what was let go of is not zeros, but the file's again.
+                let zeros = self.shared.poison() == 0 && !pages::have_a_file(memory);
+                let keeps = self.poisoned && !zeros;
                 if let Some(queue) = &mut self.report {
                     queue.serve(memory, trouble, |chain| pages::report(&chain, keeps));
                 }

@@ -1,12 +1,14 @@
-//! Pages that go back to the host. The guest's memory is private and has no file, so that
-//! MADV_DONTNEED frees a page, and the guest finds zeros when it touches it again.
+//! Pages that go back to the host. The guest's memory is private, so that MADV_DONTNEED frees a
+//! page; the guest finds zeros when it touches it again, or, in a machine that was restored, what the
+//! snapshot has there.
 
 use std::io;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
 
 use super::BadChain;
 use super::buffers::{gather, len, take};
+use crate::devices::virtio::GuestMemory;
 use crate::devices::virtio::queue::Chain;
 
 /// What the driver counts in, whatever its own pages are (section 5.5.6).
@@ -49,6 +51,11 @@ fn let_go_of(chain: &Chain<'_>, run: Option<(u64, usize)>) -> Result<(), BadChai
     let slice = memory.get_slice(GuestAddress(at), len);
     free(&slice.map_err(|_| BadChain)?);
     Ok(())
+}
+
+/// Whether the guest's memory is a file's, as a restored machine's is.
+pub fn have_a_file(memory: &GuestMemory) -> bool {
+    memory.iter().any(|region| region.file_offset().is_some())
 }
 
 /// Lets the free pages go that `chain`'s buffers are, unless their content is to be kept.

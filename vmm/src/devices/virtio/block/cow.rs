@@ -4,40 +4,41 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
 use super::disk::{Disk, DiskError, read_at, unnamed, write_at, zero_at};
-
-const CLUSTER: u64 = 64 << 10;
+use crate::snapshot::layer::{CLUSTER, Layer, Source, Written};
 
 /// A layer that takes what is written over a base that stays as it is, and that goes with the
 /// process. A cluster is copied up when a part of it is written; the layer takes no more than the
 /// base's size.
 pub struct CowDisk {
     base: Box<dyn Disk>,
-    layer: File,
-    /// A bit a cluster: what is set is in the layer.
-    written: Vec<u64>,
+    layer: Arc<File>,
+    written: Written,
 }
 
 impl CowDisk {
     /// A fresh layer over `base`, whose storage is an unnamed file in `directory`.
     pub fn new(base: Box<dyn Disk>, directory: &Path) -> Result<Self, DiskError> {
         let layer = unnamed(directory)?;
-        let words = base.size().div_ceil(CLUSTER).div_ceil(64);
-        let words = usize::try_from(words).unwrap_or(usize::MAX);
-        Ok(Self {
+        let written = Written::none(base.size());
+        Ok(Self::over(base, layer, written))
+    }
+
+    /// `base` with a layer that is there already; of `written` it is known what is in it.
+    pub fn over(base: Box<dyn Disk>, layer: File, written: Written) -> Self {
+        Self {
             base,
-            layer,
-            written: vec![0; words],
-        })
+            layer: Arc::new(layer),
+            written,
+        }
     }
 
     fn is_ours(&self, cluster: u64) -> bool {
-        let word = usize::try_from(cluster / 64).ok();
-        let word = word.and_then(|word| self.written.get(word));
-        word.is_some_and(|word| word & 1 << (cluster % 64) != 0)
+        self.written.has(cluster)
     }
 
     /// The pieces of `at..at + len` by cluster: cluster, place and length.
@@ -64,10 +65,7 @@ impl CowDisk {
                 .read(&VolatileSlice::from(buffer.as_mut_slice()), start)?;
             self.layer.write_all_at(&buffer, start)?;
         }
-        let word = usize::try_from(cluster / 64).ok();
-        if let Some(word) = word.and_then(|word| self.written.get_mut(word)) {
-            *word |= 1 << (cluster % 64);
-        }
+        self.written.add(cluster);
         Ok(())
     }
 }
@@ -118,5 +116,17 @@ impl Disk for CowDisk {
             zero_at(&self.layer, place, len, unmap)?;
         }
         Ok(())
+    }
+
+    fn layer(&self) -> Option<Layer> {
+        let below = self.base.layer().map(|layer| layer.sources);
+        let own = Source {
+            file: self.layer.clone(),
+            written: Some(self.written.clone()),
+        };
+        Some(Layer {
+            size: self.size(),
+            sources: [own].into_iter().chain(below.unwrap_or_default()).collect(),
+        })
     }
 }

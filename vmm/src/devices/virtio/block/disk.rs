@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
 use super::lock;
+use crate::snapshot::layer::{Layer, Source};
 
 /// A sector, the unit of every length and place on a disk.
 pub const SECTOR: u64 = 512;
@@ -29,6 +31,10 @@ pub trait Disk: Send {
     fn flush(&mut self) -> io::Result<()>;
     /// The bytes read as zeros after this; `unmap` lets their storage go.
     fn zero(&mut self, at: u64, len: u64, unmap: bool) -> io::Result<()>;
+    /// What was written to it, where that goes with the VM.
+    fn layer(&self) -> Option<Layer> {
+        None
+    }
 }
 
 /// Why an image cannot be a disk. Each names it.
@@ -51,9 +57,11 @@ pub enum DiskError {
 /// A raw image or a block device.
 #[derive(Debug)]
 pub struct RawDisk {
-    file: File,
+    file: Arc<File>,
     size: u64,
     read_only: bool,
+    /// It goes with the VM.
+    passing: bool,
 }
 
 /// Opens and locks the file or block device at `path`. Also returns its length.
@@ -106,8 +114,9 @@ impl RawDisk {
         let (file, size) = open(path, read_only)?;
         Ok(Self {
             size: whole(path, size)?,
-            file,
+            file: Arc::new(file),
             read_only,
+            passing: false,
         })
     }
 
@@ -118,10 +127,21 @@ impl RawDisk {
         file.set_len(size)
             .map_err(|error| DiskError::Open(directory.to_owned(), error))?;
         Ok(Self {
-            file,
+            file: Arc::new(file),
             size,
             read_only: false,
+            passing: true,
         })
+    }
+
+    /// What an empty disk of `size` bytes held in a VM that was saved: a layer goes over it.
+    pub fn saved(file: File, size: u64) -> Self {
+        Self {
+            file: Arc::new(file),
+            size,
+            read_only: true,
+            passing: true,
+        }
     }
 
     /// A disk that is only in memory, which the guest may read.
@@ -139,9 +159,10 @@ impl RawDisk {
             .and_then(|()| file.set_len(size))
             .map_err(|error| DiskError::Open(path(), error))?;
         Ok(Self {
-            file,
+            file: Arc::new(file),
             size,
             read_only: true,
+            passing: false,
         })
     }
 }
@@ -169,6 +190,17 @@ impl Disk for RawDisk {
 
     fn zero(&mut self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
         zero_at(&self.file, at, len, unmap)
+    }
+
+    fn layer(&self) -> Option<Layer> {
+        let source = || Source {
+            file: self.file.clone(),
+            written: None,
+        };
+        self.passing.then(|| Layer {
+            size: self.size,
+            sources: vec![source()],
+        })
     }
 }
 

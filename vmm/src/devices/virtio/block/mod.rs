@@ -156,9 +156,10 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let gate = activation.gate.clone();
         if let Some(job) = self.job(activation)? {
             let watched = job.watched();
-            self.worker = Some(Worker::spawn(Kind::Block, &watched, job)?);
+            self.worker = Some(Worker::spawn(Kind::Block, gate, &watched, job)?);
         }
         Ok(())
     }

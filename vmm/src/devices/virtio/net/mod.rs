@@ -2,11 +2,14 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use netdev::engine::Engine;
 use netdev::link::virtqueue::{self, Virtqueue, VirtqueueLink};
 use netdev::wire::Mac;
+use serde_json::Value;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
     VIRTIO_NET_F_STATUS,
@@ -14,6 +17,7 @@ use virtio_bindings::virtio_net::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, VirtioDevice};
+use crate::devices::saved::{self, Unfit};
 use crate::sandbox::{self, Kind};
 
 const ID: u16 = 1;
@@ -30,6 +34,8 @@ pub struct Net {
     /// `None` while it runs.
     engine: Option<Engine>,
     worker: Option<(JoinHandle<Engine>, EventFd)>,
+    /// What the driver has switched on, while it runs.
+    offloads: Arc<AtomicU64>,
     config: [u8; CONFIG],
 }
 
@@ -45,6 +51,7 @@ impl Net {
         Self {
             engine: Some(engine),
             worker: None,
+            offloads: Arc::default(),
             config,
         }
     }
@@ -92,6 +99,11 @@ impl VirtioDevice for Net {
             control,
             activation.features,
         );
+        if activation.restored {
+            link.switch(self.offloads.load(Ordering::Relaxed));
+        }
+        self.offloads = link.offloads();
+        engine.pass(activation.gate);
         let trouble = activation.trouble;
         link.report_to(move || trouble.needs_reset());
         let stop = EventFd::new(EFD_NONBLOCK)?;
@@ -112,6 +124,15 @@ impl VirtioDevice for Net {
             let _ = stop.write(1);
             self.engine = thread.join().ok();
         }
+    }
+
+    fn save(&self) -> Value {
+        self.offloads.load(Ordering::Relaxed).into()
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        self.offloads = Arc::new(AtomicU64::new(saved::read(saved)?));
+        Ok(())
     }
 }
 

@@ -52,7 +52,7 @@ impl VirtioDevice for Rng {
             memory: activation.memory,
             trouble: activation.trouble,
         };
-        self.worker = Some(Worker::spawn(Kind::Rng, &watched, job)?);
+        self.worker = Some(Worker::spawn(Kind::Rng, activation.gate, &watched, job)?);
         Ok(())
     }
 

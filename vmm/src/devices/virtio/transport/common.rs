@@ -1,8 +1,11 @@
 //! The common configuration registers (virtio 1.2, section 4.1.4.3): plain data that a driver
 //! reads and writes, and what a write asks for.
 
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// A vector index that means none.
 pub const NO_VECTOR: u16 = 0xffff;
@@ -18,7 +21,7 @@ pub mod status {
 }
 
 /// One queue as the driver set it up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueRegisters {
     max_size: u16,
     size: u16,
@@ -59,6 +62,15 @@ impl QueueRegisters {
     }
 }
 
+/// Sets a ring as far as a device has come with it in another machine, of which `memory` is a copy.
+/// What it had taken and not given back is there to be taken again.
+pub fn catch_up(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<(), virtio_queue::Error> {
+    let used = queue.used_idx(memory, Ordering::Acquire)?.0;
+    queue.set_next_used(used);
+    queue.set_next_avail(used);
+    Ok(())
+}
+
 /// What a write asks the transport to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
@@ -73,7 +85,7 @@ pub enum Request {
 }
 
 /// The registers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registers {
     offered: u64,
     device_select: u32,
@@ -108,6 +120,23 @@ impl Registers {
                 .collect(),
             vectors,
         }
+    }
+
+    /// Takes those of the same device, as a driver has left them; false where they are another's.
+    pub fn restore(&mut self, saved: Self) -> bool {
+        let fixed = |registers: &Self| {
+            let sizes: Vec<_> = registers
+                .queues
+                .iter()
+                .map(|queue| queue.max_size)
+                .collect();
+            (registers.offered, registers.vectors, sizes)
+        };
+        let same = fixed(&saved) == fixed(self);
+        if same {
+            *self = saved;
+        }
+        same
     }
 
     /// Back to what a driver finds first.

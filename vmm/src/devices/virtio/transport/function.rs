@@ -4,15 +4,18 @@ use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::common::{NO_VECTOR, Registers, Request, status};
+use super::common::{self, NO_VECTOR, Registers, Request, status};
 use crate::devices::host::Host;
 use crate::devices::pci::config::{ConfigSpace, Identity};
 use crate::devices::pci::msix::Msix;
 use crate::devices::pci::{Address, PciFunction};
+use crate::devices::saved::{self, Unfit};
 use crate::devices::virtio::trouble::{Complaints, Trouble};
 use crate::devices::virtio::{Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice};
 
@@ -46,10 +49,8 @@ const CFG_PCI: u8 = 5;
 
 /// A virtio device on the PCI bus.
 pub struct PciTransport {
-    // Plain data: what a snapshot would hold.
     space: ConfigSpace,
     registers: Registers,
-    // Descriptors and threads.
     device: SharedVirtio,
     host: Arc<dyn Host>,
     memory: GuestMemory,
@@ -122,15 +123,27 @@ impl PciTransport {
             Request::None => {}
             Request::Reset => self.reset_device(),
             Request::Vectors => self.move_vectors(),
-            Request::Activate => {
-                let interrupt = self.interrupt(&self.config_vector);
-                let trouble = Trouble::new(self.complaints.clone(), interrupt);
-                if let Err(error) = self.activate(trouble.clone()) {
-                    tracing::warn!("{}: {error}", self.complaints.device);
-                    trouble.needs_reset();
-                }
-                self.trouble = Some(trouble);
-            }
+            Request::Activate => self.start(false),
+        }
+    }
+
+    fn start(&mut self, restored: bool) {
+        let interrupt = self.interrupt(&self.config_vector);
+        let trouble = Trouble::new(self.complaints.clone(), interrupt);
+        if let Err(error) = self.activate(trouble.clone(), restored) {
+            tracing::warn!("{}: {error}", self.complaints.device);
+            trouble.needs_reset();
+        }
+        self.trouble = Some(trouble);
+    }
+
+    /// What came to pass between the driver and the device that was, and neither knows any more: the
+    /// device looks at its queues, and the driver does.
+    fn nudge(&self) {
+        for (kick, vector) in self.kicks.iter().zip(&self.queue_vectors) {
+            // An eventfd's write fails only when its counter is full: it is signalled then.
+            let _ = kick.write(1);
+            let _ = self.interrupt(vector).trigger();
         }
     }
 
@@ -160,7 +173,7 @@ impl PciTransport {
         }
     }
 
-    fn activate(&mut self, trouble: Trouble) -> io::Result<()> {
+    fn activate(&mut self, trouble: Trouble, restored: bool) -> io::Result<()> {
         if self.registers.status & status::FEATURES_OK == 0 {
             return Err(io::Error::other(
                 "the driver started it before agreeing on features",
@@ -174,9 +187,12 @@ impl PciTransport {
             let active = match registers.queue(event_idx) {
                 None => None,
                 Some(queue) => {
-                    let queue = queue.map_err(io::Error::other)?;
+                    let mut queue = queue.map_err(io::Error::other)?;
                     if !queue.is_valid(&self.memory) {
                         return Err(io::Error::other("a queue lies outside the guest's memory"));
+                    }
+                    if restored {
+                        common::catch_up(&mut queue, &self.memory).map_err(io::Error::other)?;
                     }
                     let (kick, interrupt) = (kick.try_clone()?, self.interrupt(vector));
                     Some(ActiveQueue {
@@ -194,6 +210,8 @@ impl PciTransport {
             queues,
             config_interrupt: self.interrupt(&self.config_vector),
             trouble,
+            gate: self.host.gate(),
+            restored,
         })
     }
 
@@ -230,6 +248,16 @@ impl PciTransport {
         let len = self.space.read_u32(usize::from(self.pci_cfg) + 12) as usize;
         (matches!(len, 1 | 2 | 4) && at < BAR_LEN).then_some((at, len))
     }
+}
+
+/// What the guest has written, and what the device behind holds.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    space: Value,
+    vectors: Vec<u8>,
+    registers: Registers,
+    broken: bool,
+    device: Value,
 }
 
 fn warn_on(result: io::Result<()>) {
@@ -357,6 +385,37 @@ impl PciFunction for PciTransport {
         if let Err(error) = self.msix.reset(&self.space) {
             tracing::warn!("an interrupt could not be masked: {error}");
         }
+    }
+
+    fn save(&self) -> Value {
+        saved::write(&Saved {
+            space: self.space.save(),
+            vectors: self.msix.table().to_vec(),
+            registers: self.registers.clone(),
+            broken: self.trouble.as_ref().is_some_and(Trouble::is_broken),
+            device: lock(&self.device).save(),
+        })
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        let saved: Saved = saved::read(saved)?;
+        self.space.restore(&saved.space)?;
+        if !self.registers.restore(saved.registers) {
+            return Err(Unfit::new("it has other features or queues now"));
+        }
+        self.move_vectors();
+        let routed = self.msix.restore(saved.vectors, &self.space);
+        routed.map_err(Unfit::new)?;
+        self.move_doorbells();
+        lock(&self.device).restore(&saved.device)?;
+        if self.registers.status & status::DRIVER_OK != 0 {
+            self.start(true);
+            self.nudge();
+        }
+        if let (true, Some(trouble)) = (saved.broken, &self.trouble) {
+            trouble.needs_reset();
+        }
+        Ok(())
     }
 }
 

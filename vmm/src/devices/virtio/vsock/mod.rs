@@ -32,10 +32,13 @@ use packet::{HEADER, Header};
 pub const SOCKET: &str = "vsock";
 
 const ID: u16 = 19;
-/// Receive, transmit, and events, of which there are none yet.
+/// Receive, transmit, and events, of which there is one.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 /// The guest's address: the first that is nobody's (linux/include/uapi/linux/vm_sockets.h).
 const GUEST_CID: u64 = 3;
+/// The event: the connections are another machine's (section 5.10.6.7,
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`).
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = u64::MAX - 2;
 /// Packets for the guest before the worker looks at everything else.
@@ -74,13 +77,18 @@ impl Vsock {
             ));
         };
         let epoll = Arc::new(Epoll::new()?);
-        let job = VsockJob {
+        let mut job = VsockJob {
             receive,
             transmit,
             memory: activation.memory,
             mux: Mux::new(GUEST_CID, ports, listener, epoll.clone()),
             trouble: activation.trouble,
         };
+        if activation.restored
+            && let Some(Some(events)) = queues.next()
+        {
+            job.tell_of_reset(events);
+        }
         Ok((job, epoll))
     }
 }
@@ -103,9 +111,10 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let gate = activation.gate.clone();
         let (job, epoll) = self.job(activation)?;
         let watched = job.watched();
-        self.worker = Some(Worker::spawn_on(epoll, Kind::Vsock, &watched, job)?);
+        self.worker = Some(Worker::spawn_on(epoll, Kind::Vsock, gate, &watched, job)?);
         Ok(())
     }
 
@@ -169,6 +178,17 @@ impl VsockJob {
         let listener = self.mux.listener();
         watched.extend(listener.map(|listener| (listener.as_raw_fd(), LISTENER)));
         watched
+    }
+
+    /// Tells the driver that the connections that it knows of are no more.
+    fn tell_of_reset(&mut self, mut events: ActiveQueue) {
+        let mut told = false;
+        let more = || !std::mem::replace(&mut told, true);
+        events.serve_while(&self.memory, &self.trouble, more, |chain| {
+            let (_, mut to) = buffers::gather(&chain)?;
+            buffers::put(&mut to, &TRANSPORT_RESET).ok_or(BadChain)?;
+            Ok(TRANSPORT_RESET.len() as u32)
+        });
     }
 
     /// Gives the guest what there is for it, while it has room.
