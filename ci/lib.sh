@@ -56,6 +56,25 @@ took() { # NAME START
     echo "==> $1: $((tenths / 10)).$((tenths % 10)) s" >&2
 }
 
+# A root with these packages of Debian's, made once and kept at PLACE; what lies beside it and was of
+# no use for a week goes.
+keep_root() { # NAME PLACE PACKAGES
+    mkdir -p "$(dirname "$2")"
+    [ -d "$2" ] || long_step "$1" make_root "$2" "$3"
+    touch "$2"
+    find "$(dirname "$2")" -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} +
+}
+make_root() (
+    rm -rf "$1".new.*
+    tmp=$1.new.$$
+    mkdir -p "$tmp"
+    trap 'rm -rf "$tmp" "$tmp.tar"' EXIT
+    "$root/images/tree" "$tmp.tar" "$2"
+    tar -xf "$tmp.tar" -C "$tmp" --numeric-owner
+    # Another run may have been first; both made the same.
+    mv -T "$tmp" "$1" 2>/dev/null || [ -d "$1" ]
+)
+
 # What apt would install of each package today, as apt-cache shows it. Kept until apt's lists
 # change, for asking takes half a second. Nothing for a package that apt hasn't got.
 apt_show() { # PACKAGE...

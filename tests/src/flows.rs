@@ -3,9 +3,8 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use rustix::process::{Resource, getrlimit, setrlimit};
-
 use crate::PATIENCE;
+use crate::space::all_descriptors;
 
 /// Connections that live.
 #[derive(Debug)]
@@ -21,9 +20,7 @@ impl Flows {
 
     /// Opens so many, each of which has sent something and got it back.
     pub fn open(to: SocketAddr, count: usize) -> io::Result<Self> {
-        let mut files = getrlimit(Resource::Nofile);
-        files.current = files.maximum;
-        setrlimit(Resource::Nofile, files)?;
+        all_descriptors()?;
         let open = |_| {
             let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;

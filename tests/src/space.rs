@@ -34,10 +34,7 @@ pub fn enclose() -> io::Result<()> {
         ] {
             run(Command::new("mount").args(words.split(' ')))?;
         }
-        let mut files = getrlimit(Resource::Nofile);
-        files.current = files.maximum;
-        setrlimit(Resource::Nofile, files)?;
-        return Ok(());
+        return all_descriptors();
     }
     // SAFETY: what this may break is a thread's use of descriptors, which stay shared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWPID)? };
@@ -50,6 +47,13 @@ pub fn enclose() -> io::Result<()> {
     // Whatever ends this, the kernel ends the other and all that is in its namespaces.
     let status = command.status()?;
     std::process::exit(status.code().unwrap_or(1))
+}
+
+/// Lets this process have as many descriptors as the machine lets it.
+pub fn all_descriptors() -> io::Result<()> {
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    Ok(setrlimit(Resource::Nofile, files)?)
 }
 
 /// A network namespace, which goes with this.

@@ -20,6 +20,7 @@ use crate::devices::virtio::block::disk::{Disk, DiskError, RawDisk};
 use crate::devices::virtio::block::limit::Limits;
 use crate::devices::virtio::block::qcow2::{self, BackingFiles, Qcow2Disk};
 use crate::plan::{Backing, Format, PlannedDisk};
+use crate::snapshot::SavedDisk;
 use crate::snapshot::directory::Restored;
 use crate::snapshot::layer::Written;
 use crate::vmi::{self, HostDiskType, Keyed, Machine, Source, SshKeys};
@@ -299,25 +300,32 @@ impl Finder<'_> {
             _ => false,
         };
         let at = machine.disks.iter().position(no_cloud);
-        let disk = at.map(|at| machine.disks.remove(at));
-        let Some((disk, source)) = disk.as_ref().map(|disk| (disk, &disk.source)) else {
-            return Err(Error::NoSeed);
-        };
+        let disk = machine.disks.remove(at.ok_or(Error::NoSeed)?);
         let Source::Seed {
             user_data,
             network_data,
             keys,
             ..
-        } = source
+        } = &disk.source
         else {
             return Err(Error::NoSeed);
         };
-        let machine = seed::Instance {
+        let instance = self.instance(machine, &disk, keys)?;
+        Ok(seed::files(&instance, user_data, network_data.as_deref()))
+    }
+
+    /// Whose seed it is that a disk holds.
+    fn instance<'a>(
+        &self,
+        machine: &'a Machine,
+        disk: &vmi::Disk,
+        keys: &[SshKeys],
+    ) -> Result<seed::Instance<'a>, Error> {
+        Ok(seed::Instance {
             id: &machine.uuid,
             hostname: &machine.hostname,
             keys: self.public_keys(disk, keys)?,
-        };
-        Ok(seed::files(&machine, user_data, network_data.as_deref()))
+        })
     }
 
     fn backing(&self, machine: &Machine, disk: &vmi::Disk) -> Result<Backing, Error> {
@@ -392,13 +400,9 @@ impl Finder<'_> {
                 network_data,
                 keys,
             } => {
-                let machine = seed::Instance {
-                    id: &machine.uuid,
-                    hostname: &machine.hostname,
-                    keys: self.public_keys(disk, keys)?,
-                };
+                let instance = self.instance(machine, disk, keys)?;
                 let network = network_data.as_deref();
-                seed::image(*form, &machine, user_data, network)
+                seed::image(*form, &instance, user_data, network)
                     .map(Backing::Memory)
                     .map_err(make(Path::new("the seed")))
             }
@@ -489,12 +493,8 @@ pub fn open(
 ) -> Result<Box<dyn Disk>, DiskError> {
     let below = BackingFiles::Below(backing_dirs);
     let saved = restored.and_then(|restored| restored.disk(&disk.name));
-    let other = |what: &str| {
-        let why = format!("the snapshot's disk of that name {what}");
-        DiskError::Image(PathBuf::from(&disk.name), why)
-    };
     if restored.is_some() && saved.is_none() && disk.goes_with_the_vm() {
-        return Err(other("is none of its own"));
+        return Err(not_saved(disk, "is none of its own"));
     }
     let over = |base| -> Result<Box<dyn Disk>, DiskError> {
         if disk.readonly {
@@ -502,21 +502,7 @@ pub fn open(
         }
         let base = match saved {
             None => base,
-            Some((saved, _)) if saved.size != base.size() => {
-                return Err(other("has another size"));
-            }
-            Some((saved, file)) => {
-                let file = file.try_clone();
-                let file =
-                    file.map_err(|error| DiskError::Open(disk.name.clone().into(), error))?;
-                match &saved.written {
-                    None => Box::new(RawDisk::saved(file, saved.size)) as Box<dyn Disk>,
-                    Some(words) => {
-                        let written = Written::these(words, saved.size);
-                        Box::new(CowDisk::over(base, file, written))
-                    }
-                }
-            }
+            Some((saved, file)) => as_saved(disk, base, saved, file)?,
         };
         Ok(Box::new(CowDisk::new(base, scratch)?))
     };
@@ -536,6 +522,29 @@ pub fn open(
         }
         Backing::Memory(bytes) => Ok(Box::new(RawDisk::from_bytes(&disk.name, bytes)?)),
     }
+}
+
+/// A disk as it was in the snapshot, over its base as it is now.
+fn as_saved(
+    disk: &PlannedDisk,
+    base: Box<dyn Disk>,
+    saved: &SavedDisk,
+    file: &File,
+) -> Result<Box<dyn Disk>, DiskError> {
+    if saved.size != base.size() {
+        return Err(not_saved(disk, "has another size"));
+    }
+    let file = file.try_clone();
+    let file = file.map_err(|error| DiskError::Open(disk.name.clone().into(), error))?;
+    Ok(match &saved.written {
+        None => Box::new(RawDisk::saved(file, saved.size)),
+        Some(words) => Box::new(CowDisk::over(base, file, Written::these(words, saved.size))),
+    })
+}
+
+fn not_saved(disk: &PlannedDisk, what: &str) -> DiskError {
+    let why = format!("the snapshot's disk of that name {what}");
+    DiskError::Image(PathBuf::from(&disk.name), why)
 }
 
 fn open_file(

@@ -23,7 +23,7 @@ use crate::devices::watchdog::Fired;
 use crate::domain::Domain;
 use crate::machine::still::Errands;
 use crate::machine::{Config, Machine, MachineError, Start, memory};
-use crate::plan::{Backing, Outcome, Plan};
+use crate::plan::{Outcome, Plan};
 use crate::power::{self, Power};
 use crate::resident::Resident;
 use crate::running::{Running, Source};
@@ -140,17 +140,14 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         layers,
         devices,
     } = devices::parts(plan, agent.clone())?;
-    let mut start = match &plan.restored {
-        None => Start::Kernel,
-        Some(restored) => {
-            agent.is_a_copy(generation().map_err(Error::Generation)?);
-            Start::Restored(&restored.snapshot.machine)
-        }
-    };
+    // Whatever it begins with, a guest that reboots has its kernel loaded.
+    let mut restored = plan.restored.as_ref();
     let resident = Resident::open().map_err(Error::Resident)?;
-    match &plan.restored {
-        None => tracing::info!("booting {}", plan.boots),
-        Some(_) => tracing::info!("restoring {}", plan.boots),
+    if restored.is_some() {
+        agent.is_a_copy(generation().map_err(Error::Generation)?);
+        tracing::info!("restoring {}", plan.boots);
+    } else {
+        tracing::info!("booting {}", plan.boots);
     }
     for forward in &plan.forwards {
         tracing::info!(
@@ -200,7 +197,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         source: Source {
             line: plan.line.clone(),
             layers,
-            kept: kept(plan),
+            kept: plan.kept(),
         },
         errands: Errands::default(),
     });
@@ -218,11 +215,9 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         agent.watch(power.clone());
         stopper.watch(power.clone(), plan.machine.termination_grace);
         running.watch(power.clone());
-        let from = match (start, &plan.restored) {
-            (Start::Restored(_), Some(restored)) => Some(&restored.memory),
-            _ => None,
-        };
-        let memory = memory::map(config.memory, from).map_err(MachineError::from)?;
+        let restored = restored.take();
+        let memory = memory::map(config.memory, restored.map(|from| &from.memory))
+            .map_err(MachineError::from)?;
         let mut machine = Machine::new(
             kvm.clone(),
             memory,
@@ -238,10 +233,12 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
             devices::plug_watchdog(&root, &machine, action, stopper, fired)
                 .map_err(Error::Device)?;
         }
+        let start = match restored {
+            Some(from) => Start::Restored(&from.snapshot.machine),
+            None => Start::Kernel,
+        };
         let outcome = machine.run(&config, start, &running.errands)?;
         root.reset();
-        // Whatever it began with, a guest that reboots has its kernel loaded.
-        start = Start::Kernel;
         let restart = plan.machine.reboot_policy == RebootPolicy::Reboot;
         return Ok(match outcome {
             power::Outcome::PowerOff => Outcome::PoweredOff,
@@ -294,15 +291,6 @@ fn cmdline(plan: &Plan) -> String {
         line.push_str(append);
     }
     line
-}
-
-/// The disks that stay when the VM is gone, and that the guest may write.
-fn kept(plan: &Plan) -> Vec<String> {
-    let kept = plan
-        .disks
-        .iter()
-        .filter(|disk| matches!(disk.backing, Backing::File(..)) && !disk.readonly);
-    kept.map(|disk| disk.name.clone()).collect()
 }
 
 /// A number that nothing else has.

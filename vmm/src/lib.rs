@@ -12,6 +12,7 @@ pub mod devices;
 pub mod disks;
 pub mod doctor;
 pub mod domain;
+mod hex;
 pub mod host;
 pub mod kubevirt;
 pub mod launch;

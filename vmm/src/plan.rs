@@ -73,6 +73,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The names of the disks that stay when the VM is gone, and that the guest may write.
+    pub fn kept(&self) -> Vec<String> {
+        let kept = self.disks.iter().filter(|disk| disk.is_kept());
+        kept.map(|disk| disk.name.clone()).collect()
+    }
+
     /// The MAC address of the guest's card: the manifest's, or one that a VM keeps, locally
     /// administered, from its identifier.
     pub fn mac(&self, interface: &Interface) -> Mac {
@@ -112,6 +118,11 @@ pub struct PlannedDisk {
 }
 
 impl PlannedDisk {
+    /// Whether what the guest writes there is there when its VM is gone.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.backing, Backing::File(..)) && !self.readonly
+    }
+
     /// Whether what the guest writes there is no longer than its VM.
     pub fn goes_with_the_vm(&self) -> bool {
         let passing = match self.backing {

@@ -57,6 +57,17 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
+impl Frame {
+    /// Bytes of a stream of the request of that number; none end it.
+    pub fn data(number: u32, stream: u8, bytes: &[u8]) -> Self {
+        Self {
+            kind: Kind::Data,
+            number,
+            payload: [&[stream], bytes].concat(),
+        }
+    }
+}
+
 /// Why a frame could not be read. The stream is of no use after any of these.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {

@@ -80,12 +80,7 @@ mod tests {
     fn answer(pieces: &[&[u8]], reply: Option<Reply>) -> Result<Vec<u8>, String> {
         let mut sent = Vec::new();
         for piece in pieces {
-            let payload = [&[stream::OUT], *piece].concat();
-            let data = Frame {
-                kind: Kind::Data,
-                number: NUMBER,
-                payload,
-            };
+            let data = Frame::data(NUMBER, stream::OUT, piece);
             protocol::write(&mut sent, &data).unwrap();
         }
         if let Some(reply) = reply {

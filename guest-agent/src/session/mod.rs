@@ -93,11 +93,7 @@ impl Line {
 
     /// Bytes of a stream; none end it.
     fn data(&self, stream: u8, bytes: &[u8]) -> io::Result<()> {
-        self.send(&Frame {
-            kind: Kind::Data,
-            number: self.number,
-            payload: [&[stream], bytes].concat(),
-        })
+        self.send(&Frame::data(self.number, stream, bytes))
     }
 
     fn reply(&self, reply: &Reply) -> io::Result<()> {

@@ -39,11 +39,7 @@ fn session(request: &Request) -> UnixStream {
 }
 
 fn data(stream: &mut UnixStream, bytes: &[u8]) {
-    let frame = Frame {
-        kind: Kind::Data,
-        number: 7,
-        payload: [&[stream::IN], bytes].concat(),
-    };
+    let frame = Frame::data(7, stream::IN, bytes);
     protocol::write(stream, &frame).unwrap();
 }
 

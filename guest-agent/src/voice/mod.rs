@@ -102,23 +102,21 @@ impl Voice {
             outcome,
             uptime_ms: uptime_ms(),
         };
-        let mut state = self.state();
-        if let Line::Waiting(_) = state.line {
-            state.ready = Some(ready);
-            return;
-        }
-        state.ready = Some(ready.clone());
-        drop(state);
-        self.tell(ready);
+        self.keep(ready, |state| &mut state.ready);
     }
 
     /// The ports are these now.
     pub fn ports(&self, ports: Event) {
+        self.keep(ports, |state| &mut state.ports);
+    }
+
+    /// Tells what a VMM that comes later is told too.
+    fn keep(&self, event: Event, place: impl FnOnce(&mut State) -> &mut Option<Event>) {
         let mut state = self.state();
-        state.ports = Some(ports.clone());
+        *place(&mut state) = Some(event.clone());
         if let Line::Open(_) = state.line {
             drop(state);
-            self.tell(ports);
+            self.tell(event);
         }
     }
 

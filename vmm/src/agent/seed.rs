@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use guest_agent::protocol::{self, Frame, Kind, PRIVILEGED_PORTS, Reply, Request, stream};
+use guest_agent::protocol::{self, Frame, Kind, Reply, Request, stream};
 
-use super::shown;
+use super::{root_only, shown};
 use crate::sandbox;
 
 /// Read by root alone.
@@ -50,9 +50,7 @@ impl Seed {
     /// A stream for the guest's vsock port `from`, on which a file may be asked for. Refused where
     /// the port is one that any user of the guest can have.
     pub fn connect(&self, from: u32) -> io::Result<UnixStream> {
-        if from >= PRIVILEGED_PORTS {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
+        root_only(from)?;
         // The guest's connections are made on one thread.
         if self.connections.load(Ordering::Relaxed) >= MOST {
             return Err(io::ErrorKind::ConnectionRefused.into());
@@ -97,14 +95,7 @@ impl Seed {
             return Ok(Reply::Error(why));
         };
         for piece in bytes.chunks(PIECE) {
-            let payload = [&[stream::OUT], piece].concat();
-            let kind = Kind::Data;
-            let frame = Frame {
-                kind,
-                number,
-                payload,
-            };
-            protocol::write(stream, &frame)?;
+            protocol::write(stream, &Frame::data(number, stream::OUT, piece))?;
         }
         tracing::info!("the guest's agent has the seed's {name} over vsock");
         Ok(Reply::File { mode: MODE })

@@ -150,11 +150,7 @@ impl Session {
 impl Writer {
     /// Bytes for a program or a file; none end them.
     pub fn data(&self, bytes: &[u8]) -> io::Result<()> {
-        self.send(&Frame {
-            kind: Kind::Data,
-            number: NUMBER,
-            payload: [&[stream::IN], bytes].concat(),
-        })
+        self.send(&Frame::data(NUMBER, stream::IN, bytes))
     }
 
     /// A request that belongs to the session.

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::body::Frame;
 use serde::Deserialize;
 use tokio::sync::oneshot;
+use vm_memory::GuestMemoryMmap;
 
 use super::Refusal;
 use crate::machine::still::Still;
@@ -35,11 +36,7 @@ pub struct Asked {
 }
 
 /// A machine that stands still until what is in the middle is dropped.
-type Taken = (
-    state::State,
-    std::sync::mpsc::Sender<()>,
-    vm_memory::GuestMemoryMmap,
-);
+type Taken = (state::State, Sender<()>, GuestMemoryMmap);
 
 pub async fn take(
     State(running): State<Arc<Running>>,

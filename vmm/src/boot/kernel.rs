@@ -13,6 +13,8 @@ use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use crate::hex::hex;
+
 /// No kernel is larger than this, packed or not.
 const MAX_KERNEL: u64 = 512 << 20;
 /// scripts/Makefile.lib has at most 128 MiB for xz; the decoder takes a little more.
@@ -118,10 +120,6 @@ impl Kernel {
             end: GuestAddress(loaded.kernel_end),
         })
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes `data` as `path`, whole or not at all.

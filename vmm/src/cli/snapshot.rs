@@ -72,15 +72,8 @@ pub enum Error {
 /// Takes a snapshot. The VM stands still meanwhile, and goes on unless it is to stop.
 pub fn snapshot(args: &Args) -> Result<(), vms::Error> {
     let vm = &args.vm;
-    let written = |error: directory::Error| vms::Error::Snapshot(error);
-    let mut writer = Writer::create(&args.directory).map_err(written)?;
-    let paused = || -> Result<bool, vms::Error> {
-        let status = vm.call(|client| client.get("/v1/vm"))?;
-        Ok(status
-            .get("status")
-            .is_some_and(|status| status == "Paused"))
-    };
-    let resumes = args.stop && !paused()?;
+    let mut writer = Writer::create(&args.directory)?;
+    let resumes = args.stop && !is_paused(vm)?;
     if resumes {
         vms::pause(vm)?;
     }
@@ -91,7 +84,7 @@ pub fn snapshot(args: &Args) -> Result<(), vms::Error> {
             format!("{name}: {}", args.directory.display()),
             why,
         )),
-        other => other.and_then(|()| writer.finish().map_err(written)),
+        other => other.and_then(|()| Ok(writer.finish()?)),
     };
     match taken {
         Ok(()) if args.stop => vms::kill(vm),
@@ -103,6 +96,11 @@ pub fn snapshot(args: &Args) -> Result<(), vms::Error> {
             Err(error)
         }
     }
+}
+
+fn is_paused(vm: &Vm) -> Result<bool, vms::Error> {
+    let status = vm.call(|client| client.get("/v1/vm"))?;
+    Ok(status.get("status").is_some_and(|word| word == "Paused"))
 }
 
 /// Makes the plan of a VM that begins where the snapshot's stood.

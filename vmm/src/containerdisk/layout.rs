@@ -9,6 +9,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::{Fault, bad};
+use crate::hex::hex;
 
 /// An index or a manifest is small (the distribution spec advises 4 MiB at most).
 const MAX_JSON: u64 = 4 << 20;
@@ -42,10 +43,6 @@ impl Digest {
     pub(super) fn hex(&self) -> &str {
         &self.0
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[derive(Deserialize)]

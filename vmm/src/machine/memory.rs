@@ -23,7 +23,7 @@ pub const MIN_MEMORY: u64 = 64 << 20;
 pub const MAX_MEMORY: u64 = 1 << 40;
 
 const PAGE: u64 = 4096;
-const ANONYMOUS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS;
+const PRIVATE: libc::c_int = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
 
 /// Why a guest cannot have the memory that it was given.
 #[derive(Debug, thiserror::Error)]
@@ -56,16 +56,17 @@ pub fn map(size: u64, snapshot: Option<&File>) -> Result<GuestMemoryMmap, Memory
     let (mut regions, mut at) = (Vec::new(), 0);
     for (base, len) in ranges(size) {
         let bytes = usize::try_from(len).map_err(|_| MemoryError::Size(size))?;
-        let mut builder = MmapRegionBuilder::new(bytes)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE);
-        builder = match snapshot {
-            None => builder.with_mmap_flags(ANONYMOUS),
+        let builder =
+            MmapRegionBuilder::new(bytes).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let builder = match snapshot {
+            None => builder.with_mmap_flags(PRIVATE | libc::MAP_ANONYMOUS),
             Some(file) => {
                 let file = file.try_clone().map_err(|error| {
                     failed(FromRangesError::MmapRegion(MmapRegionError::Mmap(error)))
                 })?;
-                builder.with_file_offset(FileOffset::new(file, at))
+                builder
+                    .with_mmap_flags(PRIVATE)
+                    .with_file_offset(FileOffset::new(file, at))
             }
         };
         let region = builder.build().map_err(FromRangesError::MmapRegion);

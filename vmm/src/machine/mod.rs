@@ -257,13 +257,15 @@ impl Machine {
             let vcpu = Vcpu::new(&self.kvm, &self.vm, id, config.vcpus);
             vcpus.push(vcpu.map_err(failed("make a vCPU"))?);
         }
-        match (start, vcpus.first()) {
-            (Start::Kernel, Some(first)) => {
+        match start {
+            Start::Restored(state) => self.restore(state, &vcpus, config.generation)?,
+            Start::Kernel => {
                 let entry = self.load(config)?;
-                first.enter(entry).map_err(failed("make a vCPU"))?;
+                // The others wait for it.
+                if let Some(first) = vcpus.first() {
+                    first.enter(entry).map_err(failed("make a vCPU"))?;
+                }
             }
-            (Start::Restored(state), _) => self.restore(state, &vcpus, config.generation)?,
-            (Start::Kernel, None) => {}
         }
         let handles = vcpus
             .iter()
@@ -275,12 +277,9 @@ impl Machine {
         let outcome = threads::run(vcpus, &buses, &self.power, || {
             let _shut = gate.shut();
             errands.carry_out(&Still {
-                kvm: &self.kvm,
-                vm: &self.vm,
+                machine: &self,
                 vcpus: &handles,
                 buses: &buses,
-                memory: &self.memory,
-                power: &self.power,
             });
         });
         errands.give_up();

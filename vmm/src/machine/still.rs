@@ -3,12 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use super::MachineError;
 use super::state::State;
 use super::vcpu::{Buses, Handle};
+use super::{Machine, MachineError};
 use crate::power::Power;
 
 /// Something to do while a machine stands still.
@@ -16,22 +15,20 @@ pub type Errand = Box<dyn FnOnce(&Still<'_>) + Send>;
 
 /// A machine of which no vCPU runs, and in whose memory no device works.
 pub struct Still<'a> {
-    pub(super) kvm: &'a Kvm,
-    pub(super) vm: &'a VmFd,
+    pub(super) machine: &'a Machine,
     pub(super) vcpus: &'a [Handle],
     pub(super) buses: &'a Buses,
-    pub(super) memory: &'a GuestMemoryMmap,
-    pub(super) power: &'a Power,
 }
 
 impl Still<'_> {
     /// What it is beside its memory.
     pub fn save(&self) -> Result<State, MachineError> {
-        let vcpus = self.vcpus.iter().map(|vcpu| vcpu.open(self.vm));
+        let Machine { kvm, vm, .. } = self.machine;
+        let vcpus = self.vcpus.iter().map(|vcpu| vcpu.open(vm));
         let vcpus: Vec<_> = vcpus
             .collect::<Result<_, _>>()
             .map_err(|error| MachineError::Io("reach a vCPU", error))?;
-        let mut state = State::save(self.kvm, self.vm, &vcpus)?;
+        let mut state = State::save(kvm, vm, &vcpus)?;
         state.ports = self.buses.pio.save();
         state.windows = self.buses.mmio.save();
         Ok(state)
@@ -39,12 +36,12 @@ impl Still<'_> {
 
     /// Its memory.
     pub fn memory(&self) -> GuestMemoryMmap {
-        self.memory.clone()
+        self.machine.memory.clone()
     }
 
     /// Whether it has been ended meanwhile.
     pub fn is_off(&self) -> bool {
-        self.power.is_off()
+        self.machine.power.is_off()
     }
 }
 
@@ -67,7 +64,7 @@ impl Errands {
             let mut waiting = self.waiting();
             let Some(errand) = waiting.pop_front() else {
                 // Under the lock, so that one that is asked for now holds it again.
-                return still.power.release();
+                return still.machine.power.release();
             };
             drop(waiting);
             errand(still);

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::stream::{self, BLOCK, file};
 use super::{SavedDisk, Snapshot, VERSION};
 use crate::devices::virtio::block::disk::read_padded;
+use crate::hex::hex;
 
 const MAIN: &str = "snapshot";
 const MEMORY: &str = "memory";
@@ -160,7 +161,7 @@ impl Writer {
             let stable = growing.file.set_len(bytes);
             let stable = stable.and_then(|()| growing.file.sync_all());
             stable.map_err(failed())?;
-            let sha256 = hex(growing.sum.clone());
+            let sha256 = hex(&growing.sum.clone().finalize());
             files.insert(growing.name.clone(), Stored { bytes, sha256 });
         }
         let main = Main {
@@ -168,7 +169,7 @@ impl Writer {
             state: &snapshot,
         };
         let json = serde_json::to_vec(&main).map_err(invalid)?;
-        let sum = hex(Sha256::new_with_prefix(&json));
+        let sum = sum_of(&json);
         let path = directory.join(MAIN);
         let mut file = create(&path).map_err(failed())?;
         let written = writeln!(file, "{MAGIC} {VERSION} {sum}")
@@ -213,9 +214,9 @@ fn add(sum: &mut Sha256, at: u64, bytes: &[u8]) {
     sum.update(bytes);
 }
 
-fn hex(sum: Sha256) -> String {
-    let digest = sum.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+/// What a file's first line says of what follows.
+fn sum_of(json: &[u8]) -> String {
+    hex(&Sha256::digest(json))
 }
 
 /// Reads the main file's content.
@@ -233,7 +234,7 @@ fn parse(bytes: &[u8]) -> Result<Main<Snapshot>, String> {
             version.escape_debug()
         ));
     }
-    if sum != hex(Sha256::new_with_prefix(json)) {
+    if sum != sum_of(json) {
         return Err("it is damaged: its checksum is another".to_owned());
     }
     serde_json::from_slice(json).map_err(|error| format!("it makes no sense: {error}"))
@@ -336,7 +337,7 @@ fn sum(file: &File, length: u64) -> io::Result<String> {
             add(&mut sum, at, bytes);
         }
     }
-    Ok(hex(sum))
+    Ok(hex(&sum.finalize()))
 }
 
 #[cfg(test)]
@@ -460,7 +461,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_behind_a_first_line_panic(version in 0..3u32, json in "[{\\[\"a-z:,0-9\\]}]{0,64}") {
-            let sum = hex(Sha256::new_with_prefix(&json));
+            let sum = sum_of(json.as_bytes());
             for line in [format!("{MAGIC} {version} {sum}\n{json}"), json] {
                 proptest::prop_assert!(parse(line.as_bytes()).is_err());
             }

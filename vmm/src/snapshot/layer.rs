@@ -33,17 +33,19 @@ impl Written {
 
     /// Whether that cluster is.
     pub fn has(&self, cluster: u64) -> bool {
-        let word = usize::try_from(cluster / 64).ok();
-        let word = word.and_then(|word| self.0.get(word));
+        let word = self.word(cluster);
         word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (cluster % 64) != 0)
     }
 
     /// That cluster is from now on.
     pub fn add(&self, cluster: u64) {
-        let word = usize::try_from(cluster / 64).ok();
-        if let Some(word) = word.and_then(|word| self.0.get(word)) {
+        if let Some(word) = self.word(cluster) {
             word.fetch_or(1 << (cluster % 64), Ordering::Relaxed);
         }
+    }
+
+    fn word(&self, cluster: u64) -> Option<&AtomicU64> {
+        self.0.get(usize::try_from(cluster / 64).ok()?)
     }
 
     fn words(&self) -> Vec<u64> {

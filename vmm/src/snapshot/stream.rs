@@ -154,14 +154,21 @@ pub struct Piece<'a> {
 /// The first piece of `bytes`, and what is behind it; `None` where it is not whole yet. An error
 /// where it is none.
 pub fn first(bytes: &[u8]) -> Result<Option<(Piece<'_>, &[u8])>, &'static str> {
-    let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
+    let header = || {
+        let (file, rest) = bytes.split_first_chunk()?;
+        let (len, rest) = rest.split_first_chunk()?;
+        let (at, rest) = rest.split_first_chunk()?;
+        let len = u32::from_le_bytes(*len) as usize;
+        Some((
+            u32::from_le_bytes(*file),
+            len,
+            u64::from_le_bytes(*at),
+            rest,
+        ))
+    };
+    let Some((file, len, at, rest)) = header() else {
         return Ok(None);
     };
-    let number = |range: std::ops::Range<usize>| {
-        let bytes = header.get(range).unwrap_or_default().iter().rev();
-        bytes.fold(0u64, |number, byte| number << 8 | u64::from(*byte))
-    };
-    let (file, len, at) = (number(0..4) as u32, number(4..8) as usize, number(8..16));
     if len > BLOCK || at.checked_add(len as u64).is_none() {
         return Err("what the VM sends is no snapshot");
     }

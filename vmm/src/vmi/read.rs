@@ -10,6 +10,7 @@ use super::kubernetes::ForPod;
 use super::machine::{Chassis, KernelBoot, Machine, RebootPolicy};
 use super::object::{Field, Object, Problems};
 use super::{credentials, devices, schema, volumes, yaml};
+use crate::hex::hex;
 
 /// `DefaultGracePeriodSeconds` of KubeVirt's API.
 const GRACE_SECONDS: u32 = 30;
@@ -515,7 +516,7 @@ fn kernel_boot(field: &Field, p: &mut Problems) -> Option<KernelBoot> {
 /// A stable UUID for a namespace and name: version 8 (RFC 9562, 5.8), from their SHA-256.
 fn derived_uuid(namespace: &str, name: &str) -> String {
     let digest = Sha256::digest(format!("peapod vmi {namespace}/{name}"));
-    let hex: String = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
+    let hex = hex(&digest);
     let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
     let variant = ["8", "9", "a", "b"]
         .get(usize::from(digest.get(8).copied().unwrap_or(0) & 3))
