@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod api;
 pub mod boot;
+mod calendar;
 pub mod changes;
 pub mod checks;
 pub mod cli;

@@ -2,6 +2,7 @@
 //! the machine is [`host::Host`].
 
 pub mod bus;
+pub mod cmos;
 pub mod host;
 pub mod pci;
 pub mod platform;

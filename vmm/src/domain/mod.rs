@@ -3,11 +3,10 @@
 
 pub mod stats;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use guest_agent::protocol::Os;
 use serde_json::{Value, json};
 
+use crate::calendar::rfc3339;
 use crate::plan::{Backing, Outcome, Plan};
 use crate::running::{Phase, Running};
 
@@ -203,38 +202,9 @@ pub fn is_stopping(running: &Running) -> bool {
     running.status().status == Phase::Stopping
 }
 
-/// Seconds since 1970.
-pub fn seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
-/// A time as Kubernetes has it.
-fn rfc3339(seconds: u64) -> String {
-    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    // Years that begin in March: 719,468 days before 1970 is their first.
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = (month + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + u64::from(month < 3);
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_time_is_told_as_kubernetes_does() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(1_709_164_801), "2024-02-29T00:00:01Z");
-        assert_eq!(rfc3339(1_767_225_599), "2025-12-31T23:59:59Z");
-    }
 
     /// virt-handler's phases hang on these words.
     #[test]

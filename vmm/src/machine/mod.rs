@@ -24,6 +24,7 @@ use crate::boot::kernel::{Kernel, KernelError};
 use crate::boot::pvh::{self, StartWith};
 use crate::boot::smbios::{self, Identity, SmbiosError};
 use crate::devices::bus::{Bus, SharedDevice, WindowError};
+use crate::devices::cmos::{self, Cmos};
 use crate::devices::host::Host;
 use crate::devices::platform::{KeyboardController, PmTimer, Reset, SleepControl};
 use crate::devices::saved::Unfit;
@@ -179,8 +180,9 @@ impl Machine {
 
     fn add_board(&mut self, serial: SharedDevice) -> Result<(), MachineError> {
         let power = &self.power;
-        let ports: [(u64, u64, SharedDevice); 5] = [
+        let ports: [(u64, u64, SharedDevice); 6] = [
             (serial::COM1, serial::LEN, serial),
+            (cmos::PORTS.0, cmos::PORTS.1, shared(Cmos::default())),
             (
                 u64::from(acpi::SLEEP_CONTROL_PORT),
                 1,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use guest_agent::protocol::Os;
 
 use crate::agent::program::Programs;
+use crate::calendar;
 use crate::domain::{self, Domain, Now, State};
 use crate::plan::Outcome;
 use crate::running::Running;
@@ -39,7 +40,7 @@ impl Vm {
     pub fn now(&self) -> Now {
         let mut known = self.known();
         if known.stopping.is_none() && domain::is_stopping(&self.running) {
-            known.stopping = Some(domain::seconds());
+            known.stopping = Some(calendar::now());
         }
         let (state, panicked) = match (known.deleted, known.ended) {
             (Some(_), ended) => (State::GONE, ended.is_some_and(|ended| ended.1)),
@@ -75,7 +76,7 @@ impl Vm {
 
     /// Nobody wants to know of it any more.
     pub fn delete(&self) {
-        self.known().deleted = Some(domain::seconds());
+        self.known().deleted = Some(calendar::now());
     }
 
     /// Whether that is so.
