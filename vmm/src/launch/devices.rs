@@ -232,6 +232,9 @@ pub fn plug(machine: &mut Machine, devices: &[Plugged]) -> Result<Root, Error> {
     )?;
     let front = Arc::new(Mutex::new(root.memory(memory::BAR_START)));
     machine.mmio().insert(memory::BAR_START, bars, front)?;
+    let (high, len) = memory::high_bars(machine.memory());
+    let front = Arc::new(Mutex::new(root.memory(high)));
+    machine.mmio().insert(high, len, front)?;
     let ecam = Arc::new(Mutex::new(root.ecam()));
     machine
         .mmio()

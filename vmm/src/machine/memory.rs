@@ -3,7 +3,10 @@
 use std::fs::File;
 
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
 
 /// The hole for 32-bit devices; RAM goes on at 4 GiB.
 pub const HOLE_START: u64 = 0xc000_0000;
@@ -23,6 +26,8 @@ pub const MIN_MEMORY: u64 = 64 << 20;
 pub const MAX_MEMORY: u64 = 1 << 40;
 
 const PAGE: u64 = 4096;
+/// No processor's physical addresses are longer.
+const ADDRESS_BITS: u32 = 52;
 const PRIVATE: libc::c_int = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
 
 /// Why a guest cannot have the memory that it was given.
@@ -44,6 +49,12 @@ pub fn ranges(size: u64) -> Vec<(u64, u64)> {
         ranges.push((HOLE_END, size - low));
     }
     ranges
+}
+
+/// Where firmware may move a BAR of 64 bits, as base and length: behind all RAM.
+pub fn high_bars(memory: &GuestMemoryMmap) -> (u64, u64) {
+    let base = HOLE_END.max(memory.last_addr().0 + 1);
+    (base, (1 << ADDRESS_BITS) - base)
 }
 
 /// Maps `size` bytes of private memory: fresh, or a copy of what `snapshot` has, of which a page is
@@ -95,7 +106,7 @@ fn keep_apart(region: &GuestRegionMmap) {
 mod tests {
     use std::os::unix::fs::FileExt;
 
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     use super::*;
 
@@ -134,6 +145,14 @@ mod tests {
         let high = memory.find_region(GuestAddress(HOLE_END)).unwrap();
         assert_eq!(high.len(), 1 << 20);
         assert!(memory.find_region(GuestAddress(HOLE_START)).is_none());
+    }
+
+    #[test]
+    fn high_bars_go_behind_all_ram() {
+        for (size, base) in [(MIN_MEMORY, HOLE_END), (HOLE_START + PAGE, HOLE_END + PAGE)] {
+            let (at, len) = high_bars(&map(size, None).unwrap());
+            assert_eq!((at, at + len), (base, 1 << ADDRESS_BITS));
+        }
     }
 
     #[test]

@@ -432,9 +432,11 @@ mod tests {
             said.ends_with("snap/snapshot: it is damaged: its checksum is another"),
             "{said}"
         );
-        let said = why(&change(MAIN, "snapshot 1", "snapshot 9"), false);
+        let said = why(&change(MAIN, "snapshot 2", "snapshot 9"), false);
         assert!(
-            said.contains("it is of version 9, and this Peapod reads 1"),
+            said.contains(&*format!(
+                "it is of version 9, and this Peapod reads {VERSION}"
+            )),
             "{said}"
         );
         let said = why(&change(MAIN, "peapod", "pod"), false);

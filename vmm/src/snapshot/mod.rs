@@ -16,7 +16,7 @@ use crate::machine::state::State;
 
 /// The version of what is written. It grows when an older Peapod could not read it, or this one not
 /// an older one's.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A VM that stood still, without the bytes of its memory and disks.
 #[derive(Serialize, Deserialize)]

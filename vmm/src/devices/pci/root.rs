@@ -153,7 +153,8 @@ impl BusDevice for ConfigPorts {
     }
 }
 
-/// Memory-mapped configuration space (PCI Express 5.0, section 7.2.2).
+/// Memory-mapped configuration space (PCI Express 5.0, section 7.2.2). Of the fronts it is this one
+/// that knows what the functions hold.
 pub struct Ecam(Root);
 
 fn ecam_address(offset: u64) -> (Address, u16) {
@@ -177,10 +178,17 @@ impl BusDevice for Ecam {
         self.0
             .at(address, |function| function.config_write(offset, data));
     }
+
+    fn save(&self) -> Value {
+        self.0.save()
+    }
+
+    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
+        self.0.restore(saved)
+    }
 }
 
-/// Where the functions' BARs lie: an access goes to the function that decodes its address now. Of the
-/// three fronts it is this one that knows what the functions hold.
+/// Where the functions' BARs lie: an access goes to the function that decodes its address now.
 pub struct BarMemory {
     root: Root,
     base: u64,
@@ -213,14 +221,6 @@ impl BusDevice for BarMemory {
         self.at(offset, |function, bar, offset| {
             function.bar_write(bar, offset, data)
         });
-    }
-
-    fn save(&self) -> Value {
-        self.root.save()
-    }
-
-    fn restore(&mut self, saved: &Value) -> Result<(), Unfit> {
-        self.root.restore(saved)
     }
 }
 
