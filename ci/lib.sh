@@ -90,6 +90,36 @@ apt_show() { # PACKAGE...
     cat "$answer"
 }
 
+# Sets `other` to apt's options that have it know those suites of Debian's and no other; the last is
+# where what it installs comes from. Their lists are kept apart, and are of today.
+other_apt() { # NAME SUITE...
+    local apt=$cache/tools/apt-$1
+    other=(
+        -q -o APT::Sandbox::User=root -o Acquire::Languages=none -o APT::Default-Release="${*: -1}"
+        -o Dir::Etc::sourcelist="$apt/debian.sources" -o Dir::Etc::sourceparts=-
+        -o Dir::State::lists="$apt/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$apt/cache"
+    )
+    [ -z "$(find "$apt/fresh" -mtime -1 2>/dev/null)" ] || return 0
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+    cat >"$apt/debian.sources" <<S
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: ${*:2}
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+S
+    step "apt-get update for $1" apt-get "${other[@]}" update
+    touch "$apt/fresh"
+}
+
+# The version of a package that apt has with `other`.
+newest() { # PACKAGE
+    local version
+    version=$(LC_ALL=C apt-cache "${other[@]}" policy "$1" | sed -n 's/^ *Candidate: //p')
+    [ -n "$version" ] || die 1 "Debian has no $1"
+    echo "$version"
+}
+
 # What apt would install besides in a root with this status of dpkg's, a line `NAME=VERSION` each.
 apt_would_install() { # STATUS PACKAGE...
     apt-get -s -o Dir::State::status="$1" --no-install-recommends install "${@:2}" |

@@ -1,8 +1,12 @@
-"""usage: bill.py BILL LICENCES < `cargo metadata`: what the compute image's binary is made of."""
+"""usage: bill.py BILL LICENCES PACKAGE < `cargo metadata`: what the compute image is made of.
+
+PACKAGE is the folder, called NAME-VERSION, of an unpacked package of Debian's that is in it too.
+"""
 
 import json
 import pathlib
 import sys
+import urllib.parse
 
 
 def linked(metadata, name):
@@ -25,7 +29,10 @@ def linked(metadata, name):
 
 
 def main():
-    bill, licences = map(pathlib.Path, sys.argv[1:])
+    bill, licences, debian = map(pathlib.Path, sys.argv[1:])
+    [copyright] = debian.glob("usr/share/doc/*/copyright")
+    name = copyright.parent.name
+    version = debian.name.removeprefix(f"{name}-")
     packages = linked(json.load(sys.stdin), "peapod")
     components = [
         {
@@ -38,6 +45,15 @@ def main():
         for package in packages
         if package["source"]
     ]
+    components.append(
+        {
+            "type": "firmware",
+            "name": name,
+            "version": version,
+            "purl": f"pkg:deb/debian/{name}@{urllib.parse.quote(version)}",
+            "licenses": [{"license": {"name": "Debian's copyright file, in compute.licences"}}],
+        }
+    )
     document = {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": components}
     bill.write_text(json.dumps(document, indent=1) + "\n")
     with licences.open("w") as out:
@@ -47,6 +63,7 @@ def main():
             for file in sorted(folder.iterdir()):
                 if file.is_file() and file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE")):
                     out.write(file.read_text(errors="replace") + "\n")
+        out.write(f"=== {name} {version}\n{copyright.read_text()}\n")
 
 
 main()

@@ -78,9 +78,11 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(status.success(), "{program} {arguments:?}");
 }
 
-/// Boots the disk by what its own GRUB would start; the guest says how often it was booted, and
-/// does what its user-data ask for where the agent may go into it.
-fn boots_its_own_kernel(disk: &Path, options: &[&str], times: u32) {
+const GRUB: &str = "the disk's `GNU/Linux`, with the agent";
+
+/// Boots the disk by `what` it has itself; the guest says how often it was booted, and does what its
+/// user-data ask for where the agent may go into it.
+fn boots_its_own_kernel(disk: &Path, options: &[&str], what: &str, times: u32) {
     let directory = disk.parent().unwrap();
     let script = "echo user-data-ran >/dev/console; touch /user-data-ran\n";
     let manifest = Manifest::new("own", script).root(disk).write(directory);
@@ -93,24 +95,21 @@ fn boots_its_own_kernel(disk: &Path, options: &[&str], times: u32) {
     assert!(words.next().unwrap().ends_with("-cloud-amd64"), "{said}");
     assert_eq!(words.next().unwrap(), times.to_string(), "{said}");
     assert!(said.contains(" root=UUID=5ea90d00-"), "{said}");
-    let asked = times == 1 && !options.contains(&"off");
+    let asked = times == 1 && what.contains("with the agent");
     assert_eq!(console.contains("user-data-ran"), asked, "{console}");
-    assert!(
-        vm.log().contains("booting the disk's `GNU/Linux`"),
-        "{}",
-        vm.log()
-    );
+    let booting = format!("booting {what}");
+    assert!(vm.log().contains(&booting), "{}", vm.log());
 }
 
-/// An image whose rest is in a compressed one; that one's folder.
-fn overlay(directory: &Path) -> (PathBuf, PathBuf) {
-    let base = image("grub.qcow2").canonicalize().unwrap();
+/// An image whose rest is in another one; that one's folder.
+fn overlay(directory: &Path, base: &str, format: &str) -> (PathBuf, PathBuf) {
+    let base = image(base).canonicalize().unwrap();
     let disk = directory.join("disk.qcow2");
     let (name, path) = (base.to_str().unwrap(), disk.to_str().unwrap());
     run(
         "qemu-img",
         &[
-            "create", "-q", "-f", "qcow2", "-b", name, "-F", "qcow2", path,
+            "create", "-q", "-f", "qcow2", "-b", name, "-F", format, path,
         ],
     );
     (disk, base.parent().unwrap().to_owned())
@@ -119,11 +118,36 @@ fn overlay(directory: &Path) -> (PathBuf, PathBuf) {
 #[test]
 fn a_qcow2_disk_with_a_backing_file_boots_its_own_kernel() {
     let directory = tempfile::tempdir().unwrap();
-    let (disk, base) = overlay(directory.path());
+    let (disk, base) = overlay(directory.path(), "grub.qcow2", "qcow2");
     let base = base.to_str().unwrap();
     let options = ["--format", "root=qcow2", "--backing-dir", base];
-    boots_its_own_kernel(&disk, &options, 1);
+    boots_its_own_kernel(&disk, &options, GRUB, 1);
     run("qemu-img", &["check", "-q", disk.to_str().unwrap()]);
+}
+
+/// The same disk each way: by its unified kernel image, with the agent; by UEFI, whose GRUB starts the
+/// root's kernel, and no agent can be there.
+#[test]
+fn a_disk_of_uefi_s_boots_by_its_unified_kernel_image_or_by_firmware() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, base) = overlay(directory.path(), "efi.img", "raw");
+    let base = base.to_str().unwrap();
+    let options = ["--format", "root=qcow2", "--backing-dir", base];
+    let image = "the disk's `Debian GNU/Linux 12 (bookworm)`, with the agent";
+    boots_its_own_kernel(&disk, &options, image, 1);
+    let manifest = Manifest::new("uefi", "").root(&disk).efi();
+    let mut vm = Vm::run(&manifest.write(directory.path()), options);
+    assert_eq!(vm.wait(BOOT), 0, "{}\n{}", vm.console(), vm.log());
+    let (console, log) = (vm.console(), vm.log());
+    assert!(
+        console.contains(" 2 BOOT_IMAGE=/boot/vmlinuz-"),
+        "{console}"
+    );
+    let loader = "booting disk `root`'s partition 1 (vfat): /EFI/BOOT/BOOTX64.EFI by ";
+    assert!(
+        log.contains(loader) && log.contains("without the agent"),
+        "{log}"
+    );
 }
 
 #[test]
@@ -134,7 +158,7 @@ fn what_a_guest_wrote_to_a_raw_or_qcow2_disk_is_there_at_its_next_boot() {
     let from = image("grub.img");
     let copy = ["--sparse=always", "--dereference", from.to_str().unwrap()];
     run("cp", &[&copy[..], &[raw.to_str().unwrap()]].concat());
-    let (qcow2, base) = overlay(directory.path());
+    let (qcow2, base) = overlay(directory.path(), "grub.qcow2", "qcow2");
     let options = [
         "--format",
         "root=qcow2",
@@ -142,8 +166,8 @@ fn what_a_guest_wrote_to_a_raw_or_qcow2_disk_is_there_at_its_next_boot() {
         base.to_str().unwrap(),
     ];
     for times in 1..=2 {
-        boots_its_own_kernel(&raw, &[], times);
-        boots_its_own_kernel(&qcow2, &options, times);
+        boots_its_own_kernel(&raw, &[], GRUB, times);
+        boots_its_own_kernel(&qcow2, &options, GRUB, times);
     }
     run("qemu-img", &["check", "-q", qcow2.to_str().unwrap()]);
 }

@@ -20,6 +20,7 @@ pub struct Manifest {
     reboot_policy: Option<&'static str>,
     watchdog: Option<String>,
     liveness: Option<&'static str>,
+    efi: bool,
 }
 
 impl Manifest {
@@ -39,6 +40,7 @@ impl Manifest {
             reboot_policy: None,
             watchdog: None,
             liveness: None,
+            efi: false,
         }
     }
 
@@ -102,6 +104,12 @@ impl Manifest {
         self
     }
 
+    /// UEFI starts the root's own loader.
+    pub fn efi(mut self) -> Self {
+        self.efi = true;
+        self
+    }
+
     /// Writes the manifest into `directory` and returns the file's path.
     pub fn write(&self, directory: &Path) -> PathBuf {
         let path = directory.join(format!("{}.yaml", self.name));
@@ -123,6 +131,9 @@ impl Manifest {
         if let Some(policy) = self.reboot_policy {
             // writing to a String cannot fail
             let _ = writeln!(yaml, "    rebootPolicy: {policy}");
+        }
+        if self.efi {
+            yaml += "    firmware: {bootloader: {efi: {secureBoot: false}}}\n";
         }
         yaml += "    devices:\n";
         if let Some(action) = &self.watchdog {

@@ -44,12 +44,14 @@ pub fn find(args: &Args) -> Result<Disk, Error> {
     let nothing = |why: &str| Error::Nothing(args.disk.clone(), why.to_owned());
     let found = entries::read(&disk, &args.backing_dir)?.ok_or_else(|| nothing("no such file"))?;
     match found.default_entry() {
-        Err(error) if found.entries.is_empty() => Err(nothing(&error.to_string())),
+        Err(error) if found.entries.is_empty() && found.efi_loader().is_err() => {
+            Err(nothing(&error.to_string()))
+        }
         _ => Ok(found),
     }
 }
 
-/// Prints the menu, the default with a star.
+/// Prints the menu, the default with a star, and what UEFI would start in its place.
 pub fn print(disk: &Disk) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for (index, entry) in disk.entries.iter().enumerate() {
@@ -67,6 +69,9 @@ pub fn print(disk: &Disk) -> io::Result<()> {
         line("options", &entry.cmdline)?;
         line("from", &entry.source)?;
         line("but", entry.why_not.as_deref().unwrap_or_default())?;
+    }
+    if let Ok(loader) = disk.efi_loader() {
+        writeln!(out, "  UEFI\n    {:<8} {loader}", "loader")?;
     }
     out.flush()
 }

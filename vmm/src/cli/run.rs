@@ -1,6 +1,7 @@
 //! `peapod run`: everything is checked here, and a [`Plan`] made; only then does a machine start.
 
 mod boot;
+mod firmware;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -52,6 +53,11 @@ pub struct Options {
     /// that is one file system without a kernel, `vmlinux` or `vmlinuz` of the images]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
+    /// Have UEFI start the disk's own boot loader, and this be the UEFI: Cloud Hypervisor's build of
+    /// EDK2 [default: for `firmware.bootloader.efi`, and for a disk whose kernel is not found,
+    /// `CLOUDHV.fd` of the images or of Debian's package cloudhv-efi-x86-64]
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    pub firmware: Option<PathBuf>,
     /// Initramfs with Peapod's agent [default: `initramfs.cpio` of the images]
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,
@@ -168,7 +174,7 @@ pub enum Error {
     /// No kernel or initramfs is where it is looked for.
     #[error("no {what}: looked for {looked}; `make images` builds it, --{what} names another")]
     NotFound {
-        /// `kernel` or `initramfs`.
+        /// `kernel`, `initramfs` or `firmware`.
         what: &'static str,
         /// The paths tried.
         looked: String,
@@ -185,6 +191,17 @@ pub enum Error {
     /// A disk will not do.
     #[error(transparent)]
     Disk(#[from] disks::Error),
+    /// A file that is no firmware.
+    #[error(
+        "firmware {0}: no ELF image; what starts here is CLOUDHV.fd, as Debian's package cloudhv-efi-x86-64 has it"
+    )]
+    NoFirmware(PathBuf),
+    /// What a disk's own boot loader cannot be told.
+    #[error("--{0}: the disk is booted by UEFI, and its own boot loader decides; leave it out")]
+    NotByFirmware(&'static str),
+    /// The disk's kernel is not found, and UEFI cannot be had.
+    #[error("{0}; by UEFI it would boot: {1}")]
+    NeitherWay(#[source] disks::entries::Error, Box<Error>),
     /// The manifest's kernel cannot be had.
     #[error("firmware.kernelBoot: {0}")]
     KernelBoot(containerdisk::Error),
@@ -522,6 +539,42 @@ mod tests {
             last.contains("/dev/kvm") || last.contains("already taken"),
             "{last}"
         );
+    }
+
+    #[test]
+    fn what_uefi_cannot_start_or_be_told_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = manifest(dir.path(), "64Mi", 80);
+        let text = fs::read_to_string(&path).unwrap();
+        let efi = "    firmware: {bootloader: {efi: {secureBoot: false}}}\n    devices:\n";
+        fs::write(&path, text.replace("    devices:\n", efi)).unwrap();
+        let (machine, _) = read_manifest_text(&path).unwrap();
+        let options = |words: &[&str]| {
+            let words = [&["run", path.to_str().unwrap()], words].concat();
+            Line::parse_from(words).args.vm
+        };
+        let choose = |words: &[&str]| {
+            let images = [dir.path().to_owned()];
+            let chosen = firmware::choose(&options(words), &machine, &[], &images, "its loader");
+            chosen.err().map(|error| error.to_string())
+        };
+        for (words, option) in [
+            (["--append", "quiet"], "--append: the disk"),
+            (["--initramfs", "x"], "--initramfs: the disk"),
+            (["--seed", "vsock"], "--seed vsock: the disk"),
+        ] {
+            let said = choose(&words).unwrap();
+            assert!(said.starts_with(option), "{said}");
+        }
+        let firmware = dir.path().join("CLOUDHV.fd");
+        let mut image = vec![0; 2560];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        fs::write(&firmware, &image).unwrap();
+        let said = choose(&[]).unwrap();
+        assert!(said.contains("CLOUDHV.fd: no ELF image"), "{said}");
+        image[..4].copy_from_slice(b"\x7fELF");
+        fs::write(&firmware, &image).unwrap();
+        assert_eq!(choose(&[]), None);
     }
 
     #[test]

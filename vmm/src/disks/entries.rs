@@ -19,6 +19,19 @@ pub enum Error {
     /// Nothing is found on it, or not all of what is.
     #[error("disk `{0}`: {1}; --kernel starts another one")]
     Entries(String, entries::Error),
+    /// It has nothing for UEFI.
+    #[error("disk `{0}`: {1}")]
+    Loader(String, entries::Error),
+}
+
+/// What a disk has to boot.
+pub enum Own {
+    /// Nothing: a plain root, which needs a kernel.
+    PlainRoot,
+    /// A kernel, with what it is started with.
+    Kernel(Entry, Loaded),
+    /// A loader for UEFI, and why no kernel was found.
+    Loader(String, Error),
 }
 
 /// A disk for a reader that knows nothing of devices.
@@ -53,16 +66,35 @@ pub fn read(
     Ok(Some(entries::Disk::read(Box::new(Bytes(disk)))))
 }
 
-/// The disk's own kernel with what it is started with; `None` for a plain root, which needs one.
-pub fn own(disk: &PlannedDisk, backing_dirs: &[PathBuf]) -> Result<Option<(Entry, Loaded)>, Error> {
+/// What the disk has to boot.
+pub fn own(disk: &PlannedDisk, backing_dirs: &[PathBuf]) -> Result<Own, Error> {
     let Some(found) = read(disk, backing_dirs)? else {
-        return Ok(None);
+        return Ok(Own::PlainRoot);
     };
     if found.is_plain_root() {
-        return Ok(None);
+        return Ok(Own::PlainRoot);
     }
     let about = |error| Error::Entries(disk.name.clone(), error);
-    let entry = found.default_entry().map_err(about)?.clone();
+    let entry = match (found.default_entry(), found.efi_loader()) {
+        (Ok(entry), _) => entry.clone(),
+        (Err(why), Ok(loader)) => return Ok(Own::Loader(called(disk, &loader), about(why))),
+        (Err(why), Err(_)) => return Err(about(why)),
+    };
     let loaded = found.load(&entry).map_err(about)?;
-    Ok(Some((entry, loaded)))
+    Ok(Own::Kernel(entry, loaded))
+}
+
+/// The loader that UEFI would start from the disk, for a person.
+pub fn loader(disk: &PlannedDisk, backing_dirs: &[PathBuf]) -> Result<String, Error> {
+    // One that a dry run did not make.
+    let Some(found) = read(disk, backing_dirs)? else {
+        return Ok(called(disk, "loader"));
+    };
+    let loader = found.efi_loader();
+    let about = |error| Error::Loader(disk.name.clone(), error);
+    Ok(called(disk, &loader.map_err(about)?))
+}
+
+fn called(disk: &PlannedDisk, loader: &str) -> String {
+    format!("disk `{}`'s {loader}", disk.name)
 }

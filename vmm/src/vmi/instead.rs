@@ -30,8 +30,8 @@ const INSTEAD: &[(&str, &str)] = &[
     ),
     ("spec.domain.machine", "leave it out: there is one machine"),
     (
-        "spec.domain.firmware.bootloader",
-        "use `bios: {}`, or leave it out: the disk's own kernel is found and booted, without UEFI",
+        "spec.domain.firmware.bootloader.efi.persistent",
+        "leave it out: UEFI's variables have no store",
     ),
     ("spec.domain.firmware.acpi", "leave it out"),
     (

@@ -38,6 +38,8 @@ pub struct Machine {
     pub chassis: Chassis,
     /// `firmware.kernelBoot`.
     pub kernel_boot: Option<KernelBoot>,
+    /// `firmware.bootloader.efi`: UEFI starts the root disk's own boot loader.
+    pub efi: bool,
     /// `devices.rng` was given. (Peapod's machine always has one.)
     pub rng: bool,
     /// `autoattachMemBalloon`: unless told otherwise there is one.

@@ -270,6 +270,7 @@ fn spec_of(
         termination_grace: Duration::from_secs(grace.into()),
         reboot_policy: reboot_policy.unwrap_or(RebootPolicy::Reboot),
         kernel_boot: firmware.kernel_boot,
+        efi: firmware.efi,
         rng: devices.rng,
         balloon: devices.balloon,
         watchdog: devices.watchdog,
@@ -429,6 +430,7 @@ struct Firmware {
     uuid: Option<String>,
     serial: Option<String>,
     kernel_boot: Option<KernelBoot>,
+    efi: bool,
 }
 
 fn firmware(field: &Field, p: &mut Problems) -> Firmware {
@@ -446,20 +448,42 @@ fn firmware(field: &Field, p: &mut Problems) -> Firmware {
         f.problem(p, "not a UUID");
         None
     });
-    if let Some(field) = firmware.take("bootloader")
-        && let Some(mut bootloader) = field.object(p, schema::BOOTLOADER)
-    {
-        // What a BIOS would start is found and booted.
-        bootloader.ignore(&["bios"]);
-        bootloader.finish(p);
-    }
+    let efi = firmware
+        .take("bootloader")
+        .is_some_and(|f| bootloader(&f, p));
     let kernel_boot = firmware.take("kernelBoot").and_then(|f| kernel_boot(&f, p));
     firmware.finish(p);
     Firmware {
         uuid,
         serial,
         kernel_boot,
+        efi,
     }
+}
+
+/// Whether it is UEFI's.
+fn bootloader(field: &Field, p: &mut Problems) -> bool {
+    let Some(mut bootloader) = field.object(p, schema::BOOTLOADER) else {
+        return false;
+    };
+    let efi = bootloader.take("efi");
+    // What a BIOS would start is found and booted.
+    if bootloader.take("bios").is_some() && efi.is_some() {
+        field.problem(p, "has both `bios` and `efi`: leave one out");
+    }
+    bootloader.finish(p);
+    let Some(mut efi) = efi.and_then(|f| f.object(p, schema::EFI)) else {
+        return false;
+    };
+    // As in KubeVirt it is on where nothing is said.
+    let secure = efi.take("secureBoot");
+    if secure.as_ref().is_none_or(|f| f.boolean(p) == Some(true)) {
+        let place = secure.as_ref().unwrap_or(efi.field());
+        place.problem(p, "set `secureBoot: false`: there is no Secure Boot");
+    }
+    efi.accept_bool("persistent", false);
+    efi.finish(p);
+    true
 }
 
 fn chassis(field: &Field, p: &mut Problems) -> Option<Chassis> {

@@ -45,6 +45,7 @@ mod lists {
     pub const MACHINE: Fields = &["type"];
     pub const FIRMWARE: Fields = &["acpi", "bootloader", "kernelBoot", "serial", "uuid"];
     pub const BOOTLOADER: Fields = &["bios", "efi"];
+    pub const EFI: Fields = &["persistent", "secureBoot"];
     pub const KERNEL_BOOT: Fields = &["container", "kernelArgs"];
     pub const KERNEL_BOOT_CONTAINER: Fields = &[
         "image", "imagePullPolicy", "imagePullSecret", "initrdPath", "kernelPath",

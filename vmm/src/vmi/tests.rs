@@ -451,6 +451,10 @@ fn a_kernel_in_a_container_image_is_read() {
         arguments: "console=ttyS0".to_owned(),
     };
     assert_eq!(parsed.unwrap().machine.kernel_boot, Some(want));
+    for (loader, efi) in [("bios: {}", false), ("efi: {secureBoot: false}", true)] {
+        let parsed = boot(&format!("{{bootloader: {{{loader}}}}}"));
+        assert_eq!(parsed.unwrap().machine.efi, efi);
+    }
     for (text, said) in [
         ("{kernelBoot: {kernelArgs: x}}", "`container` is required"),
         (
@@ -459,7 +463,19 @@ fn a_kernel_in_a_container_image_is_read() {
         ),
         (
             "{bootloader: {efi: {}}}",
-            "bootloader.efi: not supported; use `bios: {}`",
+            "bootloader.efi: set `secureBoot: false`",
+        ),
+        (
+            "{bootloader: {efi: {secureBoot: true}}}",
+            "efi.secureBoot: set `secureBoot: false`",
+        ),
+        (
+            "{bootloader: {efi: {secureBoot: false, persistent: true}}}",
+            "efi.persistent: not supported; leave it out",
+        ),
+        (
+            "{bootloader: {bios: {}, efi: {secureBoot: false}}}",
+            "bootloader: has both `bios` and `efi`",
         ),
     ] {
         let error = boot(text).unwrap_err().to_string();

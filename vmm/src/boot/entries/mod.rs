@@ -41,6 +41,9 @@ const GRUB: [&str; 4] = [
 /// Where there may be entries of type 1 that no loader is configured to read.
 const ENTRIES: [&str; 2] = ["/loader/entries", "/boot/loader/entries"];
 
+/// Where UEFI looks for a loader on a disk of which it knows nothing (UEFI 2.10, section 3.5.1.1).
+const EFI_LOADER: (&str, &str) = ("/EFI/BOOT", "BOOTX64.EFI");
+
 /// Where a kernel or a part of an initramfs lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
@@ -288,6 +291,27 @@ impl Disk {
             ))),
             (None, Some(_)) => Ok(entry),
         }
+    }
+
+    /// The loader that UEFI would start: `partition 1 (vfat): /EFI/BOOT/BOOTX64.EFI`.
+    pub fn efi_loader(&self) -> Result<String, Error> {
+        let (directory, name) = EFI_LOADER;
+        let volumes: Vec<_> = self.volumes.iter().filter(|v| v.kind == "vfat").collect();
+        let has = |volume: &&&Volume| {
+            let names = volume.list(directory);
+            names.iter().any(|found| found.eq_ignore_ascii_case(name))
+        };
+        if let Some(volume) = volumes.iter().find(has) {
+            return Ok(format!("{}: {directory}/{name}", volume.place()));
+        }
+        let places: Vec<_> = volumes.iter().map(|v| v.place()).collect();
+        let place = match &*places.join(", ") {
+            "" => "no vfat".to_owned(),
+            places => places.to_owned(),
+        };
+        Err(Error(format!(
+            "has nothing for UEFI to boot; looked for {directory}/{name} on {place}"
+        )))
     }
 
     fn nothing(&self) -> String {

@@ -171,6 +171,26 @@ fn boot_partition(config: &str) -> Vec<u8> {
 }
 
 #[test]
+fn a_loader_for_uefi_is_found_on_vfat_alone_and_in_either_case() {
+    let esp = vfat(&[("/efi/boot/bootx64.efi", "PE")]);
+    let root = ext4(&[("/EFI/BOOT/BOOTX64.EFI", "PE")]);
+    let found = |partitions: &[(&str, &[u8])]| {
+        let disk = read(partitioned("gpt", partitions));
+        assert!(disk.default_entry().is_err());
+        disk.efi_loader().map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        found(&[("L", &root), (ESP, &esp)]).unwrap(),
+        "partition 2 (vfat): /EFI/BOOT/BOOTX64.EFI"
+    );
+    let why = found(&[("L", &root)]).unwrap_err();
+    assert!(
+        why.ends_with("looked for /EFI/BOOT/BOOTX64.EFI on no vfat"),
+        "{why}"
+    );
+}
+
+#[test]
 fn the_newest_entry_of_the_boot_partition_is_the_default_unless_loader_conf_names_another() {
     let root = ext4(&[("/etc/fstab", "")]);
     let disk = |config| {
@@ -395,6 +415,7 @@ fn no_bytes_of_a_disk_make_its_reader_panic() {
             let _ = disk.load(entry);
         }
         let _ = disk.default_entry();
+        let _ = disk.efi_loader();
         Ok(())
     };
     runner.run(&case, run).unwrap();

@@ -1,14 +1,16 @@
-//! What is booted: a kernel that was given, the manifest's, the root disk's own, or Peapod's.
+//! What is booted: a kernel that was given, the manifest's, the root disk's own, firmware, or
+//! Peapod's kernel.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Agent, Error, Options, find};
+use super::{Agent, Error, Options, find, firmware};
 use crate::boot::initramfs::{Initramfs, InitramfsError};
 use crate::boot::kernel::Kernel;
 use crate::devices::virtio::block::disk;
 use crate::disks::Finder;
+use crate::disks::entries::Own;
 use crate::plan::PlannedDisk;
 use crate::vmi::{KernelBoot, Machine};
 use crate::{checks, disks};
@@ -81,21 +83,32 @@ pub(super) fn choose(
         return from_image(args, finder, boot, &kernels);
     }
     let root = machine.root_disk().and_then(|root| disks.get(root));
+    let backing_dirs = &args.disks.backing_dir;
+    let by_firmware = |loader: &str| firmware::choose(args, machine, disks, finder.images, loader);
     let own = match (&given, root) {
-        (None, Some(root)) => disks::entries::own(root, &args.disks.backing_dir)?,
-        _ => None,
+        (None, Some(root)) if machine.efi || args.firmware.is_some() => {
+            return by_firmware(&disks::entries::loader(root, backing_dirs)?);
+        }
+        (None, Some(root)) => disks::entries::own(root, backing_dirs)?,
+        _ => Own::PlainRoot,
     };
-    let Some((entry, loaded)) = own else {
-        let (kernel, initramfs) = match given {
-            Some(given) => given,
-            None => files(args, finder.images)?,
-        };
-        return Ok(Chosen {
-            kernel: Kernel::open(&kernel, &kernels)?,
-            what: format!("{} with {}", kernel.display(), initramfs.display()),
-            cmdline: None,
-            initramfs: Source::File(initramfs),
-        });
+    let (entry, loaded) = match own {
+        Own::Kernel(entry, loaded) => (entry, loaded),
+        Own::Loader(loader, why) => {
+            return by_firmware(&loader).map_err(|error| Error::NeitherWay(why, Box::new(error)));
+        }
+        Own::PlainRoot => {
+            let (kernel, initramfs) = match given {
+                Some(given) => given,
+                None => files(args, finder.images)?,
+            };
+            return Ok(Chosen {
+                kernel: Kernel::open(&kernel, &kernels)?,
+                what: format!("{} with {}", kernel.display(), initramfs.display()),
+                cmdline: None,
+                initramfs: Source::File(initramfs),
+            });
+        }
     };
     let name = PathBuf::from(entry.kernel().unwrap_or_default());
     let mut cmdline = entry.cmdline;
@@ -182,6 +195,16 @@ fn from_image(
 }
 
 impl Chosen {
+    /// What is entered as a kernel is, and finds the rest by itself.
+    pub(super) fn firmware(kernel: Kernel, what: String) -> Self {
+        Self {
+            kernel,
+            what,
+            cmdline: Some(String::new()),
+            initramfs: Source::None,
+        }
+    }
+
     /// Opens what there is to load. A disk's own initramfs goes into an unnamed file of the state
     /// directory.
     pub(super) fn keep(self, state_dir: &Path) -> Result<Booted, Error> {

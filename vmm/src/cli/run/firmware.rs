@@ -1,0 +1,59 @@
+//! A root disk that its own boot loader starts: UEFI, entered as a kernel is, finds it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::boot::Chosen;
+use super::{Error, Options, Seed, find};
+use crate::boot::kernel::Kernel;
+use crate::checks;
+use crate::plan::PlannedDisk;
+use crate::vmi::Machine;
+
+/// Cloud Hypervisor's build of EDK2, which this machine's platform is made for.
+const NAME: &str = "CLOUDHV.fd";
+/// Where Debian's package has it.
+const DEBIAN: &str = "/usr/share/cloudhv-efi-x86-64";
+const ELF_MAGIC: &[u8; 4] = b"\x7fELF";
+
+/// Finds the firmware that starts `loader`, which is on the root disk.
+pub(super) fn choose(
+    args: &Options,
+    machine: &Machine,
+    disks: &[PlannedDisk],
+    images: &[PathBuf],
+    loader: &str,
+) -> Result<Chosen, Error> {
+    let nothing_there = [
+        (args.append.is_some(), "append"),
+        (args.initramfs.is_some(), "initramfs"),
+        (args.seed == Seed::Vsock, "seed vsock"),
+    ];
+    if let Some((_, option)) = nothing_there.into_iter().find(|(given, _)| *given) {
+        return Err(Error::NotByFirmware(option));
+    }
+    let dirs: Vec<_> = images.iter().cloned().chain([DEBIAN.into()]).collect();
+    let path = find(args.firmware.as_ref(), "firmware", &[NAME], &dirs)?;
+    checks::kernel(&path)?;
+    if !is_elf(&path) {
+        return Err(Error::NoFirmware(path));
+    }
+    let root = machine.root_disk().unwrap_or(0);
+    if let Some(first) = disks.first().filter(|_| root > 0) {
+        tracing::warn!(
+            "UEFI looks at the disks as the manifest lists them, whatever their bootOrder, and `{}` is \
+             the first: it starts if it has a loader",
+            first.name
+        );
+    }
+    let what = format!("{loader} by {}, without the agent", path.display());
+    // Nothing is unpacked.
+    Ok(Chosen::firmware(Kernel::open(&path, Path::new("."))?, what))
+}
+
+fn is_elf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == *ELF_MAGIC
+}
