@@ -84,10 +84,11 @@ impl Space {
         File::open(self.path()).map_err(|e| about(&self.path(), e))
     }
 
-    /// The command, to be run inside.
+    /// The command, to be run inside. A Ctrl-C at the terminal is not for it.
     pub fn command(&self, program: &str) -> io::Result<Command> {
         let space = self.open()?;
         let mut command = Command::new(program);
+        command.process_group(0);
         // SAFETY: between fork and exec this makes one system call and allocates nothing.
         unsafe { command.pre_exec(move || enter(&space)) };
         Ok(command)
