@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 /// What is read at once, and kept: readers of file systems ask for a block at a time.
 const PIECE: u64 = 64 << 10;
+/// Pieces that are kept: a file's next part and the table that says where it lies are read in turns.
+const PIECES: usize = 8;
 
 /// Bytes that can be read at any place.
 pub trait ReadAt {
@@ -32,26 +34,36 @@ impl ReadAt for Vec<u8> {
 
 struct Cached {
     bytes: Box<dyn ReadAt>,
-    at: u64,
-    piece: Vec<u8>,
+    /// Pieces and where they begin, the one that was wanted last at the end.
+    pieces: Vec<(u64, Vec<u8>)>,
 }
 
 impl Cached {
     /// Bytes from `at`, not many at once.
     fn some(&mut self, to: &mut [u8], at: u64) -> io::Result<usize> {
-        if at < self.at || at - self.at >= self.piece.len() as u64 {
-            let start = at / PIECE * PIECE;
-            let left = self.bytes.size().saturating_sub(start);
-            let mut piece = std::mem::take(&mut self.piece);
-            piece.resize(left.min(PIECE) as usize, 0);
-            self.bytes.read_at(&mut piece, start)?;
-            (self.piece, self.at) = (piece, start);
-        }
-        let mut from = usize::try_from(at - self.at)
-            .ok()
-            .and_then(|skip| self.piece.get(skip..))
-            .unwrap_or_default();
-        from.read(to)
+        let start = at / PIECE * PIECE;
+        let held = self.pieces.iter().position(|(of, _)| *of == start);
+        let piece = match held {
+            Some(index) => self.pieces.remove(index),
+            None => self.piece(start)?,
+        };
+        let skip = usize::try_from(at - start).unwrap_or(usize::MAX);
+        let mut from = piece.1.get(skip..).unwrap_or_default();
+        let read = from.read(to);
+        self.pieces.push(piece);
+        read
+    }
+
+    /// Reads the piece from `start`, in the place of the one that was wanted longest ago.
+    fn piece(&mut self, start: u64) -> io::Result<(u64, Vec<u8>)> {
+        let mut piece = match self.pieces.len() {
+            PIECES => self.pieces.remove(0).1,
+            _ => Vec::new(),
+        };
+        let left = self.bytes.size().saturating_sub(start);
+        piece.resize(left.min(PIECE) as usize, 0);
+        self.bytes.read_at(&mut piece, start)?;
+        Ok((start, piece))
     }
 }
 
@@ -70,8 +82,7 @@ impl Window {
         let len = bytes.size();
         let disk = Cached {
             bytes,
-            at: 0,
-            piece: Vec::new(),
+            pieces: Vec::new(),
         };
         Self {
             disk: Rc::new(RefCell::new(disk)),
@@ -152,5 +163,46 @@ impl ext4_view::Ext4Read for Window {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.at = at;
         Ok(self.read_exact(to)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Bytes that tell their place, and how often they were read.
+    struct Counted(u64, Rc<Cell<usize>>);
+
+    impl ReadAt for Counted {
+        fn size(&self) -> u64 {
+            self.0
+        }
+
+        fn read_at(&mut self, to: &mut [u8], at: u64) -> io::Result<()> {
+            self.1.set(self.1.get() + 1);
+            (at..)
+                .zip(to)
+                .for_each(|(at, byte)| *byte = (at >> 16) as u8);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn places_that_are_read_in_turns_are_read_once() {
+        let count = Rc::new(Cell::new(0));
+        let window = Window::whole(Box::new(Counted(40 * PIECE + 7, count.clone())));
+        for round in 0..100 {
+            assert_eq!(window.peek::<1>(round), [0]);
+            assert_eq!(window.peek::<1>(39 * PIECE + round), [39]);
+        }
+        assert_eq!(count.get(), 2);
+        for piece in 0..=40 {
+            assert_eq!(window.peek::<2>(piece * PIECE), [piece as u8; 2]);
+        }
+        assert_eq!(count.get(), 42);
+        // Of what is behind the end there is nothing.
+        assert_eq!(window.peek::<8>(40 * PIECE + 5), [40, 40, 0, 0, 0, 0, 0, 0]);
     }
 }
