@@ -125,29 +125,15 @@ fn a_qcow2_disk_with_a_backing_file_boots_its_own_kernel() {
     run("qemu-img", &["check", "-q", disk.to_str().unwrap()]);
 }
 
-/// The same disk each way: by its unified kernel image, with the agent; by UEFI, whose GRUB starts the
-/// root's kernel, and no agent can be there.
+/// By UEFI the same disk is booted in `handler`.
 #[test]
-fn a_disk_of_uefi_s_boots_by_its_unified_kernel_image_or_by_firmware() {
+fn a_unified_kernel_image_is_booted() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, base) = overlay(directory.path(), "efi.img", "raw");
     let base = base.to_str().unwrap();
     let options = ["--format", "root=qcow2", "--backing-dir", base];
     let image = "the disk's `Debian GNU/Linux 12 (bookworm)`, with the agent";
     boots_its_own_kernel(&disk, &options, image, 1);
-    let manifest = Manifest::new("uefi", "").root(&disk).efi();
-    let mut vm = Vm::run(&manifest.write(directory.path()), options);
-    assert_eq!(vm.wait(BOOT), 0, "{}\n{}", vm.console(), vm.log());
-    let (console, log) = (vm.console(), vm.log());
-    assert!(
-        console.contains(" 2 BOOT_IMAGE=/boot/vmlinuz-"),
-        "{console}"
-    );
-    let loader = "booting disk `root`'s partition 1 (vfat): /EFI/BOOT/BOOTX64.EFI by ";
-    assert!(
-        log.contains(loader) && log.contains("without the agent"),
-        "{log}"
-    );
 }
 
 #[test]

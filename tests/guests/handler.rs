@@ -17,12 +17,12 @@ use super::{BOOT, SOON};
 const UID: &str = "0c2a6cf5-1a27-4d2f-9b3e-2f6a1b7f3c11";
 
 /// A launcher as KubeVirt starts it, and its directories.
-fn launcher(directory: &Path) -> Vm {
+fn launcher(directory: &Path, disk: &str) -> Vm {
     for folder in ["share", "private", "ephemeral", "disks"] {
         std::fs::create_dir(directory.join(folder)).unwrap();
     }
     // As virt-handler mounts the disk of the first volume's image.
-    let disk = image("details.ext4").canonicalize().unwrap();
+    let disk = image(disk).canonicalize().unwrap();
     symlink(disk, directory.join("disks/disk_0.img")).unwrap();
     let at = |flag: &str, folder: &str| format!("--{flag}={}", directory.join(folder).display());
     let mut command = Command::new(peapod());
@@ -39,8 +39,12 @@ fn launcher(directory: &Path) -> Vm {
 }
 
 fn begin() -> (TempDir, Vm, Handler) {
+    begin_with("details.ext4")
+}
+
+fn begin_with(disk: &str) -> (TempDir, Vm, Handler) {
     let directory = tempfile::tempdir().unwrap();
-    let vm = launcher(directory.path());
+    let vm = launcher(directory.path(), disk);
     let handler = Handler::start(&directory.path().join("share"));
     (directory, vm, handler)
 }
@@ -270,4 +274,46 @@ fn a_launcher_that_nobody_gives_a_vmi_ends_on_sigterm() {
     let _ = handler.client();
     vm.signal(libc::SIGTERM);
     assert_eq!(vm.wait(SOON), 0, "{}", vm.log());
+}
+
+/// UEFI starts the disk's own GRUB, and no agent of Peapod's can be there: the disk has QEMU's.
+#[test]
+fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_has() {
+    let (directory, mut vm, handler) = begin_with("efi.img");
+    let mut client = handler.client();
+    let mut vmi = vmi("registry.example/efi:v1");
+    vmi["spec"]["domain"]["firmware"]["bootloader"] = json!({ "efi": { "secureBoot": false } });
+    let synced = handler.call(client.sync_virtual_machine(about(&vmi)));
+    assert!(synced.unwrap().into_inner().success);
+    let domain = handler.wait("an agent, and what runs there", BOOT, |_, event| {
+        let state = &event["Spec"]["Devices"]["Channels"][0]["Target"]["State"];
+        state == "connected" && event["Status"]["OSInfo"]["Id"] == "debian"
+    });
+    assert_eq!(status(&domain), ("Running", "Unknown"), "{domain:#}");
+    let log = vm.log();
+    let loader = "booting disk `root`'s partition 1 (vfat): /EFI/BOOT/BOOTX64.EFI by ";
+    assert!(
+        log.contains(loader) && log.contains("without the agent"),
+        "{log}"
+    );
+    assert!(
+        vm.console().contains(" 1 BOOT_IMAGE=/boot/vmlinuz-"),
+        "{}",
+        vm.console()
+    );
+    let pinged = probe(directory.path(), &["--guestAgentPing"]);
+    assert!(pinged.status.success(), "{pinged:?}");
+    let program = [
+        "--command",
+        "/bin/sh",
+        "--",
+        "-c",
+        "echo from the guest; exit 3",
+    ];
+    let ran = probe(directory.path(), &program);
+    assert_eq!(ran.status.code(), Some(3), "{ran:?}");
+    vm.signal(libc::SIGTERM);
+    assert_eq!(vm.wait(BOOT), 0, "{}\n{}", vm.console(), vm.log());
+    let told = "told to: shutdown -h -P +0";
+    assert!(vm.console().contains(told), "{}", vm.console());
 }

@@ -135,6 +135,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     };
     let Parts {
         network,
+        qga,
         balloon,
         disks,
         layers,
@@ -175,7 +176,10 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     let kvm = Arc::new(host::open_kvm()?);
     enter_sandbox(plan)?;
     agent.listen_to(streams).map_err(Error::Agent)?;
-    let stopper = stop::Stopper::start(agent.clone()).map_err(Error::Signals)?;
+    if let Some(qga) = &qga {
+        qga.watch().map_err(Error::Agent)?;
+    }
+    let stopper = stop::Stopper::start(agent.clone(), qga.clone()).map_err(Error::Signals)?;
     let running = Arc::new(Running {
         name: plan.machine.name.clone(),
         namespace: plan.machine.namespace.clone(),
@@ -184,7 +188,9 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         vcpus: plan.machine.vcpus,
         memory: plan.machine.memory,
         started: Instant::now(),
+        has_agent: plan.has_agent,
         agent: agent.clone(),
+        qga: qga.clone(),
         stopper: stopper.clone(),
         console: Console::default(),
         network,
@@ -206,7 +212,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     let _api = Api::start(running.clone(), socket.get(), probes, console).map_err(Error::Api)?;
     if let Some(door) = door {
         let domain = Domain::of(plan, door.uid());
-        let asked = Programs::at(plan.state_dir.join(vsock::SOCKET));
+        let asked = Programs::at(plan.state_dir.join(vsock::SOCKET)).or(qga);
         let served = door.serve(running.clone(), domain, asked);
         served.map_err(Error::Api)?;
     }

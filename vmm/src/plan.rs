@@ -32,6 +32,8 @@ pub struct Plan {
     pub initramfs: Option<Initramfs>,
     /// What is booted, for a person.
     pub boots: String,
+    /// Whether Peapod's agent goes in with it.
+    pub has_agent: bool,
     /// The command line of a kernel that is the root disk's own, as its boot loader would start it,
     /// or the manifest's.
     pub cmdline: Option<String>,

@@ -3,9 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use guest_agent::protocol::Os;
 use netdev::control::Control;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::qga::Qga;
 use crate::agent::{self, Agent};
 use crate::changes::Changes;
 use crate::console::Console;
@@ -36,8 +38,12 @@ pub struct Running {
     pub memory: u64,
     /// Since when there is one.
     pub started: Instant,
+    /// Whether Peapod's agent went in with what was booted.
+    pub has_agent: bool,
     /// Its agent, there or not.
     pub agent: Agent,
+    /// QEMU's, where Peapod's did not go in.
+    pub qga: Option<Qga>,
     /// Its end.
     pub stopper: Stopper,
     /// Its console.
@@ -115,6 +121,8 @@ pub struct Status {
     pub balloon: Option<Figures>,
     /// What the agent says.
     pub agent: agent::Status,
+    /// The version of QEMU's guest agent, where the guest has that one.
+    pub qemu_agent: Option<String>,
 }
 
 impl Running {
@@ -153,7 +161,36 @@ impl Running {
             resident: self.resident.bytes(),
             balloon: self.balloon(),
             agent: self.agent.status(),
+            qemu_agent: self.qemu_agent(),
         }
+    }
+
+    /// The version of QEMU's guest agent, where the guest has that one.
+    pub fn qemu_agent(&self) -> Option<String> {
+        self.qga.as_ref().and_then(Qga::version)
+    }
+
+    /// Whether somebody in the guest is there to be asked.
+    pub fn is_answered(&self) -> bool {
+        self.agent.is_connected() || self.qemu_agent().is_some()
+    }
+
+    /// What runs in the guest, by the agent that is there.
+    pub fn os(&self) -> Result<Os, String> {
+        match &self.qga {
+            Some(qga) if qga.version().is_some() => qga.os().map_err(|error| error.to_string()),
+            _ => match self.agent.guest_info() {
+                Ok(info) => Ok(info.os),
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+
+    /// Whether the guest's set-up is over. Of one that has no agent of Peapod's nobody knows, and it is
+    /// taken to be.
+    fn is_set_up(&self) -> bool {
+        let told = self.has_agent || self.agent.is_connected();
+        self.agent.is_ready() || !told
     }
 
     /// What of its memory the guest has and uses, as it says now; a paused one cannot be asked.
@@ -167,7 +204,7 @@ impl Running {
             Phase::Stopping
         } else if self.power().is_paused() {
             Phase::Paused
-        } else if self.agent.is_ready() {
+        } else if self.is_set_up() {
             Phase::Running
         } else {
             Phase::Starting
@@ -178,7 +215,7 @@ impl Running {
     /// run, or nothing in it answers behind a forward.
     pub fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if !self.agent.is_ready() {
+        if !self.is_set_up() {
             reasons.push("the guest's set-up is not over".to_owned());
         }
         match self.phase() {

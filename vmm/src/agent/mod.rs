@@ -4,6 +4,7 @@
 mod ask;
 mod follow;
 pub mod program;
+pub mod qga;
 pub mod seed;
 pub mod session;
 #[cfg(test)]
@@ -372,7 +373,7 @@ fn ask(state: &mut State, request: &Request) -> u32 {
 }
 
 /// The guest's words for a log: cut, and without what a terminal would obey.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut shown = String::new();
     for letter in text.chars().take(SHOWN) {
         match letter {

@@ -6,14 +6,16 @@ use std::time::{Duration, Instant};
 use guest_agent::protocol::{Exec, Reply, Request};
 
 use super::session::{Error, Said, Session};
+use crate::agent::qga::Qga;
 
 /// What a shell adds to the number of the signal that ended a program.
-const BY_SIGNAL: i32 = 128;
+pub const BY_SIGNAL: i32 = 128;
 
-/// The agent behind a VM's vsock.
-#[derive(Debug, Clone)]
+/// The agent behind a VM's vsock, or QEMU's where that one is the guest's.
+#[derive(Clone)]
 pub struct Programs {
     socket: PathBuf,
+    qga: Option<Qga>,
 }
 
 /// A program's status by the reply about its end: its own, or 128 and the signal that ended it.
@@ -36,16 +38,31 @@ pub struct Ended {
 impl Programs {
     /// The agent of the VM whose vsock is at `socket`.
     pub fn at(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, qga: None }
+    }
+
+    /// The same, or that one while it is there.
+    pub fn or(self, qga: Option<Qga>) -> Self {
+        Self { qga, ..self }
+    }
+
+    fn qga(&self) -> Option<&Qga> {
+        self.qga.as_ref().filter(|qga| qga.version().is_some())
     }
 
     /// Whether it answers.
     pub fn ping(&self, within: Duration) -> Result<(), Error> {
-        self.ask(&Request::Ping, within, 0).map(|_| ())
+        match self.qga() {
+            Some(qga) => qga.ping(within),
+            None => self.ask(&Request::Ping, within, 0).map(|_| ()),
+        }
     }
 
     /// Runs a program, which is hung up on when its time is over.
     pub fn run(&self, argv: Vec<String>, within: Duration, most: usize) -> Result<Ended, Error> {
+        if let Some(qga) = self.qga() {
+            return qga.run(&argv, within, most);
+        }
         let exec = Exec {
             argv,
             ..Exec::default()

@@ -343,6 +343,7 @@ pub fn plan(
         kernel: booted.kernel,
         initramfs: booted.initramfs,
         boots: booted.what,
+        has_agent: booted.has_agent,
         cmdline: booted.cmdline,
         append: args.append.clone(),
         oem_strings: args.oem_string.clone(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use netdev::config::Network;
@@ -11,6 +12,7 @@ use netdev::pod::Pod;
 
 use super::{Error, Stopper, sockets};
 use crate::agent::Agent;
+use crate::agent::qga::{self, Qga};
 use crate::devices::pci::Address;
 use crate::devices::pci::branch::{self, Bridge};
 use crate::devices::pci::bridge::HostBridge;
@@ -21,6 +23,7 @@ use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::block::counters::Counters;
 use crate::devices::virtio::block::limit::Limiter;
+use crate::devices::virtio::console::Console;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_LEN, PciTransport, SharedVirtio};
@@ -37,13 +40,14 @@ const NET_SLOT: u8 = 1;
 const VSOCK_SLOT: u8 = 2;
 const RNG_SLOT: u8 = 3;
 const FIRST_DISK_SLOT: u8 = 4;
+const CONSOLE_SLOT: u8 = 28;
 const WATCHDOG_SLOT: u8 = 29;
 const BALLOON_SLOT: u8 = 30;
 const PANIC_SLOT: u8 = 31;
 const CONFIG_PORTS: (u64, u64) = (0xcf8, 8);
 
 const _: () = assert!(32 * BAR_LEN <= branch::WINDOW);
-const _: () = assert!(vmi::MAX_DISKS + FIRST_DISK_SLOT as usize <= WATCHDOG_SLOT as usize);
+const _: () = assert!(vmi::MAX_DISKS + FIRST_DISK_SLOT as usize <= CONSOLE_SLOT as usize);
 
 /// A device in its slot. It belongs to the process: a guest's reset makes the machine anew round it.
 pub struct Plugged {
@@ -71,6 +75,8 @@ impl Plugged {
 pub struct Parts {
     /// Its network, if it has one.
     pub network: Option<Control>,
+    /// QEMU's agent, where Peapod's does not go in.
+    pub qga: Option<Qga>,
     /// Its balloon, if it has one.
     pub balloon: Option<balloon::Control>,
     /// What is done with its disks, by name.
@@ -107,6 +113,14 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         let net = Net::new(engine, mac, mtu);
         devices.push(Plugged::new(NET_SLOT, ("net", ""), net));
     }
+    let mut qga = None;
+    if !plan.has_agent {
+        let (ours, port) = UnixStream::pair().map_err(Error::Device)?;
+        let console = Console::new(qga::PORT, port).map_err(Error::Device)?;
+        let client = Qga::new(ours, console.open(), agent.changes().clone());
+        qga = Some(client.map_err(Error::Device)?);
+        devices.push(Plugged::new(CONSOLE_SLOT, ("console", ""), console));
+    }
     let vsock = sockets::vsock(agent, plan.seed.clone(), &plan.state_dir)
         .map_err(|error| Error::Vsock(plan.state_dir.clone(), error))?;
     devices.push(Plugged::new(VSOCK_SLOT, ("vsock", ""), vsock));
@@ -136,6 +150,7 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
     devices.extend(balloon.map(|balloon| Plugged::new(BALLOON_SLOT, ("balloon", ""), balloon)));
     Ok(Parts {
         network,
+        qga,
         balloon: control,
         disks: counted,
         layers,

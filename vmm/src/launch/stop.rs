@@ -1,4 +1,5 @@
-//! How a machine is stopped from outside: SIGTERM and SIGINT ask the guest's agent to power off,
+//! How a machine is stopped from outside: SIGTERM and SIGINT ask the guest's agent to power off, or
+//! press its button where there is none,
 //! the end of the grace period or a second signal ends the machine by force.
 
 use std::io;
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::agent::Agent;
+use crate::agent::qga::Qga;
 use crate::power::{Outcome, Power};
 use crate::sandbox::{self, Kind};
 
@@ -17,6 +19,7 @@ pub struct Stopper(Arc<Shared>);
 
 struct Shared {
     agent: Agent,
+    qga: Option<Qga>,
     stopping: AtomicBool,
     target: Mutex<Option<(Power, Duration)>>,
 }
@@ -25,9 +28,10 @@ const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
 
 impl Stopper {
     /// Waits for the signals, which [`block_signals`] has blocked, on a thread of its own.
-    pub fn start(agent: Agent) -> io::Result<Self> {
+    pub fn start(agent: Agent, qga: Option<Qga>) -> io::Result<Self> {
         let stopper = Self(Arc::new(Shared {
             agent,
+            qga,
             stopping: AtomicBool::new(false),
             target: Mutex::default(),
         }));
@@ -84,7 +88,9 @@ impl Stopper {
             power.resume();
             self.0.agent.changes().tell();
             self.0.agent.power_off();
-            if !self.0.agent.is_connected() {
+            let told =
+                self.0.agent.is_connected() || self.0.qga.as_ref().is_some_and(Qga::power_off);
+            if !told {
                 power.press();
             }
             if wait(Some(grace)) {

@@ -256,6 +256,10 @@ pub fn thread(kind: Kind) -> Filter {
         Kind::Watchdog => any,
         // Memory goes back by madvise, which any thread may call.
         Kind::Rng | Kind::Balloon => any.allow(WAIT),
+        // Its one stream is there.
+        Kind::Console => any
+            .allow(WAIT)
+            .allow(&[libc::SYS_recvfrom, libc::SYS_sendto]),
         Kind::Vsock => any.allow(WAIT).sockets(UNIX),
         // It reads resolv.conf again when that has changed, and its rates have a timer.
         Kind::Net => any

@@ -30,6 +30,8 @@ pub enum Kind {
     Watchdog,
     /// The socket device's queues.
     Vsock,
+    /// The console device's queues.
+    Console,
     /// The network: queues and sockets.
     Net,
     /// What listens to the guest's agent.
@@ -42,13 +44,14 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Vcpu,
         Self::Block,
         Self::Rng,
         Self::Balloon,
         Self::Watchdog,
         Self::Vsock,
+        Self::Console,
         Self::Net,
         Self::Agent,
         Self::Signals,
@@ -64,6 +67,7 @@ impl Kind {
             Self::Balloon => "balloon",
             Self::Watchdog => "watchdog",
             Self::Vsock => "vsock",
+            Self::Console => "console",
             Self::Net => "net",
             Self::Agent => "agent",
             Self::Signals => "signals",

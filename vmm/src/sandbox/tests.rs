@@ -32,7 +32,7 @@ fn wanted(kind: Kind) -> &'static [(i64, &'static str)] {
     const SOCKET: (i64, &str) = (libc::SYS_socket, "socket");
     const CLONE: (i64, &str) = (libc::SYS_clone, "clone");
     match kind {
-        Kind::Vcpu | Kind::Block | Kind::Rng | Kind::Balloon | Kind::Watchdog => {
+        Kind::Vcpu | Kind::Block | Kind::Rng | Kind::Balloon | Kind::Console | Kind::Watchdog => {
             &[EXEC, OPEN, SOCKET, CLONE]
         }
         Kind::Vsock | Kind::Agent | Kind::Signals => &[EXEC, OPEN, CLONE, SOCKET],

@@ -35,13 +35,14 @@ impl Life {
     pub async fn live(mut self, mut ended: oneshot::Receiver<Option<Outcome>>) {
         let (mut told, mut asked, mut seen) = (None, false, 0);
         let outcome = loop {
-            if self.vm.running.agent.is_ready() && !asked {
+            let running = &self.vm.running;
+            if (running.agent.is_ready() || running.qemu_agent().is_some()) && !asked {
                 asked = true;
                 tokio::task::spawn_blocking({
                     let vm = self.vm.clone();
-                    move || match vm.running.agent.guest_info() {
-                        Ok(info) => vm.is(info.os),
-                        Err(error) => tracing::debug!("what runs in the guest: {error}"),
+                    move || match vm.running.os() {
+                        Ok(os) => vm.is(os),
+                        Err(why) => tracing::debug!("what runs in the guest: {why}"),
                     }
                 });
             }

@@ -49,7 +49,7 @@ impl Vm {
         };
         Now {
             state,
-            agent: known.ended.is_none() && self.running.agent.is_connected(),
+            agent: known.ended.is_none() && self.running.is_answered(),
             os: known.os.clone(),
             stopping: known.stopping,
             deleted: known.deleted,

@@ -40,6 +40,7 @@ pub(super) struct Chosen {
     what: String,
     cmdline: Option<String>,
     initramfs: Source,
+    has_agent: bool,
 }
 
 /// The same with its files open.
@@ -48,6 +49,8 @@ pub(super) struct Booted {
     pub(super) initramfs: Option<Initramfs>,
     /// For a person.
     pub(super) what: String,
+    /// Whether Peapod's agent goes in with it.
+    pub(super) has_agent: bool,
     /// The kernel's own command line, where it is not Peapod's.
     pub(super) cmdline: Option<String>,
 }
@@ -107,6 +110,7 @@ pub(super) fn choose(
                 what: format!("{} with {}", kernel.display(), initramfs.display()),
                 cmdline: None,
                 initramfs: Source::File(initramfs),
+                has_agent: true,
             });
         }
     };
@@ -138,7 +142,9 @@ pub(super) fn choose(
             "without the agent: the disk has no initramfs".to_owned(),
         ),
     };
+    let has_agent = !matches!(&initramfs, Source::None | Source::Disk { agent: None, .. });
     Ok(Chosen {
+        has_agent,
         kernel: Kernel::from_image(&name, &loaded.kernel, &kernels)?,
         what: format!("the disk's `{}`, {agent}", entry.title.escape_debug()),
         cmdline: Some(cmdline.trim_start().to_owned()),
@@ -191,6 +197,8 @@ fn from_image(
         what: format!("{}'s {}, without the agent", boot.image, boot.kernel),
         cmdline: Some(boot.arguments.clone()),
         initramfs: initramfs.map_or(Source::None, Source::File),
+        // Its own is Peapod's; the manifest's is anybody's.
+        has_agent: args.initramfs.is_some(),
     })
 }
 
@@ -202,6 +210,7 @@ impl Chosen {
             what,
             cmdline: Some(String::new()),
             initramfs: Source::None,
+            has_agent: false,
         }
     }
 
@@ -228,6 +237,7 @@ impl Chosen {
             kernel: self.kernel,
             initramfs,
             what: self.what,
+            has_agent: self.has_agent,
             cmdline: self.cmdline,
         })
     }

@@ -19,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::balloon::Balloon;
 use super::block::Block;
 use super::block::disk::RawDisk;
+use super::console::Console;
 use super::net::Net;
 use super::rng::Rng;
 use super::testing::{ABOVE_HOLE, BUFFERS, Descriptor, Driver, HOLE, INDIRECT, NEXT, WRITE};
@@ -80,7 +81,7 @@ fn case<D: super::VirtioDevice + 'static>(name: &'static str, device: D) -> Case
 
 /// Every device there is.
 fn cases() -> Vec<Case> {
-    vec![rng(), block(), vsock(), net(), balloon()]
+    vec![rng(), block(), vsock(), net(), balloon(), console()]
 }
 
 fn rng() -> Case {
@@ -136,6 +137,31 @@ fn balloon() -> Case {
             first == 0
         }),
         ..case("balloon", Balloon::new(256 << 20).unwrap())
+    }
+}
+
+fn console() -> Case {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    // It is there for as long as the tests run.
+    std::mem::forget(theirs);
+    Case {
+        // Not the one by which it gives what the host has for the guest: nothing.
+        queues: &[2, 3, 5],
+        work: |driver| {
+            // "I am there", which is answered by a port.
+            let message = [0, 0, 0, 0, 0, 0, 1, 0];
+            let at = GuestAddress(HEADER);
+            driver.memory.write_slice(&message, at).unwrap();
+            driver.request(2, 0, &[(ANSWER, 64, WRITE)]);
+            driver.request(3, 0, &[(HEADER, 8, 0)]);
+            driver.kick(2);
+            driver.kick(3);
+        },
+        done: (2, |driver| {
+            let event: u16 = driver.memory.read_obj(GuestAddress(ANSWER + 4)).unwrap();
+            event == 1
+        }),
+        ..case("console", Console::new("name", ours).unwrap())
     }
 }
 

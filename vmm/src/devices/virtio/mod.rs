@@ -4,6 +4,7 @@
 pub mod balloon;
 pub mod block;
 pub mod buffers;
+pub mod console;
 pub mod net;
 pub mod queue;
 pub mod rng;
@@ -34,8 +35,8 @@ pub type GuestMemory = GuestMemoryMmap;
 /// A device behind a virtio transport. A device owns its worker thread: [`VirtioDevice::activate`]
 /// starts it with the queues that the driver set up, [`VirtioDevice::reset`] stops it.
 pub trait VirtioDevice: Send {
-    /// Virtio device id (section 5): 1 net, 2 block, 4 entropy, 5 balloon, 19
-    /// socket.
+    /// Virtio device id (section 5): 1 net, 2 block, 3 console, 4 entropy, 5
+    /// balloon, 19 socket.
     fn id(&self) -> u16;
 
     /// The largest size of each queue; a power of two each. Their number is the device's.
