@@ -1,5 +1,6 @@
 //! `make bench`: how long a VM takes to boot and to answer, and what it costs beyond its guest,
-//! beside QEMU with the same kernel, initramfs and root, in turns, where KVM works.
+//! beside QEMU with the same kernel, initramfs and root, in turns, where KVM works; and how long one
+//! takes to answer that begins with a snapshot, beside its own boot.
 //!
 //! Everything that either reads lies in memory, so that neither waits for a disk.
 
@@ -13,13 +14,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use peapod_tests::Boot;
-use peapod_tests::bench::{Record, report};
+use peapod_tests::bench::{Mark, Record, report};
 
 const ROUNDS: usize = 7;
 const MEMORY_MIB: u64 = 512;
@@ -45,25 +46,58 @@ impl Drop for Vm {
     }
 }
 
-fn measure(mut command: Command) -> Times {
-    let start = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start the VM");
-    let lines = first_line(child.stdout.take().unwrap(), start);
-    let vm = Vm(child);
-    let userspace = lines.recv_timeout(LIMIT).expect("a line from userspace");
+/// A VM of which nobody has heard yet, and its console.
+fn start(mut command: Command) -> (Vm, ChildStdout) {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("start the VM");
+    let console = child.stdout.take().unwrap();
+    (Vm(child), console)
+}
+
+/// Seconds until it answers.
+fn answer(begin: Instant) -> f64 {
     while !answers() {
-        assert!(start.elapsed() < LIMIT, "no answer");
-        std::thread::sleep(Duration::from_millis(5));
+        assert!(begin.elapsed() < LIMIT, "no answer");
+        std::thread::sleep(Duration::from_millis(1));
     }
+    begin.elapsed().as_secs_f64()
+}
+
+fn measure(command: Command) -> Times {
+    let begin = Instant::now();
+    let (vm, console) = start(command);
+    let lines = first_line(console, begin);
+    let userspace = lines.recv_timeout(LIMIT).expect("a line from userspace");
     Times {
         userspace,
-        answer: start.elapsed().as_secs_f64(),
+        answer: answer(begin),
         memory: memory_beyond_the_guest(vm.0.id()),
     }
+}
+
+/// Makes the snapshot of a VM that has answered; where it is.
+fn save(files: &Boot) -> PathBuf {
+    let (state, snapshot) = (files.path("state"), files.path("snapshot"));
+    let mut command = files.peapod();
+    command.arg("--state-dir").arg(&state);
+    let begin = Instant::now();
+    let (_vm, console) = start(command);
+    let _lines = first_line(console, begin);
+    answer(begin);
+    let mut save = files.command("snapshot");
+    let saved = save.arg(&state).arg(&snapshot).arg("--stop").status();
+    assert!(saved.unwrap().success());
+    snapshot
+}
+
+/// Seconds from a process's start, which begins with the snapshot, to its answer.
+fn restore(files: &Boot, snapshot: &Path) -> f64 {
+    let mut command = files.command("restore");
+    command.arg(snapshot);
+    let begin = Instant::now();
+    let (_vm, console) = start(command);
+    let _lines = first_line(console, begin);
+    answer(begin)
 }
 
 /// When the first line from userspace came; what follows is read and thrown away.
@@ -112,18 +146,22 @@ fn memory_beyond_the_guest(pid: u32) -> f64 {
 fn main() {
     let files = Boot::new(USER_DATA, MEMORY_MIB, &[PORT]);
     let network = format!("user,id=n,hostfwd=tcp:127.0.0.1:{PORT}-:{PORT}");
-    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    let (mut ours, mut peer, mut restored) = (Vec::new(), Vec::new(), Vec::new());
+    let snapshot = save(&files);
     // The first of each is not counted: it reads the programs themselves.
     for round in 0..=ROUNDS {
         let (a, b) = (
             measure(files.peapod()),
             measure(files.qemu(&["-netdev", &network])),
         );
+        let again = restore(&files, &snapshot);
         if round > 0 {
             ours.push(a);
             peer.push(b);
+            restored.push(again);
         }
     }
+    let booted: Vec<_> = ours.iter().map(|boot| boot.answer).collect();
     let record = |name: &str, unit, figure: fn(&Times) -> f64| {
         let series = |boots: &[Times]| boots.iter().map(figure).collect::<Vec<_>>();
         Record::new(
@@ -139,6 +177,13 @@ fn main() {
             b.userspace
         }),
         record("process start to first answer on 9080", "s", |b| b.answer),
+        Record::new(
+            "process start with a snapshot to first answer on 9080",
+            "s",
+            &restored,
+            ("its own boot", &booted),
+            Some(Mark::AtMost(0.1)),
+        ),
         record("memory beyond the guest's (PSS)", "MiB", |b| b.memory),
     ];
     let directory =

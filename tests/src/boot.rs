@@ -78,12 +78,18 @@ impl Boot {
 
     /// `peapod run` of it.
     pub fn peapod(&self) -> Command {
+        let mut command = self.command("run");
+        command.arg(self.path("details.yaml"));
+        command
+    }
+
+    /// Another of peapod's commands, which finds what it was booted from.
+    pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(peapod());
         command
             .env("XDG_CACHE_HOME", self.directory.path())
             .env("PEAPOD_IMAGES", self.path("images"))
-            .args(["-q", "run"])
-            .arg(self.path("details.yaml"));
+            .args(["-q", name]);
         command
     }
 

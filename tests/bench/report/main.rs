@@ -18,8 +18,9 @@ use serde::Serialize;
 use serde_json::json;
 
 /// Each benchmark's file, what it is about, and what repeats it.
-const BENCHMARKS: [(&str, &str, &str); 6] = [
+const BENCHMARKS: [(&str, &str, &str); 7] = [
     ("boot", "Boot, and memory beyond the guest's", "make bench"),
+    ("agent", "User-data, beside cloud-init", "ci/bench agent"),
     ("pod", "What a pod costs beyond its guest", "ci/bench pod"),
     ("size", "What has to be pulled", "ci/bench size"),
     ("net-vm", "A VM's network", "make bench-net-vm"),
