@@ -87,11 +87,11 @@ impl Stopper {
             // A guest that does not run cannot power off.
             power.resume();
             self.0.agent.changes().tell();
-            self.0.agent.power_off();
-            let told =
-                self.0.agent.is_connected() || self.0.qga.as_ref().is_some_and(Qga::power_off);
-            if !told {
-                power.press();
+            if !self.0.qga.as_ref().is_some_and(Qga::power_off) {
+                self.0.agent.power_off();
+                if !self.0.agent.is_connected() {
+                    power.press();
+                }
             }
             if wait(Some(grace)) {
                 tracing::warn!("stopping the guest by force: asked again");
