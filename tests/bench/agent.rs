@@ -15,11 +15,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use clap::Parser;
 use peapod_tests::bench::{Mark, Record, report};
 use peapod_tests::{Vm, image, peapod};
 use serde_json::json;
 
-const ROUNDS: usize = 5;
 const LIMIT: Duration = Duration::from_secs(300);
 /// What a guest does after the user-data before it is looked at.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -28,6 +28,13 @@ const SAYS: &str = "now=$(cut -d' ' -f1 /proc/uptime); \
     echo first-line $now $init >/dev/console";
 /// The seed story's and a configuration, in one word each.
 const KINDS: [&str; 2] = ["a script", "#cloud-config"];
+#[derive(Parser)]
+struct Options {
+    /// How often each is measured; the medians are told.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+}
+
 /// The marks: a twentieth, and 4 MiB.
 const TWENTIETH: f64 = 0.05;
 const AT_REST_MIB: f64 = 4.0;
@@ -116,12 +123,13 @@ fn at_rest(state: &Path) -> f64 {
 }
 
 fn main() {
+    let rounds = Options::parse().rounds;
     let mut records = Vec::new();
     let mut memory = Vec::new();
     for (number, kind) in KINDS.iter().enumerate() {
         let (mut ours, mut peer) = (Vec::new(), Vec::new());
         // The first is not counted: it reads the disk.
-        for round in 0..=ROUNDS {
+        for round in 0..=rounds {
             let (a, b) = (boot(number, "auto"), boot(number, "off"));
             eprintln!("    {kind}: {:.2} s, cloud-init {:.2} s", a.0, b.0);
             if round > 0 {

@@ -4,10 +4,12 @@
 //! Sources: Documentation/arch/x86/boot.rst (setup header), xen/include/public/arch-x86/hvm/
 //! start_info.h, the ELF-64 specification.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Cursor, Read, Write};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
 use sha2::{Digest, Sha256};
@@ -20,6 +22,9 @@ const MAX_KERNEL: u64 = 512 << 20;
 /// scripts/Makefile.lib has at most 128 MiB for xz; the decoder takes a little more.
 const MAX_DICTIONARY_KIB: u32 = 160 << 10;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
+/// A file that was changed since then could be changed again, and its times not tell: they are those of
+/// the kernel's last tick.
+const SETTLED: Duration = Duration::from_millis(20);
 /// "HdrS", at 0x202 of a bzImage.
 const SETUP_MAGIC: &[u8] = b"HdrS";
 
@@ -67,7 +72,7 @@ pub struct Loaded {
 
 impl Kernel {
     /// Reads the kernel at `path`. A bzImage is unpacked once, into `cache`, under its content's
-    /// hash.
+    /// hash; while the file stays as it is, it is not read again.
     pub fn open(path: &Path, cache: &Path) -> Result<Self, KernelError> {
         let failed = |error| KernelError::Read(path.to_owned(), error);
         let mut file = File::open(path).map_err(failed)?;
@@ -79,17 +84,31 @@ impl Kernel {
                 elf: Arc::new(file),
             });
         }
+        let known = known(&file.metadata().map_err(failed)?);
+        let known = known.map(|name| cache.join(name));
+        if let Some(elf) = known.as_ref().and_then(|known| File::open(known).ok()) {
+            return Ok(Self {
+                path: path.to_owned(),
+                elf: Arc::new(elf),
+            });
+        }
         let mut image = magic.to_vec();
         file.take(MAX_KERNEL)
             .read_to_end(&mut image)
             .map_err(failed)?;
+        if let Some(known) = known {
+            // Where this fails it is read the next time too.
+            let _ = std::fs::remove_file(&known);
+            let _ = std::fs::create_dir_all(cache);
+            let _ = symlink(unpacked(&image), known);
+        }
         Self::from_image(path, &image, cache)
     }
 
     /// The kernel in `image`, which is no file of the host's; `path` is what it is called. It is
     /// kept in `cache`, unpacked, under its hash.
     pub fn from_image(path: &Path, image: &[u8], cache: &Path) -> Result<Self, KernelError> {
-        let elf = cache.join(format!("vmlinux-{:.32}", hex(&Sha256::digest(image))));
+        let elf = cache.join(unpacked(image));
         if !elf.exists() {
             let failed = |e| KernelError::Cache(path.to_owned(), elf.clone(), e);
             if image.starts_with(ELF_MAGIC) {
@@ -120,6 +139,29 @@ impl Kernel {
             end: GuestAddress(loaded.kernel_end),
         })
     }
+}
+
+/// What an image is called when it is unpacked.
+fn unpacked(image: &[u8]) -> String {
+    format!("vmlinux-{:.32}", hex(&Sha256::digest(image)))
+}
+
+/// What leads to the unpacked image of a file that is as it was; `None` while it may still change.
+fn known(file: &Metadata) -> Option<String> {
+    let changed = Duration::new(
+        file.ctime().try_into().ok()?,
+        file.ctime_nsec().try_into().ok()?,
+    );
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let is = format!(
+        "{} {} {} {}.{} {changed:?}",
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.mtime(),
+        file.mtime_nsec()
+    );
+    (changed + SETTLED < now).then(|| format!("of-{:.32}", hex(&Sha256::digest(is))))
 }
 
 /// Writes `data` as `path`, whole or not at all.
@@ -245,7 +287,35 @@ mod tests {
         let inode = |kernel: &Kernel| kernel.elf.metadata().unwrap().ino();
         let again = Kernel::open(&path, &cache).unwrap();
         assert_eq!(inode(&again), inode(&kernel));
-        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
+        let entries = std::fs::read_dir(&cache)
+            .unwrap()
+            .map(|e| e.unwrap().path());
+        let unpacked = entries.filter(|path| !path.is_symlink());
+        assert_eq!(unpacked.count(), 1);
+    }
+
+    #[test]
+    fn a_file_is_read_again_only_where_it_has_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, cache) = (
+            directory.path().join("vmlinuz"),
+            directory.path().join("cache"),
+        );
+        let open = || content(&Kernel::open(&path, &cache).unwrap());
+        let write = |text: &[u8]| {
+            std::fs::write(&path, bz_image(&gzip(text))).unwrap();
+            std::thread::sleep(2 * SETTLED);
+        };
+        write(b"\x7fELF one");
+        assert_eq!(open(), b"\x7fELF one");
+        let unpacked = cache.join(unpacked(&std::fs::read(&path).unwrap()));
+        std::fs::write(&unpacked, b"\x7fELF known").unwrap();
+        assert_eq!(open(), b"\x7fELF known");
+        write(b"\x7fELF two");
+        assert_eq!(open(), b"\x7fELF two");
+        // Somebody has tidied the cache.
+        std::fs::remove_dir_all(&cache).unwrap();
+        assert_eq!(open(), b"\x7fELF two");
     }
 
     #[test]
