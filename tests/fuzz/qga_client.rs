@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-use peapod::changes::Changes;
 use peapod::agent::qga::Qga;
+use peapod::changes::Changes;
 
 libfuzzer_sys::fuzz_target!(|said: &[u8]| {
     let (ours, theirs) = UnixStream::pair().unwrap();
