@@ -158,7 +158,13 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         );
     }
     if let (Some(network), []) = (&network, &plan.forwards[..]) {
-        tracing::info!("no port is declared: those that the guest's agent reports are published");
+        let published = match plan.has_agent {
+            true => "those that the guest's agent reports are published",
+            false => {
+                "none is published, unless an agent of Peapod's that the disk has reports some"
+            }
+        };
+        tracing::info!("no port is declared: {published}");
         agent.publish_by(Follower::new(network.clone(), plan.addresses.clone()));
     }
     let socket = Listener::bind(&plan.state_dir.join(api::SOCKET), true).map_err(Error::Socket)?;
