@@ -4,6 +4,7 @@
 //! [`protocol`] is what the VMM uses too.
 
 pub mod accounts;
+pub mod calendar;
 pub mod children;
 pub mod cli;
 pub mod guest;

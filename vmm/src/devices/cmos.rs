@@ -2,11 +2,12 @@
 //! Firmware asks it for the time; nothing else of it is there: no alarm, no interrupt, and a time
 //! that a guest sets is lost, for the host has it.
 
+use guest_agent::calendar::Time;
 use serde_json::Value;
 
 use super::bus::BusDevice;
 use super::saved::{self, Unfit};
-use crate::calendar::{Time, now};
+use crate::calendar::now;
 
 /// Its two ports.
 pub const PORTS: (u64, u64) = (0x70, 2);
