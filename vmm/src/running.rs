@@ -172,13 +172,13 @@ impl Running {
 
     /// Whether somebody in the guest is there to be asked.
     pub fn is_answered(&self) -> bool {
-        self.agent.is_connected() || self.qemu_agent().is_some()
+        self.agent.is_connected() || self.qga.as_ref().is_some_and(Qga::is_there)
     }
 
     /// What runs in the guest, by the agent that is there.
     pub fn os(&self) -> Result<Os, String> {
         match &self.qga {
-            Some(qga) if qga.version().is_some() => qga.os().map_err(|error| error.to_string()),
+            Some(qga) if qga.is_there() => qga.os().map_err(|error| error.to_string()),
             _ => match self.agent.guest_info() {
                 Ok(info) => Ok(info.os),
                 Err(error) => Err(error.to_string()),

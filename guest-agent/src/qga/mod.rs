@@ -21,7 +21,7 @@ pub use serve::Server;
 pub use split::Splitter;
 
 /// The port's name, by which QEMU and libvirt have it.
-const PORT: &str = "org.qemu.guest_agent.0";
+pub const PORT: &str = "org.qemu.guest_agent.0";
 const PORTS: &str = "/sys/class/virtio-ports";
 /// QEMU's own agent, where distributions put it.
 const OTHERS: [&str; 2] = ["/usr/sbin/qemu-ga", "/usr/bin/qemu-ga"];

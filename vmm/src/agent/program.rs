@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use guest_agent::protocol::{Exec, Reply, Request};
 
+use super::qga::Qga;
 use super::session::{Error, Said, Session};
-use crate::agent::qga::Qga;
 
 /// What a shell adds to the number of the signal that ended a program.
 pub const BY_SIGNAL: i32 = 128;
@@ -47,7 +47,7 @@ impl Programs {
     }
 
     fn qga(&self) -> Option<&Qga> {
-        self.qga.as_ref().filter(|qga| qga.version().is_some())
+        self.qga.as_ref().filter(|qga| qga.is_there())
     }
 
     /// Whether it answers.

@@ -6,12 +6,10 @@ pub mod stats;
 use guest_agent::protocol::Os;
 use serde_json::{Value, json};
 
+use crate::agent::qga;
 use crate::calendar::rfc3339;
 use crate::plan::{Backing, Outcome, Plan};
 use crate::running::{Phase, Running};
-
-/// What KubeVirt calls libvirt's channel to a guest's agent.
-const AGENT: &str = "org.qemu.guest_agent.0";
 
 /// What of a domain does not change while it lives.
 #[derive(Debug, Clone)]
@@ -164,7 +162,7 @@ impl Domain {
                     "Disks": self.disks,
                     "Channels": [{
                         "Type": "unix",
-                        "Target": { "Name": AGENT, "Type": "virtio", "State": agent },
+                        "Target": { "Name": qga::PORT, "Type": "virtio", "State": agent },
                     }],
                 },
                 "Metadata": { "KubeVirt": {

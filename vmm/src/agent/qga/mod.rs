@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use guest_agent::protocol::Os;
+pub use guest_agent::qga::PORT;
 use serde_json::{Value, json};
 
 use crate::agent::program::{BY_SIGNAL, Ended};
@@ -22,9 +23,6 @@ use crate::agent::shown;
 use crate::changes::Changes;
 use crate::sandbox;
 use wire::Wire;
-
-/// What the guest's program finds the port by.
-pub const PORT: &str = "org.qemu.guest_agent.0";
 
 /// How often it is looked whether the agent has come or gone.
 const LOOK: Duration = Duration::from_secs(2);
@@ -72,7 +70,7 @@ impl Qga {
 
     fn look(&self) {
         let open = self.0.open.load(Ordering::Acquire);
-        let known = self.version().is_some();
+        let known = self.is_there();
         if open == known {
             return;
         }
@@ -96,6 +94,11 @@ impl Qga {
     /// Its version, where it is there.
     pub fn version(&self) -> Option<String> {
         self.known().clone()
+    }
+
+    /// Whether it is there.
+    pub fn is_there(&self) -> bool {
+        self.known().is_some()
     }
 
     /// Whether it answers.
@@ -124,12 +127,9 @@ impl Qga {
 
     /// Asks the guest to power itself off; whether somebody is there to be asked.
     pub fn power_off(&self) -> bool {
-        let there = self.version().is_some();
         // What it powers off answers nothing.
-        there
-            && (self.wire())
-                .tell("guest-shutdown", json!({ "mode": "powerdown" }))
-                .is_ok()
+        let tell = || (self.wire()).tell("guest-shutdown", json!({ "mode": "powerdown" }));
+        self.is_there() && tell().is_ok()
     }
 
     /// Runs a program, and no longer waits for it when its time is over.
