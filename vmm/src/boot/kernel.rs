@@ -45,6 +45,11 @@ pub enum KernelError {
         "kernel {0}: its payload is packed with {1}, which is not supported yet; give its vmlinux"
     )]
     Packing(PathBuf, &'static str),
+    /// A file that is no firmware.
+    #[error(
+        "firmware {0}: no ELF image; what starts here is CLOUDHV.fd, as Debian's package cloudhv-efi-x86-64 has it"
+    )]
+    NoFirmware(PathBuf),
     /// No PVH entry point.
     #[error("kernel {0}: it has no PVH entry (CONFIG_PVH), which is needed to start it")]
     NoPvh(PathBuf),
@@ -75,40 +80,54 @@ impl Kernel {
     /// hash; while the file stays as it is, it is not read again.
     pub fn open(path: &Path, cache: &Path) -> Result<Self, KernelError> {
         let failed = |error| KernelError::Read(path.to_owned(), error);
-        let mut file = File::open(path).map_err(failed)?;
-        let mut magic = [0; 4];
-        file.read_exact(&mut magic).map_err(failed)?;
+        let (file, magic) = begin(path).map_err(failed)?;
         if magic == ELF_MAGIC {
-            return Ok(Self {
-                path: path.to_owned(),
-                elf: Arc::new(file),
-            });
+            return Ok(Self::of(path, file));
         }
         let known = known(&file.metadata().map_err(failed)?);
         let known = known.map(|name| cache.join(name));
         if let Some(elf) = known.as_ref().and_then(|known| File::open(known).ok()) {
-            return Ok(Self {
-                path: path.to_owned(),
-                elf: Arc::new(elf),
-            });
+            return Ok(Self::of(path, elf));
         }
         let mut image = magic.to_vec();
         file.take(MAX_KERNEL)
             .read_to_end(&mut image)
             .map_err(failed)?;
+        let name = unpacked(&image);
+        let kernel = Self::unpack_as(&name, path, &image, cache)?;
         if let Some(known) = known {
             // Where this fails it is read the next time too.
             let _ = std::fs::remove_file(&known);
-            let _ = std::fs::create_dir_all(cache);
-            let _ = symlink(unpacked(&image), known);
+            let _ = symlink(name, known);
         }
-        Self::from_image(path, &image, cache)
+        Ok(kernel)
+    }
+
+    /// Firmware that is entered as a kernel is: an ELF image, which needs no unpacking.
+    pub fn firmware(path: &Path) -> Result<Self, KernelError> {
+        let (file, magic) =
+            begin(path).map_err(|error| KernelError::Read(path.to_owned(), error))?;
+        match magic == ELF_MAGIC {
+            true => Ok(Self::of(path, file)),
+            false => Err(KernelError::NoFirmware(path.to_owned())),
+        }
+    }
+
+    fn of(path: &Path, elf: File) -> Self {
+        Self {
+            path: path.to_owned(),
+            elf: Arc::new(elf),
+        }
     }
 
     /// The kernel in `image`, which is no file of the host's; `path` is what it is called. It is
     /// kept in `cache`, unpacked, under its hash.
     pub fn from_image(path: &Path, image: &[u8], cache: &Path) -> Result<Self, KernelError> {
-        let elf = cache.join(unpacked(image));
+        Self::unpack_as(&unpacked(image), path, image, cache)
+    }
+
+    fn unpack_as(name: &str, path: &Path, image: &[u8], cache: &Path) -> Result<Self, KernelError> {
+        let elf = cache.join(name);
         if !elf.exists() {
             let failed = |e| KernelError::Cache(path.to_owned(), elf.clone(), e);
             if image.starts_with(ELF_MAGIC) {
@@ -118,10 +137,7 @@ impl Kernel {
             }
         }
         let file = File::open(&elf).map_err(|e| KernelError::Read(elf, e))?;
-        Ok(Self {
-            path: path.to_owned(),
-            elf: Arc::new(file),
-        })
+        Ok(Self::of(path, file))
     }
 
     /// Loads the kernel's segments into `memory`.
@@ -139,6 +155,14 @@ impl Kernel {
             end: GuestAddress(loaded.kernel_end),
         })
     }
+}
+
+/// A file and its first four bytes.
+fn begin(path: &Path) -> std::io::Result<(File, [u8; 4])> {
+    let mut file = File::open(path)?;
+    let mut magic = [0; 4];
+    file.read_exact(&mut magic)?;
+    Ok((file, magic))
 }
 
 /// What an image is called when it is unpacked.

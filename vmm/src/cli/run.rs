@@ -191,11 +191,6 @@ pub enum Error {
     /// A disk will not do.
     #[error(transparent)]
     Disk(#[from] disks::Error),
-    /// A file that is no firmware.
-    #[error(
-        "firmware {0}: no ELF image; what starts here is CLOUDHV.fd, as Debian's package cloudhv-efi-x86-64 has it"
-    )]
-    NoFirmware(PathBuf),
     /// What a disk's own boot loader cannot be told.
     #[error("--{0}: the disk is booted by UEFI, and its own boot loader decides; leave it out")]
     NotByFirmware(&'static str),

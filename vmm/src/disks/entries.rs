@@ -75,10 +75,14 @@ pub fn own(disk: &PlannedDisk, backing_dirs: &[PathBuf]) -> Result<Own, Error> {
         return Ok(Own::PlainRoot);
     }
     let about = |error| Error::Entries(disk.name.clone(), error);
-    let entry = match (found.default_entry(), found.efi_loader()) {
-        (Ok(entry), _) => entry.clone(),
-        (Err(why), Ok(loader)) => return Ok(Own::Loader(called(disk, &loader), about(why))),
-        (Err(why), Err(_)) => return Err(about(why)),
+    let entry = match found.default_entry() {
+        Ok(entry) => entry.clone(),
+        Err(why) => {
+            return match found.efi_loader() {
+                Ok(loader) => Ok(Own::Loader(called(disk, &loader), about(why))),
+                Err(_) => Err(about(why)),
+            };
+        }
     };
     let loaded = found.load(&entry).map_err(about)?;
     Ok(Own::Kernel(entry, loaded))

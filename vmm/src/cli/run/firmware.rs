@@ -1,8 +1,6 @@
 //! A root disk that its own boot loader starts: UEFI, entered as a kernel is, finds it.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::boot::Chosen;
 use super::{Error, Options, Seed, find};
@@ -15,7 +13,6 @@ use crate::vmi::Machine;
 const NAME: &str = "CLOUDHV.fd";
 /// Where Debian's package has it.
 const DEBIAN: &str = "/usr/share/cloudhv-efi-x86-64";
-const ELF_MAGIC: &[u8; 4] = b"\x7fELF";
 
 /// Finds the firmware that starts `loader`, which is on the root disk.
 pub(super) fn choose(
@@ -36,9 +33,7 @@ pub(super) fn choose(
     let dirs: Vec<_> = images.iter().cloned().chain([DEBIAN.into()]).collect();
     let path = find(args.firmware.as_ref(), "firmware", &[NAME], &dirs)?;
     checks::kernel(&path)?;
-    if !is_elf(&path) {
-        return Err(Error::NoFirmware(path));
-    }
+    let kernel = Kernel::firmware(&path)?;
     let root = machine.root_disk().unwrap_or(0);
     if let Some(first) = disks.first().filter(|_| root > 0) {
         tracing::warn!(
@@ -48,12 +43,5 @@ pub(super) fn choose(
         );
     }
     let what = format!("{loader} by {}, without the agent", path.display());
-    // Nothing is unpacked.
-    Ok(Chosen::firmware(Kernel::open(&path, Path::new("."))?, what))
-}
-
-fn is_elf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    read.is_ok() && magic == *ELF_MAGIC
+    Ok(Chosen::firmware(kernel, what))
 }
