@@ -138,19 +138,23 @@ unpack_kernel() { # METAPACKAGE...
     # The file's name has the version in it.
     name=$(basename "$(apt_show "$package" | sed -n 's/^Filename: //p')" .deb)
     kernel=$cache/kernels/$name
-    [ -d "$kernel" ] || long_step "kernel $name" unpack_deb "$package" "$kernel"
+    [ -d "$kernel" ] || long_step "kernel $name" unpack_debs list_modules "$kernel" "$package"
     touch "$kernel"
 }
 
-# Unpacks a kernel's package into a folder that appears only when it is whole.
-unpack_deb() ( # PACKAGE FOLDER
-    tmp="$2.new.$$"
+# A kernel's package's own installation script would have done this.
+list_modules() { depmod -b "$1" "$(ls "$1/lib/modules")"; } # ROOT
+
+# Unpacks packages, which apt finds by `other`, into a folder that appears only when it is whole; what
+# they unpack to is FINISHed before, by a command that gets it and the folder.
+other=()
+unpack_debs() ( # FINISH FOLDER PACKAGE...
+    tmp=$2.new.$$
     trap 'rm -rf "$tmp"' EXIT
     mkdir -p "$tmp/deb" "$tmp/root"
-    (cd "$tmp/deb" && apt-get -o APT::Sandbox::User=root download "$1")
-    dpkg -x "$tmp"/deb/*.deb "$tmp/root"
-    # The package's own installation script would have done this.
-    depmod -b "$tmp/root" "$(ls "$tmp/root/lib/modules")"
+    (cd "$tmp/deb" && apt-get -o APT::Sandbox::User=root "${other[@]}" download "${@:3}")
+    for package in "$tmp"/deb/*.deb; do dpkg -x "$package" "$tmp/root"; done
+    "$1" "$tmp/root" "$2"
     # Another run may have been first; both made the same.
     mv -T "$tmp/root" "$2" 2>/dev/null || [ -d "$2" ]
 )
