@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use peapod_tests::bench::{Mark, Record, report};
-use peapod_tests::{Vm, image, peapod};
+use peapod_tests::{Manifest, Vm, overlay, peapod};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -54,44 +54,15 @@ fn user_data(kind: usize) -> String {
     }
 }
 
-fn manifest(disk: &Path, user_data: &str) -> String {
-    let volumes = json!([
-        { "name": "root", "hostDisk": { "path": disk, "type": "Disk" } },
-        { "name": "seed", "cloudInitNoCloud": { "userData": user_data } },
-    ]);
-    json!({
-        "apiVersion": "kubevirt.io/v1",
-        "kind": "VirtualMachineInstance",
-        "metadata": { "name": "agent" },
-        "spec": {
-            "domain": {
-                "memory": { "guest": "1Gi" },
-                "devices": { "interfaces": [{ "name": "n", "masquerade": {} }] },
-            },
-            "networks": [{ "name": "n", "pod": {} }],
-            "volumes": volumes,
-        },
-    })
-    .to_string()
-}
-
 /// A fresh guest's seconds to its first line, and what its agent has of memory then, in MiB.
 fn boot(kind: usize, agent: &str) -> (f64, f64) {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let base = image("debian.img").canonicalize().unwrap();
-    let disk = directory.path().join("disk.qcow2");
-    let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
-    let made = Command::new("qemu-img")
-        .args(create)
-        .arg(&base)
-        .arg(&disk)
-        .status();
-    assert!(made.unwrap().success());
-    let file = directory.path().join("agent.yaml");
-    std::fs::write(&file, manifest(&disk, &user_data(kind))).unwrap();
+    let (disk, base) = overlay(directory.path(), "debian.img", "raw");
+    let manifest = Manifest::new("agent", "").root(&disk).memory("1Gi");
+    let file = manifest.user_data(&user_data(kind)).write(directory.path());
     let state = directory.path().join("state");
     let options = ["--format", "root=qcow2", "--agent", agent, "--backing-dir"];
-    let places = [base.parent().unwrap(), Path::new("--state-dir"), &state];
+    let places = [&base, Path::new("--state-dir"), &state];
     let words = options.iter().map(Path::new).chain(places);
     let vm = Vm::run(&file, words);
     vm.wait_console("first-line ", 1, LIMIT);

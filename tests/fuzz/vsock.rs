@@ -2,6 +2,7 @@
 #![no_main]
 
 mod rings;
+mod waiting;
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -9,8 +10,6 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use peapod::devices::virtio::vsock::{Ports, Vsock};
-use peapod::devices::virtio::worker::Job;
-use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 /// So often the device hears of what has come.
 const ROUNDS: usize = 4;
@@ -49,16 +48,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     STREAMS.with(|streams| streams.borrow_mut().clear());
     let mut vsock = Vsock::new(Box::new(Echo), None).unwrap();
     let (mut job, epoll) = vsock.job(rings::activation(bytes, 2)).unwrap();
-    for (fd, token) in job.watched() {
-        let event = EpollEvent::new(EventSet::IN, token);
-        epoll.ctl(ControlOperation::Add, fd, event).unwrap();
-    }
+    waiting::watch(&epoll, job.watched());
     for _ in 0..ROUNDS {
-        let mut events = [EpollEvent::default(); 16];
-        let count = epoll.wait(0, &mut events).unwrap();
-        for event in &events[..count] {
-            job.ready(event.data(), event.event_set());
-        }
+        waiting::turn(&epoll, &mut job);
         STREAMS.with(|streams| streams.borrow_mut().iter_mut().for_each(echo));
     }
 });

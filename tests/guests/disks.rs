@@ -1,10 +1,10 @@
 //! What a guest wrote is there, and what it may not keep is not.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use peapod_tests::{Manifest, Vm, image};
+use peapod_tests::{Manifest, Vm, image, overlay};
 
 use super::BOOT;
 
@@ -99,20 +99,6 @@ fn boots_its_own_kernel(disk: &Path, options: &[&str], what: &str, times: u32) {
     assert_eq!(console.contains("user-data-ran"), asked, "{console}");
     let booting = format!("booting {what}");
     assert!(vm.log().contains(&booting), "{}", vm.log());
-}
-
-/// An image whose rest is in another one; that one's folder.
-fn overlay(directory: &Path, base: &str, format: &str) -> (PathBuf, PathBuf) {
-    let base = image(base).canonicalize().unwrap();
-    let disk = directory.join("disk.qcow2");
-    let (name, path) = (base.to_str().unwrap(), disk.to_str().unwrap());
-    run(
-        "qemu-img",
-        &[
-            "create", "-q", "-f", "qcow2", "-b", name, "-F", format, path,
-        ],
-    );
-    (disk, base.parent().unwrap().to_owned())
 }
 
 #[test]

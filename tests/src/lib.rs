@@ -38,7 +38,7 @@ pub use flows::Flows;
 pub use group::Group;
 pub use guest::Guest;
 pub use manifest::Manifest;
-pub use vm::{Vm, image, peapod, peapod_net};
+pub use vm::{Vm, image, overlay, peapod, peapod_net};
 
 /// Longer than anything takes that is not stuck.
 pub const PATIENCE: Duration = Duration::from_secs(60);

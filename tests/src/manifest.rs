@@ -15,7 +15,7 @@ pub struct Manifest {
     volume: String,
     extra_disks: Vec<(String, PathBuf)>,
     ports: Vec<u16>,
-    script: String,
+    user_data: String,
     grace: u32,
     reboot_policy: Option<&'static str>,
     watchdog: Option<String>,
@@ -35,7 +35,7 @@ impl Manifest {
             volume: container_disk("peapod_details_latest"),
             extra_disks: Vec::new(),
             ports: Vec::new(),
-            script: script.to_owned(),
+            user_data: format!("#!/bin/bash\n{script}"),
             grace: 60,
             reboot_policy: None,
             watchdog: None,
@@ -77,6 +77,12 @@ impl Manifest {
     /// A further raw disk, written to in place.
     pub fn disk(mut self, name: &str, image: &Path) -> Self {
         self.extra_disks.push((name.to_owned(), image.to_owned()));
+        self
+    }
+
+    /// Other user-data than a script.
+    pub fn user_data(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.user_data);
         self
     }
 
@@ -165,8 +171,8 @@ impl Manifest {
         for (name, image) in &self.extra_disks {
             let _ = write!(yaml, "  - name: {name}\n{}", host_disk(image));
         }
-        yaml += "  - name: seed\n    cloudInitNoCloud:\n      userData: |\n        #!/bin/bash\n";
-        for line in self.script.lines() {
+        yaml += "  - name: seed\n    cloudInitNoCloud:\n      userData: |\n";
+        for line in self.user_data.lines() {
             let _ = writeln!(yaml, "        {line}");
         }
         yaml

@@ -34,6 +34,17 @@ pub fn image(name: &str) -> PathBuf {
     PathBuf::from(directory).join(name)
 }
 
+/// An image in `directory` whose rest is in one that `images/build` made; that one's folder.
+pub fn overlay(directory: &Path, base: &str, format: &str) -> (PathBuf, PathBuf) {
+    let base = image(base).canonicalize().unwrap();
+    let disk = directory.join("disk.qcow2");
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]);
+    let made = create.arg(&base).arg(&disk).status();
+    assert!(made.unwrap().success(), "{create:?}");
+    (disk, base.parent().unwrap().to_owned())
+}
+
 /// A running VM; killed when dropped.
 #[derive(Debug)]
 pub struct Vm {
