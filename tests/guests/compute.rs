@@ -89,7 +89,7 @@ fn a_restricted_pod_runs_a_vmi_answers_probes_and_ends_cleanly_on_sigterm() {
             .then_some(())
     });
     container.signal("TERM");
-    assert_eq!(container.vm.wait(SOON), 0, "{}", container.vm.log());
+    assert_eq!(container.vm.wait(SOON), 0);
     assert_eq!(container.last_word(), "the guest powered off");
     assert!(quit.join().unwrap().starts_with("POST /quitquitquit "));
     // For `kubectl logs`.
@@ -116,7 +116,7 @@ fn what_peapod_pod_prints_runs_as_any_user_of_group_0() {
     let command: Vec<_> = command.iter().map(String::as_str).collect();
     let vmi = list["items"][0]["stringData"]["vmi.yaml"].as_str().unwrap();
     let mut container = Container::start("off", OPENSHIFT, &command, vmi);
-    assert_eq!(container.vm.wait(BOOT), 0, "{}", container.vm.log());
+    assert_eq!(container.vm.wait(BOOT), 0);
     assert_eq!(container.last_word(), "the guest powered off");
 }
 
@@ -125,7 +125,7 @@ fn a_bad_vmi_is_told_in_the_termination_message() {
     let bad = vmi(&Manifest::new("bad", "true\n")).replace("cores:", "corez:");
     let command = ["virt-launcher-monitor"];
     let mut container = Container::start("bad", OPENSHIFT, &command, &bad);
-    assert_eq!(container.vm.wait(SOON), 2, "{}", container.vm.log());
+    assert_eq!(container.vm.wait(SOON), 2);
     let last = container.last_word();
     assert!(
         last.starts_with("STANDALONE_VMI:9:7: spec.domain.cpu.corez"),

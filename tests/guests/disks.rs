@@ -27,8 +27,8 @@ fn a_disk_that_another_vm_writes_is_refused() {
     let vm = Vm::run(&first, [""; 0]);
     vm.wait_console("peapod-agent: userspace", 1, BOOT);
     let mut refused = Vm::run(&second, [""; 0]);
-    assert_eq!(refused.wait(BOOT), 2, "{}", refused.log());
-    assert!(refused.log().contains("data.img"), "{}", refused.log());
+    assert_eq!(refused.wait(BOOT), 2);
+    assert!(refused.log().contains("data.img"));
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn rates_of_a_disk_and_of_the_network_hold_under_the_sandbox() {
         "--rate-out=10485760",
     ];
     let mut vm = Vm::run(&manifest, rates);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
     let console = vm.console();
     let took = console.lines().find_map(|line| {
         let (_, rest) = line.split_once("took ")?;
@@ -66,7 +66,7 @@ fn a_container_disk_is_fresh_at_every_start() {
     let manifest = Manifest::new("fresh", script).write(directory.path());
     for _ in 0..2 {
         let mut vm = Vm::run(&manifest, [""; 0]);
-        assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+        assert_eq!(vm.wait(BOOT), 0);
         let console = vm.console();
         assert!(console.contains("marked"), "{console}");
         assert!(!console.contains("mark-was-there"), "{console}");
@@ -87,10 +87,10 @@ fn boots_its_own_kernel(disk: &Path, options: &[&str], what: &str, times: u32) {
     let script = "echo user-data-ran >/dev/console; touch /user-data-ran\n";
     let manifest = Manifest::new("own", script).root(disk).write(directory);
     let mut vm = Vm::run(&manifest, options);
-    assert_eq!(vm.wait(BOOT), 0, "{}\n{}", vm.console(), vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
     let console = vm.console();
     let said = console.lines().find_map(|l| l.split_once("own kernel: "));
-    let (_, said) = said.unwrap_or_else(|| vm.fail("the guest's init said nothing"));
+    let (_, said) = said.expect("the guest's init said nothing");
     let mut words = said.split(' ');
     assert!(words.next().unwrap().ends_with("-cloud-amd64"), "{said}");
     assert_eq!(words.next().unwrap(), times.to_string(), "{said}");
@@ -98,7 +98,7 @@ fn boots_its_own_kernel(disk: &Path, options: &[&str], what: &str, times: u32) {
     let asked = times == 1 && what.contains("with the agent");
     assert_eq!(console.contains("user-data-ran"), asked, "{console}");
     let booting = format!("booting {what}");
-    assert!(vm.log().contains(&booting), "{}", vm.log());
+    assert!(vm.log().contains(&booting));
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_guest_is_told_of_a_full_host_and_lives_on() {
     let mut vm = Vm::run(&manifest, [""; 0]);
     let status = vm.wait(BOOT);
     run("umount", &["--lazy", place]);
-    assert_eq!(status, 0, "{}", vm.log());
+    assert_eq!(status, 0);
     let console = vm.console();
     assert!(console.contains("dd-ended-1"), "{console}");
     assert!(console.contains("still-read"), "{console}");

@@ -212,7 +212,7 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
     handler.wait("that it is gone", SOON, |kind, domain| {
         kind == "MODIFIED" && domain["ObjectMeta"]["deletionTimestamp"].is_string()
     });
-    assert_eq!(vm.wait(SOON), 0, "{}", vm.log());
+    assert_eq!(vm.wait(SOON), 0);
     let kinds = handler.kinds();
     assert_eq!(kinds.iter().filter(|kind| *kind == "ADDED").count(), 1);
 }
@@ -244,7 +244,7 @@ fn a_vmi_that_will_not_do_is_answered_with_the_reason_and_a_better_one_is_taken(
     handler
         .call(client.delete_virtual_machine(about(&good)))
         .unwrap();
-    assert_eq!(vm.wait(SOON), 4, "{}", vm.log());
+    assert_eq!(vm.wait(SOON), 4);
     drop(directory);
 }
 
@@ -261,10 +261,10 @@ fn a_container_disk_stays_until_its_socket_is_taken_away_or_a_signal_comes() {
     };
     let mut disk = start();
     std::fs::remove_file(&socket).unwrap();
-    assert_eq!(disk.wait(SOON), 0, "{}", disk.log());
+    assert_eq!(disk.wait(SOON), 0);
     let mut disk = start();
     disk.signal(libc::SIGTERM);
-    assert_eq!(disk.wait(SOON), 0, "{}", disk.log());
+    assert_eq!(disk.wait(SOON), 0);
     assert!(!socket.exists());
 }
 
@@ -273,7 +273,7 @@ fn a_launcher_that_nobody_gives_a_vmi_ends_on_sigterm() {
     let (_directory, mut vm, handler) = begin();
     let _ = handler.client();
     vm.signal(libc::SIGTERM);
-    assert_eq!(vm.wait(SOON), 0, "{}", vm.log());
+    assert_eq!(vm.wait(SOON), 0);
 }
 
 /// UEFI starts the disk's own GRUB, and no agent of Peapod's can be there: the disk has QEMU's.
@@ -296,11 +296,7 @@ fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_
         log.contains(loader) && log.contains("without the agent"),
         "{log}"
     );
-    assert!(
-        vm.console().contains(" 1 BOOT_IMAGE=/boot/vmlinuz-"),
-        "{}",
-        vm.console()
-    );
+    assert!(vm.console().contains(" 1 BOOT_IMAGE=/boot/vmlinuz-"));
     let pinged = probe(directory.path(), &["--guestAgentPing"]);
     assert!(pinged.status.success(), "{pinged:?}");
     let program = [
@@ -313,7 +309,7 @@ fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_
     let ran = probe(directory.path(), &program);
     assert_eq!(ran.status.code(), Some(3), "{ran:?}");
     vm.signal(libc::SIGTERM);
-    assert_eq!(vm.wait(BOOT), 0, "{}\n{}", vm.console(), vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
     let told = "told to: shutdown -h -P +0";
-    assert!(vm.console().contains(told), "{}", vm.console());
+    assert!(vm.console().contains(told));
 }

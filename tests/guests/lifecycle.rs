@@ -13,7 +13,7 @@ fn a_guest_s_poweroff_ends_the_process_with_status_0() {
     let directory = tempfile::tempdir().unwrap();
     let manifest = Manifest::new("poweroff", "busybox poweroff\n").write(directory.path());
     let mut vm = Vm::run(&manifest, [""; 0]);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn a_config_drive_s_user_data_run_as_no_cloud_s_do() {
     let text = text.replace("cloudInitNoCloud", "cloudInitConfigDrive");
     std::fs::write(&manifest, text).unwrap();
     let mut vm = Vm::run(&manifest, [""; 0]);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
     let console = vm.console();
     assert!(console.contains("by-configdrive for drive"), "{console}");
 }
@@ -44,7 +44,7 @@ fn a_config_map_is_a_disk_of_files() {
     );
     std::fs::write(&manifest, text).unwrap();
     let mut vm = Vm::run(&manifest, [""; 0]);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
     let console = vm.console();
     assert!(console.contains("answer=42"), "{console}");
 }
@@ -58,7 +58,7 @@ fn a_guest_s_reboot_boots_again_in_the_same_process_and_keeps_the_instance() {
         chmod 755 /var/lib/cloud/scripts/per-boot/x\necho first-boot\nbusybox reboot\n";
     let manifest = Manifest::new("reboot", script).write(directory.path());
     let mut vm = Vm::run(&manifest, [""; 0]);
-    assert_eq!(vm.wait(2 * BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(2 * BOOT), 0);
     let console = vm.console();
     assert_eq!(console.matches(FIRST_LINE).count(), 2, "{console}");
     assert_eq!(
@@ -79,7 +79,7 @@ fn a_reboot_under_policy_terminate_ends_with_status_3() {
         .reboot_policy("Terminate")
         .write(directory.path());
     let mut vm = Vm::run(&manifest, [""; 0]);
-    assert_eq!(vm.wait(BOOT), 3, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 3);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn sigterm_powers_the_guest_off_cleanly() {
     let mut vm = Vm::run(&manifest, [""; 0]);
     vm.wait_console("up-now", 1, BOOT);
     vm.signal(libc::SIGTERM);
-    assert_eq!(vm.wait(SOON), 0, "{}\n{}", vm.log(), vm.console());
+    assert_eq!(vm.wait(SOON), 0);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_guest_that_will_not_stop_is_ended_by_force_after_its_grace_period() {
     let mut vm = Vm::run(&manifest, [""; 0]);
     vm.wait_console("Kernel panic", 1, BOOT);
     vm.signal(libc::SIGTERM);
-    assert_eq!(vm.wait(SOON), 4, "{}", vm.log());
+    assert_eq!(vm.wait(SOON), 4);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_kernel_that_panics_ends_the_process_with_status_7_and_its_last_words() {
     let script = "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger\n";
     let manifest = Manifest::new("panic", script).write(directory.path());
     let mut vm = Vm::run(&manifest, [""; 0]);
-    assert_eq!(vm.wait(BOOT), 7, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 7);
     let log = vm.log();
     assert!(log.contains("Kernel panic - not syncing"), "{log}");
 }
@@ -163,7 +163,7 @@ fn nothing_is_left_behind_by_a_vm_that_ended() {
         .port(9111)
         .write(directory.path());
     let mut vm = Vm::run(&manifest, ["--state-dir".as_ref(), state.as_os_str()]);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
     let left: Vec<_> = std::fs::read_dir(&state)
         .map(|d| d.flatten().collect())
         .unwrap_or_default();

@@ -23,7 +23,7 @@ fn wait(vm: &Vm, what: &str, done: impl Fn(&Value) -> bool) {
             return;
         }
         if Instant::now() > end {
-            vm.fail(&format!("{what}: {status}"));
+            panic!("{what}: {status}");
         }
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -55,7 +55,7 @@ fn two_vms_go_on_from_one_snapshot_and_so_does_the_one_that_it_was_taken_of() {
     for (vm, port) in [(&second, 9182), (&third, 9183)] {
         vm.wait_log("the guest is ready", BOOT);
         let expected = format!("remembered\nkept\n{boot}");
-        assert_eq!(Guest::at(port).run(words, BOOT), expected, "{}", vm.log());
+        assert_eq!(Guest::at(port).run(words, BOOT), expected);
         // It knows what time it is.
         let clock = Guest::at(port).run("busybox date +%s", SOON);
         let off = unix().abs_diff(clock.trim().parse().unwrap());
@@ -128,7 +128,7 @@ fn a_vm_with_a_disk_that_stays_ends_with_its_snapshot_and_is_restored_once() {
     );
     assert!(!snapshot.exists());
     said(&["snapshot", "--stop", text(&state), text(&snapshot)]);
-    assert_eq!(vm.wait(SOON), 4, "{}", vm.log());
+    assert_eq!(vm.wait(SOON), 4);
     let vm = restored(&snapshot, "kept", &["--state-dir", text(&state)]);
     vm.wait_log("the guest is ready", BOOT);
     let size = Guest::at(9185).run("busybox cat /sys/block/vdb/size", BOOT);

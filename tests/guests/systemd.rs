@@ -76,7 +76,7 @@ fn the_agent_goes_into_a_disk_and_does_what_its_cloud_init_would() {
         "{log}"
     );
     vm.signal(libc::SIGTERM);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
 }
 
 /// What one of the two has done once for an instance the other does not do again.
@@ -93,12 +93,12 @@ fn without_the_agent_the_disks_cloud_init_reads_the_same_seed() {
     vm.wait_console("Cloud-init v. 22", 1, BOOT);
     assert!(vm.log().contains("without the agent: --agent off"));
     vm.signal(libc::SIGTERM);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
     let mut vm = Vm::run(&manifest, [""; 0]);
     vm.wait_log("ready", 2 * BOOT);
-    assert!(!vm.console().contains("user-data-ran"), "{}", vm.console());
+    assert!(!vm.console().contains("user-data-ran"));
     vm.signal(libc::SIGTERM);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_systemd_root_runs_its_user_data_and_stops_cleanly() {
     assert!(console.contains("ID_NET_NAME_PATH=enp1s0"), "{console}");
     // It is killed while the file systems stand still, and only the power button is left to ask by.
     let frozen = Command::new(peapod()).args(["freeze", "systemd"]).status();
-    assert!(frozen.unwrap().success(), "{}", vm.log());
+    assert!(frozen.unwrap().success());
     let kill = "kill -KILL $PPID; echo written >/root/written; sync; echo agent-gone >/dev/console";
     let mut killer = Command::new(peapod())
         .args(["exec", "systemd", "--", "sh", "-c", kill])
@@ -126,5 +126,5 @@ fn a_systemd_root_runs_its_user_data_and_stops_cleanly() {
     vm.wait_console("agent-gone", 1, SOON);
     killer.wait().unwrap();
     vm.signal(libc::SIGTERM);
-    assert_eq!(vm.wait(BOOT), 0, "{}", vm.log());
+    assert_eq!(vm.wait(BOOT), 0);
 }

@@ -45,7 +45,7 @@ pub fn overlay(directory: &Path, base: &str, format: &str) -> (PathBuf, PathBuf)
     (disk, base.parent().unwrap().to_owned())
 }
 
-/// A running VM; killed when dropped.
+/// A running VM; killed when dropped. A test that fails shows what was seen of it.
 #[derive(Debug)]
 pub struct Vm {
     child: Child,
@@ -84,18 +84,17 @@ impl Vm {
 
     /// Waits until the guest's console has shown `text` `count` times.
     pub fn wait_console(&self, text: &str, count: usize, limit: Duration) {
-        if !self.console.wait(text, count, limit) {
-            self.fail(&format!(
-                "the console did not show {text:?} {count} times in {limit:?}"
-            ));
-        }
+        let shown = self.console.wait(text, count, limit);
+        assert!(
+            shown,
+            "the console did not show {text:?} {count} times in {limit:?}"
+        );
     }
 
     /// Waits until peapod's own log has said `text`.
     pub fn wait_log(&self, text: &str, limit: Duration) {
-        if !self.log.wait(text, 1, limit) {
-            self.fail(&format!("the log did not say {text:?} in {limit:?}"));
-        }
+        let said = self.log.wait(text, 1, limit);
+        assert!(said, "the log did not say {text:?} in {limit:?}");
     }
 
     /// What the console has shown.
@@ -130,21 +129,16 @@ impl Vm {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        self.fail(&format!("peapod did not end in {limit:?}"))
-    }
-
-    /// Fails the test with what was seen.
-    pub fn fail(&self, what: &str) -> ! {
-        panic!(
-            "{what}\n--- console ---\n{}\n--- log ---\n{}",
-            self.console(),
-            self.log()
-        )
+        panic!("peapod did not end in {limit:?}")
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (console, log) = (self.console(), self.log());
+            eprintln!("--- console ---\n{console}\n--- log ---\n{log}");
+        }
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -212,8 +212,7 @@ impl Kubelet {
         let end = Instant::now() + limit;
         while !done(&self.status) {
             if Instant::now() > end {
-                let status = format!("{what}: {:#?}", self.status);
-                self.container.vm.fail(&status);
+                panic!("{what}: {:#?}", self.status);
             }
             self.work();
             sleep(Duration::from_millis(20));
