@@ -16,6 +16,7 @@ mod details;
 mod disks;
 mod exec;
 mod handler;
+mod kernels;
 mod kubelet;
 mod life;
 mod lifecycle;

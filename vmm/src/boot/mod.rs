@@ -6,5 +6,7 @@ pub mod bios;
 pub mod entries;
 pub mod initramfs;
 pub mod kernel;
+pub mod linux;
 pub mod pvh;
 pub mod smbios;
+pub mod start;

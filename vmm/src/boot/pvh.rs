@@ -5,20 +5,13 @@
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::acpi;
+use super::start::{self, Piece, StartError, StartWith};
 
 /// The start info; the module list and the memory map lie behind it.
 pub const START_INFO: GuestAddress = GuestAddress(0x6000);
 const MODULES: u64 = 0x6040;
 const MEMORY_MAP: u64 = 0x7000;
-const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
-/// Linux's COMMAND_LINE_SIZE on x86, its final NUL included.
-pub const CMDLINE_MAX: usize = 2048;
 const MAGIC: u32 = 0x336e_c578;
-const RAM: u32 = 1;
-const RESERVED: u32 = 2;
-/// End of the memory that a PC has below its BIOS and video memory.
-const LOW_END: u64 = 0x9_fc00;
-const HIGH_START: u64 = 0x10_0000;
 
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -60,40 +53,11 @@ unsafe impl ByteValued for Module {}
 // SAFETY: as above.
 unsafe impl ByteValued for MapEntry {}
 
-/// Why the guest's memory could not be prepared.
-#[derive(Debug, thiserror::Error)]
-pub enum PvhError {
-    /// A command line that the kernel would cut.
-    #[error("the kernel's command line has {0} bytes; the kernel reads {max}", max = CMDLINE_MAX - 1)]
-    CommandLine(usize),
-    /// Something lies outside the guest's memory.
-    #[error("guest memory is too small for what the kernel starts from: {0}")]
-    Memory(#[from] vm_memory::GuestMemoryError),
-}
-
-/// What to tell the kernel.
-#[derive(Debug)]
-pub struct StartWith<'a> {
-    /// The kernel's command line.
-    pub cmdline: &'a str,
-    /// Where the initramfs lies, and its length.
-    pub initramfs: Option<(GuestAddress, u64)>,
-    /// Base and length of each piece of RAM.
-    pub ram: &'a [(u64, u64)],
-    /// Base and length of PCI configuration space, which the kernel wants to see reserved.
-    pub ecam: (u64, u64),
-}
-
 /// Writes the start info and what it points to. The kernel starts with its address,
 /// [`START_INFO`], in `ebx`.
-pub fn write(memory: &GuestMemoryMmap, start: &StartWith<'_>) -> Result<(), PvhError> {
-    let mut cmdline = start.cmdline.as_bytes().to_vec();
-    if cmdline.len() >= CMDLINE_MAX {
-        return Err(PvhError::CommandLine(cmdline.len()));
-    }
-    cmdline.push(0);
-    memory.write_slice(&cmdline, CMDLINE)?;
-    let map = memory_map(start);
+pub fn write(memory: &GuestMemoryMmap, start: &StartWith<'_>) -> Result<(), StartError> {
+    start.write_cmdline(memory)?;
+    let map: Vec<_> = start.memory_map().into_iter().map(MapEntry::from).collect();
     for (i, entry) in map.iter().enumerate() {
         let at = MEMORY_MAP + (i * size_of::<MapEntry>()) as u64;
         memory.write_obj(*entry, GuestAddress(at))?;
@@ -101,7 +65,7 @@ pub fn write(memory: &GuestMemoryMmap, start: &StartWith<'_>) -> Result<(), PvhE
     let mut info = StartInfo {
         magic: MAGIC,
         version: 1,
-        cmdline_paddr: CMDLINE.0,
+        cmdline_paddr: start::CMDLINE.0,
         rsdp_paddr: acpi::RSDP.0,
         memmap_paddr: MEMORY_MAP,
         memmap_entries: map.len() as u32,
@@ -121,24 +85,15 @@ pub fn write(memory: &GuestMemoryMmap, start: &StartWith<'_>) -> Result<(), PvhE
     Ok(())
 }
 
-fn memory_map(start: &StartWith<'_>) -> Vec<MapEntry> {
-    let entry = |addr, size, kind| MapEntry {
-        addr,
-        size,
-        kind,
-        reserved: 0,
-    };
-    let mut map = vec![
-        entry(0, LOW_END, RAM),
-        // The RSDP and the tables.
-        entry(acpi::RSDP.0, HIGH_START - acpi::RSDP.0, RESERVED),
-    ];
-    for (base, len) in start.ram {
-        let from = (*base).max(HIGH_START);
-        map.push(entry(from, (base + len).saturating_sub(from), RAM));
+impl From<Piece> for MapEntry {
+    fn from(piece: Piece) -> Self {
+        Self {
+            addr: piece.base,
+            size: piece.len,
+            kind: piece.kind as u32,
+            reserved: 0,
+        }
     }
-    map.push(entry(start.ecam.0, start.ecam.1, RESERVED));
-    map
 }
 
 #[cfg(test)]
@@ -146,40 +101,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_map_has_all_ram_but_the_bios_area_and_reserves_the_tables() {
-        let start = StartWith {
-            cmdline: "",
-            initramfs: None,
-            ram: &[(0, 0xc000_0000), (1 << 32, 1 << 30)],
-            ecam: (0xe800_0000, 1 << 20),
-        };
-        let map = memory_map(&start);
-        let ram: u64 = map.iter().filter(|e| e.kind == RAM).map(|e| e.size).sum();
-        assert_eq!(ram, (4 << 30) - (HIGH_START - LOW_END));
-        let tables = map.iter().find(|e| e.addr == acpi::RSDP.0).unwrap();
-        assert_eq!(tables.kind, RESERVED);
-        assert_eq!(tables.addr + tables.size, HIGH_START);
-    }
-
-    #[test]
-    fn a_command_line_that_the_kernel_would_cut_is_refused() {
+    fn the_start_info_leads_to_what_there_is_and_to_nothing_else() {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        let start = |cmdline| StartWith {
-            cmdline,
+        let start = StartWith {
+            cmdline: "quiet",
             initramfs: None,
             ram: &[(0, 1 << 20)],
             ecam: (0, 0),
         };
-        let long = "x".repeat(CMDLINE_MAX);
-        assert!(matches!(
-            write(&memory, &start(&long)),
-            Err(PvhError::CommandLine(_))
-        ));
-        assert!(write(&memory, &start(&long[1..])).is_ok());
+        write(&memory, &start).unwrap();
         let info: StartInfo = memory.read_obj(START_INFO).unwrap();
         assert_eq!(
             (info.magic, info.nr_modules, info.rsdp_paddr),
             (MAGIC, 0, acpi::RSDP.0)
         );
+        let mut cmdline = [0; 6];
+        let at = GuestAddress(info.cmdline_paddr);
+        memory.read_slice(&mut cmdline, at).unwrap();
+        assert_eq!(&cmdline, b"quiet\0");
     }
 }

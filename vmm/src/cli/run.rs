@@ -15,7 +15,7 @@ use netdev::publish::{self, Publish};
 
 use crate::agent::seed;
 use crate::boot::initramfs::InitramfsError;
-use crate::boot::kernel::KernelError;
+use crate::boot::kernel::{KernelError, Unpacked};
 use crate::disks::{self, Finder};
 use crate::plan::{self, Offered, Plan};
 use crate::registry::{self, Entry};
@@ -53,10 +53,14 @@ pub struct Options {
     /// that is one file system without a kernel, `vmlinux` or `vmlinuz` of the images]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
+    /// Have the kernel unpack itself, as under a boot loader, so that it chooses where it runs (KASLR);
+    /// it needs to be a bzImage. Else the host unpacks it, once, and it starts sooner
+    #[arg(long)]
+    pub kaslr: bool,
     /// Have UEFI start the disk's own boot loader, and this be the UEFI: Cloud Hypervisor's build of
     /// EDK2 [default: for `firmware.bootloader.efi`, and for a disk whose kernel is not found,
     /// `CLOUDHV.fd` of the images or of Debian's package cloudhv-efi-x86-64]
-    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "kaslr"])]
     pub firmware: Option<PathBuf>,
     /// Initramfs with Peapod's agent [default: `initramfs.cpio` of the images]
     #[arg(long, value_name = "FILE")]
@@ -114,6 +118,16 @@ pub enum Seed {
     Disk,
     /// Without any.
     Vsock,
+}
+
+impl Options {
+    /// Who unpacks a bzImage.
+    fn unpacked(&self) -> Unpacked {
+        match self.kaslr {
+            true => Unpacked::ByItself,
+            false => Unpacked::Here,
+        }
+    }
 }
 
 /// What is elsewhere in a pod than on a laptop.

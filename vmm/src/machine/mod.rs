@@ -1,6 +1,7 @@
 //! The machine: KVM, memory, vCPUs, interrupts, and the loop of its life.
 
 pub mod cpuid;
+mod enter;
 pub mod interrupts;
 pub mod memory;
 pub mod state;
@@ -14,15 +15,16 @@ use std::time::Instant;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::acpi::{self, Platform};
 use crate::boot::bios;
 use crate::boot::initramfs::{Initramfs, InitramfsError};
-use crate::boot::kernel::{Kernel, KernelError};
-use crate::boot::pvh::{self, StartWith};
+use crate::boot::kernel::{Entry, Kernel, KernelError};
 use crate::boot::smbios::{self, Identity, SmbiosError};
+use crate::boot::start::{StartError, StartWith};
+use crate::boot::{linux, pvh};
 use crate::devices::bus::{Bus, SharedDevice, WindowError};
 use crate::devices::cmos::{self, Cmos};
 use crate::devices::host::Host;
@@ -35,11 +37,12 @@ use state::State;
 use still::{Errands, Still};
 use vcpu::{Buses, Exits, Vcpu};
 
-/// The most vCPUs that a machine may have.
-pub const MAX_VCPUS: u8 = 64;
 /// Where KVM keeps a task state segment on Intel, below the firmware's place.
 const TSS: usize = 0xfffb_d000;
 const KEYBOARD_COMMAND: u64 = 0x64;
+
+/// The most vCPUs that a machine may have.
+pub const MAX_VCPUS: u8 = 64;
 
 /// What a machine is made of.
 #[derive(Debug)]
@@ -83,7 +86,7 @@ pub enum MachineError {
     Initramfs(#[from] InitramfsError),
     /// What the kernel starts from.
     #[error(transparent)]
-    Pvh(#[from] pvh::PvhError),
+    Start(#[from] StartError),
     /// The tables.
     #[error(transparent)]
     Acpi(#[from] acpi::AcpiError),
@@ -265,7 +268,7 @@ impl Machine {
                 let entry = self.load(config)?;
                 // The others wait for it.
                 if let Some(first) = vcpus.first() {
-                    first.enter(entry).map_err(failed("make a vCPU"))?;
+                    first.enter(&entry).map_err(failed("make a vCPU"))?;
                 }
             }
         }
@@ -305,7 +308,7 @@ impl Machine {
         Ok(())
     }
 
-    fn load(&self, config: &Config) -> Result<GuestAddress, MachineError> {
+    fn load(&self, config: &Config) -> Result<Entry, MachineError> {
         let loaded = config.kernel.load(&self.memory)?;
         let ram: Vec<_> = self
             .memory
@@ -314,21 +317,25 @@ impl Machine {
             .collect();
         let low_end = ram.first().map_or(0, |(base, len)| base + len);
         let initramfs = match &config.initramfs {
-            Some(initramfs) => Some(initramfs.load(&self.memory, loaded.end, low_end)?),
+            Some(initramfs) => {
+                let end = low_end.min(loaded.initramfs_end);
+                Some(initramfs.load(&self.memory, loaded.end, end)?)
+            }
             None => None,
         };
         let ecam = (memory::ECAM_START, memory::ECAM_LEN);
-        pvh::write(
-            &self.memory,
-            &StartWith {
-                cmdline: &config.cmdline,
-                initramfs,
-                ram: &ram,
-                ecam,
-            },
-        )?;
+        let start = StartWith {
+            cmdline: &config.cmdline,
+            initramfs,
+            ram: &ram,
+            ecam,
+        };
+        match &loaded.entry {
+            Entry::Pvh(_) => pvh::write(&self.memory, &start)?,
+            Entry::Linux64(_, header) => linux::write(&self.memory, &start, header.as_ref())?,
+        }
         smbios::write(&self.memory, &config.identity)?;
-        bios::write(&self.memory).map_err(pvh::PvhError::from)?;
+        bios::write(&self.memory).map_err(StartError::from)?;
         let bars = (memory::BAR_START as u32, memory::ECAM_START as u32);
         acpi::write(
             &self.memory,

@@ -4,20 +4,24 @@ use std::fs;
 use std::path::Path;
 use std::sync::mpsc;
 
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::boot::kernel::Unpacked;
 use crate::power::Crash;
 
 /// Where the tiny kernels are loaded and entered.
 const LOAD: u32 = 0x10_0000;
 const MEMORY: u64 = 64 << 20;
+/// XEN_ELFNOTE_PHYS32_ENTRY.
+const PVH: u32 = 18;
 
-/// An ELF image of one segment at [`LOAD`] that is `code`, with the PVH note that enters it.
-fn elf(code: &[u8]) -> Vec<u8> {
+/// An ELF image of one segment at [`LOAD`] that is `code`, with a note of that type: [`PVH`] enters
+/// it.
+fn elf(code: &[u8], note_type: u32) -> Vec<u8> {
     let mut note = Vec::new();
-    // name size, descriptor size, XEN_ELFNOTE_PHYS32_ENTRY
-    for word in [4u32, 8, 18] {
+    // Its name's size, and that of what it says.
+    for word in [4u32, 8, note_type] {
         note.extend(word.to_le_bytes());
     }
     note.extend(b"Xen\0");
@@ -73,7 +77,7 @@ impl Write for Console {
 fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
     let memory = memory::map(MEMORY, None).unwrap();
     begin(
-        code,
+        &elf(code, PVH),
         vcpus,
         power,
         memory,
@@ -81,9 +85,9 @@ fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
     )
 }
 
-/// The same in that memory, and from that start.
+/// The same of a whole image, in that memory, and from that start.
 fn begin(
-    code: &[u8],
+    image: &[u8],
     vcpus: u8,
     power: &Power,
     memory: GuestMemoryMmap,
@@ -91,8 +95,8 @@ fn begin(
 ) -> (Outcome, Vec<u8>) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kernel");
-    fs::write(&path, elf(code)).unwrap();
-    let kernel = Kernel::open(&path, Path::new("/nonexistent")).unwrap();
+    fs::write(&path, image).unwrap();
+    let kernel = Kernel::open(&path, Path::new("/nonexistent"), Unpacked::Here).unwrap();
     let config = Config {
         generation: [0; 16],
         vcpus,
@@ -135,6 +139,53 @@ fn a_guest_writes_to_the_serial_port_and_powers_off() {
     .concat();
     let (outcome, console) = run(&code, 1, &Power::default());
     assert_eq!((outcome, &console[..]), (Outcome::PowerOff, &b"hi"[..]));
+}
+
+/// In 64-bit mode: writes 0xff, a byte of the header's magic, how many pieces of memory there are,
+/// and powers off.
+fn tells_the_boot_parameters() -> Vec<u8> {
+    // mov dx, 0x3f8; out dx, al
+    let say = [0x66, 0xba, 0xf8, 0x03, 0xee];
+    [
+        // xor eax, eax; dec rax; shr rax, 32, which leaves -3 where these are 32 bits
+        &[0x31, 0xc0, 0x48, 0xff, 0xc8, 0x48, 0xc1, 0xe8, 0x20][..],
+        &say,
+        // mov al, [rsi + 0x202]
+        &[0x8a, 0x86, 0x02, 0x02, 0, 0],
+        &say,
+        // mov al, [rsi + 0x1e8]
+        &[0x8a, 0x86, 0xe8, 0x01, 0, 0],
+        &say,
+        &out(0x600, 0x34),
+        &SPIN,
+    ]
+    .concat()
+}
+
+#[test]
+fn a_kernel_without_a_pvh_entry_is_entered_by_linux_s_64_bit_protocol() {
+    let code = tells_the_boot_parameters();
+    let mut bz_image = vec![0; 1024 + 0x200];
+    bz_image[0x1f1] = 1;
+    bz_image[0x201] = 0x6a;
+    bz_image[0x202..0x206].copy_from_slice(b"HdrS");
+    bz_image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+    // Loaded high, by the 64-bit entry, at a MiB, where it needs no more; its payload is of no kind
+    // that anybody knows.
+    (bz_image[0x211], bz_image[0x236]) = (1, 1);
+    bz_image[0x24c] = 8;
+    bz_image[0x25a] = 0x10;
+    bz_image[0x261] = 0x10;
+    bz_image.extend(&code);
+    for image in [elf(&code, 1), bz_image] {
+        let memory = memory::map(MEMORY, None).unwrap();
+        let start = (Start::Kernel, Errands::default());
+        let (outcome, said) = begin(&image, 1, &Power::default(), memory, start);
+        assert_eq!(
+            (outcome, &said[..]),
+            (Outcome::PowerOff, &[0xff, b'H', 4][..])
+        );
+    }
 }
 
 #[test]
@@ -242,7 +293,7 @@ fn a_machine_that_stood_still_goes_on_elsewhere_with_its_registers_and_its_seria
     });
     let memory = memory::map(MEMORY, None).unwrap();
     let start = (Start::Kernel, errands);
-    let (outcome, said) = begin(&code, 2, &power, memory.clone(), start);
+    let (outcome, said) = begin(&elf(&code, PVH), 2, &power, memory.clone(), start);
     asker.join().unwrap();
     assert_eq!((outcome, said), (Outcome::Stopped, Vec::new()));
     let json = serde_json::to_string(&given.recv().unwrap()).unwrap();
@@ -250,6 +301,6 @@ fn a_machine_that_stood_still_goes_on_elsewhere_with_its_registers_and_its_seria
     assert!(json.contains("\"scratch\":90"), "{json}");
     memory.write_obj(1u8, GuestAddress(0x3000)).unwrap();
     let start = (Start::Restored(&state), Errands::default());
-    let (outcome, said) = begin(&code, 2, &Power::default(), memory, start);
+    let (outcome, said) = begin(&elf(&code, PVH), 2, &Power::default(), memory, start);
     assert_eq!((outcome, &said[..]), (Outcome::Reset, &b"k"[..]));
 }

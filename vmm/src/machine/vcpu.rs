@@ -4,15 +4,12 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use netdev::counters::Counter;
-use vm_memory::GuestAddress;
 
-use super::cpuid;
-use crate::boot::pvh;
+use super::{cpuid, enter};
+use crate::boot::kernel::Entry;
 use crate::devices::bus::Bus;
 use crate::power::{Crash, Outcome, Power};
 
@@ -21,8 +18,6 @@ const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs on, everything write-back.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
-/// Protection enabled, and the one bit that always is.
-const CR0_PE_ET: u64 = 0x11;
 
 /// The two address spaces that an exit may go to.
 #[derive(Default)]
@@ -82,10 +77,12 @@ impl Vcpu {
         Ok(Self { id, fd })
     }
 
-    /// Has it start at `entry` as PVH has it: 32-bit flat protected mode, no paging, the start
-    /// info's address in `ebx`. It is the first one, and the others wait for it.
-    pub fn enter(&self, entry: GuestAddress) -> Result<(), kvm_ioctls::Error> {
-        enter_pvh(&self.fd, entry)
+    /// Has it start at `entry`. It is the first one, and the others wait for it.
+    pub fn enter(&self, entry: &Entry) -> Result<(), kvm_ioctls::Error> {
+        match entry {
+            Entry::Pvh(address) => enter::pvh(&self.fd, *address),
+            Entry::Linux64(address, _) => enter::linux64(&self.fd, *address),
+        }
     }
 
     /// KVM's vCPU.
@@ -189,38 +186,4 @@ impl Handle {
         // SAFETY: the descriptor is a vCPU's of this VM and nobody else's; it is given away.
         Ok(unsafe { vm.create_vcpu_from_rawfd(fd) }?)
     }
-}
-
-fn enter_pvh(fd: &VcpuFd, entry: GuestAddress) -> Result<(), kvm_ioctls::Error> {
-    let mut sregs = fd.get_sregs()?;
-    let flat = |type_, selector| kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        s: 1,
-        db: 1,
-        g: 1,
-        ..Default::default()
-    };
-    sregs.cs = flat(0xb, 0x8);
-    let data = flat(0x3, 0x10);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment {
-        limit: 0x67,
-        selector: 0x18,
-        type_: 0xb,
-        present: 1,
-        ..Default::default()
-    };
-    sregs.cr0 = CR0_PE_ET;
-    sregs.cr4 = 0;
-    fd.set_sregs(&sregs)?;
-    fd.set_regs(&kvm_regs {
-        rflags: 2,
-        rip: entry.0,
-        rbx: pvh::START_INFO.0,
-        ..Default::default()
-    })
 }

@@ -106,7 +106,7 @@ pub(super) fn choose(
                 None => files(args, finder.images)?,
             };
             return Ok(Chosen {
-                kernel: Kernel::open(&kernel, &kernels)?,
+                kernel: Kernel::open(&kernel, &kernels, args.unpacked())?,
                 what: format!("{} with {}", kernel.display(), initramfs.display()),
                 cmdline: None,
                 initramfs: Source::File(initramfs),
@@ -145,7 +145,7 @@ pub(super) fn choose(
     let has_agent = !matches!(&initramfs, Source::None | Source::Disk { agent: None, .. });
     Ok(Chosen {
         has_agent,
-        kernel: Kernel::from_image(&name, &loaded.kernel, &kernels)?,
+        kernel: Kernel::from_image(&name, &loaded.kernel, &kernels, args.unpacked())?,
         what: format!("the disk's `{}`, {agent}", entry.title.escape_debug()),
         cmdline: Some(cmdline.trim_start().to_owned()),
         initramfs,
@@ -193,7 +193,7 @@ fn from_image(
         checks::initramfs(initramfs)?;
     }
     Ok(Chosen {
-        kernel: Kernel::open(&kernel, kernels)?,
+        kernel: Kernel::open(&kernel, kernels, args.unpacked())?,
         what: format!("{}'s {}, without the agent", boot.image, boot.kernel),
         cmdline: Some(boot.arguments.clone()),
         initramfs: initramfs.map_or(Source::None, Source::File),

@@ -24,6 +24,7 @@ pub(super) fn choose(
 ) -> Result<Chosen, Error> {
     let nothing_there = [
         (args.append.is_some(), "append"),
+        (args.kaslr, "kaslr"),
         (args.initramfs.is_some(), "initramfs"),
         (args.seed == Seed::Vsock, "seed vsock"),
     ];
