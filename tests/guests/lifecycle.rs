@@ -120,6 +120,22 @@ fn both_vcpus_are_online_and_the_devices_are_there() {
     );
 }
 
+/// The lab's processor is an AMD without TOPOEXT, which tells of no threads.
+#[test]
+fn sockets_and_cores_are_the_guest_s() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "cd /sys/devices/system/cpu; for n in 0 1 2 3 4 5; do echo vcpu $n: \
+        $(cd cpu$n/topology; cat physical_package_id core_id); done\nbusybox poweroff\n";
+    let manifest = Manifest::new("topology", script).topology([2, 3, 1]);
+    let mut vm = Vm::run(&manifest.write(directory.path()), [""; 0]);
+    assert_eq!(vm.wait(BOOT), 0);
+    let console = vm.console();
+    for n in 0..6 {
+        let line = format!("vcpu {n}: {} {}", n / 3, n % 3);
+        assert!(console.contains(&line), "{line}");
+    }
+}
+
 #[test]
 fn the_machine_tells_who_it_is_and_its_card_is_where_kubevirt_s_is() {
     let told = shared::run(

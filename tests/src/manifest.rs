@@ -10,7 +10,8 @@ use crate::vm::image;
 pub struct Manifest {
     name: String,
     binding: &'static str,
-    cores: u32,
+    /// Sockets, cores of each, threads of those.
+    topology: [u32; 3],
     memory: &'static str,
     volume: String,
     extra_disks: Vec<(String, PathBuf)>,
@@ -30,7 +31,7 @@ impl Manifest {
         Self {
             name: name.to_owned(),
             binding: "masquerade",
-            cores: 1,
+            topology: [1; 3],
             memory: "512Mi",
             volume: container_disk("peapod_details_latest"),
             extra_disks: Vec::new(),
@@ -51,8 +52,13 @@ impl Manifest {
     }
 
     /// The number of cores.
-    pub fn cores(mut self, cores: u32) -> Self {
-        self.cores = cores;
+    pub fn cores(self, cores: u32) -> Self {
+        self.topology([1, cores, 1])
+    }
+
+    /// How many sockets, cores of each, threads of those.
+    pub fn topology(mut self, topology: [u32; 3]) -> Self {
+        self.topology = topology;
         self
     }
 
@@ -128,11 +134,12 @@ impl Manifest {
             .liveness
             .map(|probe| format!("  livenessProbe: {probe}\n"));
         let liveness = liveness.unwrap_or_default();
+        let [sockets, cores, threads] = self.topology;
         let mut yaml = format!(
             "apiVersion: kubevirt.io/v1\nkind: VirtualMachineInstance\nmetadata:\n  name: {}\n\
-             spec:\n  terminationGracePeriodSeconds: {}\n{}  domain:\n    cpu:\n      cores: {}\n    \
+             spec:\n  terminationGracePeriodSeconds: {}\n{}  domain:\n    cpu:\n      cores: {}\n      sockets: {}\n      threads: {}\n    \
              memory:\n      guest: {}\n    chassis:\n      asset: rack 7\n",
-            self.name, self.grace, liveness, self.cores, self.memory
+            self.name, self.grace, liveness, cores, sockets, threads, self.memory
         );
         if let Some(policy) = self.reboot_policy {
             // writing to a String cannot fail

@@ -125,7 +125,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     block_signals().map_err(Error::Signals)?;
     let (agent, streams) = Agent::new();
     let config = Config {
-        vcpus: plan.machine.vcpus,
+        topology: plan.machine.topology,
         memory: plan.machine.memory,
         kernel: plan.kernel.clone(),
         initramfs: plan.initramfs.clone(),

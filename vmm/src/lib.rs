@@ -28,5 +28,6 @@ pub mod running;
 pub mod sandbox;
 pub mod seed;
 pub mod snapshot;
+pub mod topology;
 pub mod vfat;
 pub mod vmi;

@@ -15,6 +15,8 @@ use acpi_tables::sdt::{GenericAddress, Sdt};
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::topology::Topology;
+
 /// Where the tables start: the RSDP here, the others behind it, in the BIOS's area.
 pub const RSDP: GuestAddress = GuestAddress(0xe_0000);
 const TABLES_END: u64 = 0xe_f000;
@@ -68,8 +70,8 @@ const FADT_BOOT_ARCH_BITS: u16 = 1 << 2 | 1 << 5;
 /// What the tables tell of the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Platform {
-    /// Processors, with APIC ids from 0.
-    pub vcpus: u8,
+    /// The processors.
+    pub topology: Topology,
     /// Start and end of the addresses where PCI functions' memory lies, below 4 GiB.
     pub bars: (u32, u32),
     /// PCI configuration space.
@@ -149,8 +151,8 @@ fn fadt(dsdt: u64) -> Sdt {
 
 fn madt(platform: &Platform) -> MADT {
     let mut madt = MADT::new(OEM, TABLE, 1, LocalInterruptController::Address(LAPIC));
-    for id in 0..platform.vcpus {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    for (n, id) in (0..).zip(platform.topology.apic_ids()) {
+        madt.add_structure(ProcessorLocalApic::new(n, id, EnabledStatus::Enabled));
     }
     madt.add_structure(IoApic::new(0, IOAPIC, 0));
     madt
@@ -270,7 +272,10 @@ mod tests {
     fn every_table_sums_to_zero_and_is_reached_from_the_rsdp() {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let platform = Platform {
-            vcpus: 64,
+            topology: Topology {
+                sockets: 64,
+                ..Topology::ONE
+            },
             bars: (0xc000_0000, 0xe800_0000),
             ecam: 0xe800_0000,
             last_bus: 1,

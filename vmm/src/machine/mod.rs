@@ -32,6 +32,7 @@ use crate::devices::platform::{KeyboardController, PmTimer, Reset, SleepControl}
 use crate::devices::saved::Unfit;
 use crate::devices::serial::{self, Keyboard, Line, SerialPort, SharedSerial};
 use crate::power::{Outcome, Power};
+use crate::topology::Topology;
 use interrupts::KvmHost;
 use state::State;
 use still::{Errands, Still};
@@ -41,14 +42,11 @@ use vcpu::{Buses, Exits, Vcpu};
 const TSS: usize = 0xfffb_d000;
 const KEYBOARD_COMMAND: u64 = 0x64;
 
-/// The most vCPUs that a machine may have.
-pub const MAX_VCPUS: u8 = 64;
-
 /// What a machine is made of.
 #[derive(Debug)]
 pub struct Config {
-    /// vCPUs, 1 to [`MAX_VCPUS`].
-    pub vcpus: u8,
+    /// Its vCPUs.
+    pub topology: Topology,
     /// Bytes of memory.
     pub memory: u64,
     /// The kernel.
@@ -72,9 +70,6 @@ pub enum MachineError {
     /// An eventfd or thread could not be had.
     #[error("cannot {0}: {1}")]
     Io(&'static str, io::Error),
-    /// The number of vCPUs.
-    #[error("{0} vCPUs: a machine has 1 to {MAX_VCPUS}")]
-    Vcpus(u8),
     /// The guest's memory.
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),
@@ -254,12 +249,9 @@ impl Machine {
         errands: &Errands,
     ) -> Result<Outcome, MachineError> {
         let failed = |what| move |error| MachineError::Kvm(what, error);
-        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
-            return Err(MachineError::Vcpus(config.vcpus));
-        }
         let mut vcpus = Vec::new();
-        for id in 0..config.vcpus {
-            let vcpu = Vcpu::new(&self.kvm, &self.vm, id, config.vcpus);
+        for (id, apic_id) in (0..).zip(config.topology.apic_ids()) {
+            let vcpu = Vcpu::new(&self.kvm, &self.vm, (id, apic_id), &config.topology);
             vcpus.push(vcpu.map_err(failed("make a vCPU"))?);
         }
         match start {
@@ -340,7 +332,7 @@ impl Machine {
         acpi::write(
             &self.memory,
             &Platform {
-                vcpus: config.vcpus,
+                topology: config.topology,
                 bars,
                 ecam: ecam.0,
                 last_bus: memory::LAST_BUS,

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::boot::kernel::Unpacked;
 use crate::power::Crash;
+use crate::topology::Topology;
 
 /// Where the tiny kernels are loaded and entered.
 const LOAD: u32 = 0x10_0000;
@@ -99,7 +100,10 @@ fn begin(
     let kernel = Kernel::open(&path, Path::new("/nonexistent"), Unpacked::Here).unwrap();
     let config = Config {
         generation: [0; 16],
-        vcpus,
+        topology: Topology {
+            sockets: vcpus,
+            ..Topology::ONE
+        },
         memory: MEMORY,
         kernel,
         initramfs: None,

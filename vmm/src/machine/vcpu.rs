@@ -12,6 +12,7 @@ use super::{cpuid, enter};
 use crate::boot::kernel::Entry;
 use crate::devices::bus::Bus;
 use crate::power::{Crash, Outcome, Power};
+use crate::topology::Topology;
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
@@ -48,11 +49,16 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Makes vCPU `id` of `count`, which waits to be started.
-    pub fn new(kvm: &Kvm, vm: &VmFd, id: u8, count: u8) -> Result<Self, kvm_ioctls::Error> {
-        let fd = vm.create_vcpu(u64::from(id))?;
+    /// Makes a vCPU of that number and APIC id, which waits to be started.
+    pub fn new(
+        kvm: &Kvm,
+        vm: &VmFd,
+        (id, apic_id): (u8, u8),
+        topology: &Topology,
+    ) -> Result<Self, kvm_ioctls::Error> {
+        let fd = vm.create_vcpu(apic_id.into())?;
         let mut cpuid: CpuId = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-        cpuid::for_vcpu(&mut cpuid, id, count);
+        cpuid::for_vcpu(&mut cpuid, apic_id, topology);
         fd.set_cpuid2(&cpuid)?;
         let msr = |index, data| kvm_msr_entry {
             index,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::kubernetes::ForPod;
+use crate::topology::Topology;
 
 /// A machine as its manifest describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +17,9 @@ pub struct Machine {
     pub namespace: String,
     /// `firmware.uuid`, or one made of namespace and name; lower case, hyphenated.
     pub uuid: String,
-    /// sockets * cores * threads, at least 1.
+    /// `domain.cpu`'s sockets, cores and threads.
+    pub topology: Topology,
+    /// Their product.
     pub vcpus: u8,
     /// The guest's memory in bytes, a multiple of 4096.
     pub memory: u64,

@@ -11,10 +11,10 @@ use super::machine::{Chassis, KernelBoot, Machine, RebootPolicy};
 use super::object::{Field, Object, Problems};
 use super::{credentials, devices, schema, volumes, yaml};
 use crate::hex::hex;
+use crate::topology::{MAX_VCPUS, Topology};
 
 /// `DefaultGracePeriodSeconds` of KubeVirt's API.
 const GRACE_SECONDS: u32 = 30;
-const MAX_VCPUS: u32 = 254;
 const PAGE: u64 = 4096;
 /// What one text of SMBIOS may be long.
 const MAX_TOLD: usize = 255;
@@ -221,7 +221,7 @@ fn spec_of(
         .take("resources")
         .map(|f| resources(&f, p))
         .unwrap_or_default();
-    let vcpus = vcpus(domain.take("cpu").as_ref(), cpu_request, p);
+    let vcpus = vcpus(&mut domain, cpu_request, p);
     let memory = memory(
         domain.take("memory").as_ref(),
         memory_request,
@@ -262,7 +262,8 @@ fn spec_of(
         hostname: hostname.unwrap_or_else(|| name.split('.').next().unwrap_or_default().to_owned()),
         name,
         namespace,
-        vcpus: vcpus?,
+        topology: vcpus?.0,
+        vcpus: vcpus?.1,
         memory: memory?,
         disks: devices.disks,
         interface: devices.interface,
@@ -318,36 +319,50 @@ fn resources(field: &Field, p: &mut Problems) -> (Option<u64>, Option<u64>, Opti
     )
 }
 
-/// KubeVirt: the topology's product; without a topology the CPUs that the resources ask for.
-fn vcpus(field: Option<&Field>, asked: Option<u64>, p: &mut Problems) -> Option<u8> {
-    let asked = asked.unwrap_or(1).max(1);
-    let Some(field) = field else {
-        return checked_vcpus(asked, None, p);
-    };
-    let mut cpu = field.object(p, schema::CPU)?;
+/// `domain.cpu`, of which nothing but the counts matters.
+fn topology(cpu: &Field, p: &mut Problems) -> Option<Option<Topology>> {
+    let mut cpu = cpu.object(p, schema::CPU)?;
     let mut given = false;
-    let mut product = 1u64;
-    for name in ["sockets", "cores", "threads"] {
-        if let Some(n) = cpu.take(name) {
-            given = true;
-            product = product.saturating_mul(n.integer(p, 1, MAX_VCPUS)?.into());
-        }
-    }
+    let mut count = |name| {
+        let Some(field) = cpu.take(name) else {
+            return Some(1);
+        };
+        given = true;
+        u8::try_from(field.integer(p, 1, MAX_VCPUS.into())?).ok()
+    };
+    let (sockets, cores, threads) = (count("sockets"), count("cores"), count("threads"));
+    let topology = Topology {
+        sockets: sockets?,
+        cores: cores?,
+        threads: threads?,
+    };
     // Room for hotplug that nobody has asked to use; KubeVirt's defaulting writes it.
     cpu.ignore(&["maxSockets"]);
     cpu.accept_str("model", &["", "host-model", "host-passthrough"]);
     cpu.accept_bool("dedicatedCpuPlacement", false);
     cpu.accept_bool("isolateEmulatorThread", false);
     cpu.finish(p);
-    checked_vcpus(if given { product } else { asked }, Some(field), p)
+    Some(given.then_some(topology))
 }
 
-fn checked_vcpus(n: u64, field: Option<&Field>, p: &mut Problems) -> Option<u8> {
-    let vcpus = u8::try_from(n).ok().filter(|n| u32::from(*n) <= MAX_VCPUS);
-    if let (None, Some(field)) = (vcpus, field) {
-        field.problem(p, format!("{n} vCPUs are more than {MAX_VCPUS}"));
+/// The topology and its vCPUs; as KubeVirt has it, without a topology a socket for each CPU that the
+/// resources ask for.
+fn vcpus(domain: &mut Object, asked: Option<u64>, p: &mut Problems) -> Option<(Topology, u8)> {
+    let cpu = domain.take("cpu");
+    let given = match &cpu {
+        Some(cpu) => topology(cpu, p)?,
+        None => None,
+    };
+    let topology = given.unwrap_or(Topology {
+        sockets: u8::try_from(asked.unwrap_or(1).max(1)).unwrap_or(u8::MAX),
+        ..Topology::ONE
+    });
+    let vcpus = topology.checked_vcpus();
+    if vcpus.is_none() {
+        let field = cpu.as_ref().unwrap_or(domain.field());
+        field.problem(p, format!("more than {MAX_VCPUS} vCPUs are asked for"));
     }
-    vcpus
+    Some((topology, vcpus?))
 }
 
 fn memory(

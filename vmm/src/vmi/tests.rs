@@ -1,4 +1,5 @@
 use super::*;
+use crate::topology::Topology;
 
 const KUBECTL: &str = include_str!("testdata/kubectl-get.yaml");
 const DETAILS: &str = include_str!("../../../examples/bookinfo/details.yaml");
@@ -184,7 +185,7 @@ fn each_bad_manifest_ends_in_one_line_with_its_place() {
         (
             "cores: 1",
             "cores: 0",
-            "vm.yaml:7:18: spec.domain.cpu.cores: must be from 1 to 254",
+            "vm.yaml:7:18: spec.domain.cpu.cores: must be from 1 to 64",
         ),
         (
             "128Mi",
@@ -632,6 +633,32 @@ fn vcpus_and_memory_come_from_the_resources_where_nothing_else_says_them() {
         .replace("memory: {guest: 128Mi}", resources);
     let machine = parse("x", text.as_bytes()).unwrap().machine;
     assert_eq!((machine.vcpus, machine.memory), (2, 1_024_000_000));
+    assert_eq!(machine.topology.sockets, 2);
+    let error = parse("x", text.replace("1500m", "300").as_bytes()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("more than 64 vCPUs are asked for"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_topology_is_what_it_says_and_its_product_is_bounded() {
+    let cpu = |cpu: &str| replaced("cpu: {cores: 1}", &format!("cpu: {cpu}"));
+    let machine = cpu("{sockets: 2, cores: 3, threads: 2}").unwrap().machine;
+    assert_eq!(machine.vcpus, 12);
+    let topology = Topology {
+        sockets: 2,
+        cores: 3,
+        threads: 2,
+    };
+    assert_eq!(machine.topology, topology);
+    let error = cpu("{sockets: 33, cores: 2}").unwrap_err().to_string();
+    assert!(
+        error.contains("vm.yaml:7:10: spec.domain.cpu: more than 64 vCPUs"),
+        "{error}"
+    );
 }
 
 #[test]
