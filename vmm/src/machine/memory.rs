@@ -84,7 +84,10 @@ pub fn map(size: u64, snapshot: Option<&File>) -> Result<GuestMemoryMmap, Memory
         let region = GuestRegionMmap::new(region.map_err(failed)?, GuestAddress(base));
         // It lies below 2 TiB.
         let region = region.ok_or(MemoryError::Size(size))?;
-        keep_apart(&region);
+        advise(&region, libc::MADV_DONTDUMP);
+        if snapshot.is_none() {
+            advise(&region, libc::MADV_HUGEPAGE);
+        }
         regions.push(region);
         at += len;
     }
@@ -92,11 +95,12 @@ pub fn map(size: u64, snapshot: Option<&File>) -> Result<GuestMemoryMmap, Memory
         .map_err(|error| failed(FromRangesError::Collection(error)))
 }
 
-/// Keeps the guest's memory out of a core dump of ours, and so in mappings that hold nothing else.
-fn keep_apart(region: &GuestRegionMmap) {
+/// Tells the host how the guest's memory is used: out of a core dump of ours, and so in mappings that
+/// hold nothing else; in huge pages, which many hosts give only to who asks.
+fn advise(region: &GuestRegionMmap, advice: libc::c_int) {
     let len = region.len() as usize;
     // SAFETY: the range is the region's own mapping; the advice changes nothing that is in it.
-    let failed = unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_DONTDUMP) };
+    let failed = unsafe { libc::madvise(region.as_ptr().cast(), len, advice) };
     if failed != 0 {
         tracing::debug!("guest memory: {}", std::io::Error::last_os_error());
     }

@@ -21,6 +21,7 @@ use linux_loader::loader::{self, Elf, KernelLoader, elf::PvhBootCapability};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use super::mapped::Mapped;
 use crate::hex::hex;
 use packed::Packed;
 
@@ -82,6 +83,8 @@ pub struct Kernel {
     path: PathBuf,
     file: Arc<File>,
     form: Form,
+    /// Whether nobody writes to the file any more, so that it may be mapped.
+    stays: bool,
 }
 
 /// What the file is.
@@ -144,7 +147,7 @@ impl Kernel {
         let known = known(&file.metadata().map_err(failed)?);
         let known = known.map(|name| cache.join(name));
         if let Some(elf) = known.as_ref().and_then(|known| File::open(known).ok()) {
-            return Ok(Self::of(path, elf, Form::Elf));
+            return Ok(Self::kept(path, elf));
         }
         let image = rest(MAX_KERNEL).map_err(failed)?;
         let name = unpacked(&image);
@@ -160,7 +163,7 @@ impl Kernel {
             let _ = std::fs::remove_file(&known);
             let _ = symlink(name, known);
         }
-        Ok(Self::of(path, elf, Form::Elf))
+        Ok(Self::kept(path, elf))
     }
 
     /// Firmware that is entered as a kernel is: an ELF image, which needs no unpacking.
@@ -194,7 +197,7 @@ impl Kernel {
                 let kernel = Self::by_itself(&path, image, as_it_is()?);
                 kernel.ok_or(KernelError::Packing(path, packer))
             }
-            elf => Ok(Self::of(path, elf?, Form::Elf)),
+            elf => Ok(Self::kept(path, elf?)),
         }
     }
 
@@ -204,19 +207,28 @@ impl Kernel {
         Some(Self::of(path, file, Form::BzImage(header)))
     }
 
+    /// What was unpacked, and is whole for ever.
+    fn kept(path: &Path, elf: File) -> Self {
+        Self {
+            stays: true,
+            ..Self::of(path, elf, Form::Elf)
+        }
+    }
+
     fn of(path: &Path, file: File, form: Form) -> Self {
         Self {
             path: path.to_owned(),
             file: Arc::new(file),
             form,
+            stays: false,
         }
     }
 
     /// Loads the kernel into `memory`.
     pub fn load(&self, memory: &GuestMemoryMmap) -> Result<Loaded, KernelError> {
+        let failed = |error| KernelError::Read(self.path.clone(), error);
         // The loader seeks; nobody else reads.
-        let file = self.file.try_clone();
-        let mut file = file.map_err(|error| KernelError::Read(self.path.clone(), error))?;
+        let mut file = self.file.try_clone().map_err(failed)?;
         let damaged =
             |error: loader::Error| KernelError::Damaged(self.path.clone(), error.to_string());
         if let Form::BzImage(header) = self.form {
@@ -233,7 +245,14 @@ impl Kernel {
                 },
             });
         }
-        let loaded = Elf::load(memory, None, &mut file, None).map_err(damaged)?;
+        let loaded = match self.stays {
+            true => {
+                let mut mapped = Mapped::new(&file).map_err(failed)?;
+                Elf::load(memory, None, &mut mapped, None)
+            }
+            false => Elf::load(memory, None, &mut file, None),
+        };
+        let loaded = loaded.map_err(damaged)?;
         let entry = match (loaded.pvh_boot_cap, self.form) {
             (PvhBootCapability::PvhEntryPresent(entry), _) => Entry::Pvh(entry),
             (_, Form::Firmware) => return Err(KernelError::NoPvh(self.path.clone())),
