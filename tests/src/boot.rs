@@ -1,7 +1,7 @@
-//! One guest that peapod and QEMU boot alike: the same kernel, initramfs, root and user-data.
+//! One guest that peapod and its peers boot alike: the same kernel, initramfs, root and user-data.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -10,6 +10,9 @@ use crate::{image, peapod};
 
 /// The root with the details service.
 const DETAILS: &str = "peapod/details:latest";
+/// What peapod tells the kernel too.
+const CMDLINE: &str =
+    "console=ttyS0 quiet panic=-1 cryptomgr.notests root=/dev/vda rootfstype=ext4 rw";
 
 /// What both boot from. It lies in memory, so that neither waits for a disk.
 pub struct Boot {
@@ -36,6 +39,7 @@ impl Boot {
         for name in ["vmlinuz", "initramfs.cpio", &archive] {
             fs::copy(image(name), images.join(name)).unwrap();
         }
+        fs::copy(peapod(), boot.path("program")).unwrap();
         let manifest = manifest(reference, user_data, memory_mib, ports);
         fs::write(boot.path("details.yaml"), manifest).unwrap();
         // Unpacks the kernel and the root, which both use then.
@@ -55,10 +59,29 @@ impl Boot {
         self.directory.path().join(name)
     }
 
-    /// The only file of a folder of the cache.
+    /// The only file of a folder of the cache, whatever leads to it.
     fn cached(&self, folder: &str) -> PathBuf {
         let mut entries = fs::read_dir(self.path("peapod").join(folder)).unwrap();
-        entries.next().unwrap().unwrap().path()
+        entries
+            .next()
+            .unwrap()
+            .unwrap()
+            .path()
+            .canonicalize()
+            .unwrap()
+    }
+
+    /// The kernel, unpacked.
+    fn kernel(&self) -> PathBuf {
+        self.cached("kernels")
+    }
+
+    fn initramfs(&self) -> PathBuf {
+        self.path("images/initramfs.cpio")
+    }
+
+    fn root(&self) -> PathBuf {
+        self.cached("containerdisks")
     }
 
     fn make_seed(&self, user_data: &str) {
@@ -85,7 +108,7 @@ impl Boot {
 
     /// Another of peapod's commands, which finds what it was booted from.
     pub fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(peapod());
+        let mut command = Command::new(self.path("program"));
         command
             .env("XDG_CACHE_HOME", self.directory.path())
             .env("PEAPOD_IMAGES", self.path("images"))
@@ -105,14 +128,11 @@ impl Boot {
             .args(["-m", &self.memory_mib.to_string()])
             .args(network)
             .arg("-kernel")
-            .arg(self.cached("kernels"))
+            .arg(self.kernel())
             .arg("-initrd")
-            .arg(self.path("images/initramfs.cpio"))
-            .args([
-                "-append",
-                "console=ttyS0 quiet panic=-1 root=/dev/vda rootfstype=ext4 rw",
-            ]);
-        let root = self.cached("containerdisks");
+            .arg(self.initramfs())
+            .args(["-append", CMDLINE]);
+        let root = self.root();
         for (file, options) in [
             (root, "snapshot=on"),
             (self.path("seed.img"), "readonly=on"),
@@ -120,6 +140,71 @@ impl Boot {
             let drive = format!("if=virtio,format=raw,{options},file={}", file.display());
             command.args(["-drive", &drive]);
         }
+        command
+    }
+}
+
+/// The same, up to its first line, by VMMs that have a machine for it and no firmware.
+impl Boot {
+    /// QEMU's microvm.
+    pub fn microvm(&self) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        let machine = "microvm,x-option-roms=off,isa-serial=on,acpi=on,rtc=on,pit=on,pic=on";
+        let root = format!(
+            "id=root,if=none,format=raw,snapshot=on,file={}",
+            self.root().display()
+        );
+        command
+            .args(["-M", machine])
+            .args("-accel kvm -cpu host -smp 1 -nodefaults -no-user-config".split(' '))
+            .args("-display none -serial stdio -device virtio-rng-device".split(' '))
+            .args(["-m", &self.memory_mib.to_string()])
+            .arg("-kernel")
+            .arg(self.kernel())
+            .arg("-initrd")
+            .arg(self.initramfs())
+            .args(["-append", CMDLINE, "-drive", &root])
+            .args(["-device", "virtio-blk-device,drive=root"]);
+        command
+    }
+
+    /// Firecracker, which lies at `program`.
+    pub fn firecracker(&self, program: &Path) -> Command {
+        let machine = json!({
+            "boot-source": {
+                "kernel_image_path": self.kernel(),
+                "initrd_path": self.initramfs(),
+                "boot_args": CMDLINE,
+            },
+            "drives": [{
+                "drive_id": "root",
+                "path_on_host": self.root(),
+                "is_root_device": false,
+                "is_read_only": true,
+            }],
+            "machine-config": { "vcpu_count": 1, "mem_size_mib": self.memory_mib },
+            "entropy": {},
+        });
+        let file = self.path("firecracker.json");
+        fs::write(&file, machine.to_string()).unwrap();
+        let mut command = Command::new(program);
+        command.args(["--no-api", "--config-file"]).arg(file);
+        command
+    }
+
+    /// Cloud Hypervisor, which lies at `program`.
+    pub fn cloud_hypervisor(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args("--serial tty --console off --cpus boot=1 --rng src=/dev/urandom".split(' '))
+            .arg("--kernel")
+            .arg(self.kernel())
+            .arg("--initramfs")
+            .arg(self.initramfs())
+            .args(["--cmdline", CMDLINE])
+            .args(["--memory", &format!("size={}M", self.memory_mib)])
+            .arg("--disk")
+            .arg(format!("path={},readonly=on", self.root().display()));
         command
     }
 }

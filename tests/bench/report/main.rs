@@ -18,8 +18,13 @@ use serde::Serialize;
 use serde_json::json;
 
 /// Each benchmark's file, what it is about, and what repeats it.
-const BENCHMARKS: [(&str, &str, &str); 7] = [
+const BENCHMARKS: [(&str, &str, &str); 8] = [
     ("boot", "Boot, and memory beyond the guest's", "make bench"),
+    (
+        "start",
+        "A start, on a clock of instructions",
+        "ci/bench start",
+    ),
     ("agent", "User-data, beside cloud-init", "ci/bench agent"),
     ("pod", "What a pod costs beyond its guest", "ci/bench pod"),
     ("size", "What has to be pulled", "ci/bench size"),
