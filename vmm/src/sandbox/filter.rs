@@ -93,6 +93,9 @@ const NAME: &[c_long] = &[
     libc::SYS_unlinkat,
 ];
 
+/// A ring that there is.
+const RING: &[c_long] = &[libc::SYS_io_uring_enter];
+
 /// Sockets that there are.
 const SOCKET: &[c_long] = &[
     libc::SYS_accept4,
@@ -233,6 +236,7 @@ pub fn process() -> Filter {
         .allow(WAIT)
         .allow(TIMER)
         .allow(FILE)
+        .allow(RING)
         .allow(NAME)
         .allow(&[libc::SYS_rt_sigtimedwait, libc::SYS_uname, libc::SYS_umask])
         .sockets(NETWORK)
@@ -247,10 +251,12 @@ pub fn thread(kind: Kind) -> Filter {
     match kind {
         // Setting a device up makes and watches its descriptors.
         Kind::Vcpu => any.allow(WAIT).ioctls(VCPU_IOCTLS),
-        // A limited disk sets its timer, which is there.
+        // A limited disk sets its timer, which is there; another has a ring, which does no more than
+        // read, write and flush.
         Kind::Block => any
             .allow(WAIT)
             .allow(FILE)
+            .allow(RING)
             .allow(&[libc::SYS_timerfd_settime]),
         // It waits for a lock's sake only, and tells the process what SIGTERM would.
         Kind::Watchdog => any,

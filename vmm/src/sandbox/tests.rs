@@ -92,6 +92,20 @@ fn a_thread_works_and_starts_others_by_the_one_that_may() {
 }
 
 #[test]
+fn the_thread_of_a_disk_may_enter_a_ring() {
+    let Some(_) = word() else {
+        let output = again("the_thread_of_a_disk_may_enter_a_ring", "go");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        return;
+    };
+    enter(&Files::default()).unwrap();
+    // There is none to enter.
+    let entered = spawn(Kind::Block, || call(libc::SYS_io_uring_enter));
+    assert_eq!(entered.unwrap().join().unwrap(), -1);
+}
+
+#[test]
 fn only_the_files_that_were_named_can_be_opened() {
     let Some(word) = word() else {
         let directory = tempfile::tempdir().unwrap();

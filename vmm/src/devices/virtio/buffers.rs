@@ -3,6 +3,7 @@
 
 use vm_memory::{GuestMemoryBackend, VolatileMemoryError, VolatileSlice};
 
+use super::GuestMemory;
 use super::queue::{BadChain, Chain, descriptors};
 
 /// Buffers, one behind the other.
@@ -10,8 +11,15 @@ pub type Slices<'a> = Vec<VolatileSlice<'a>>;
 
 /// The chain's buffers: those to read from, those to write to.
 pub fn gather<'c>(chain: &'c Chain<'_>) -> Result<(Slices<'c>, Slices<'c>), BadChain> {
+    gather_in(chain.memory(), chain)
+}
+
+/// The same for longer than the chain is there; the memory is the chain's.
+pub fn gather_in<'m>(
+    memory: &'m GuestMemory,
+    chain: &Chain<'_>,
+) -> Result<(Slices<'m>, Slices<'m>), BadChain> {
     let (mut from, mut to) = (Vec::new(), Vec::new());
-    let memory = chain.memory();
     for descriptor in descriptors(chain) {
         let descriptor = descriptor?;
         let slice = memory

@@ -31,6 +31,10 @@ pub trait Disk: Send {
     fn flush(&mut self) -> io::Result<()>;
     /// The bytes read as zeros after this; `unmap` lets their storage go.
     fn zero(&mut self, at: u64, len: u64, unmap: bool) -> io::Result<()>;
+    /// The file that has its bytes, each at its own place, where there is one.
+    fn file(&self) -> Option<&File> {
+        None
+    }
     /// What was written to it, where that goes with the VM.
     fn layer(&self) -> Option<Layer> {
         None
@@ -190,6 +194,10 @@ impl Disk for RawDisk {
 
     fn zero(&mut self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
         zero_at(&self.file, at, len, unmap)
+    }
+
+    fn file(&self) -> Option<&File> {
+        Some(&self.file)
     }
 
     fn layer(&self) -> Option<Layer> {

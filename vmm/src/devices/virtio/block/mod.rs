@@ -7,6 +7,8 @@ pub mod limit;
 mod lock;
 pub mod qcow2;
 mod request;
+mod ring;
+mod turn;
 
 use std::cell::RefCell;
 use std::io;
@@ -22,7 +24,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
-use super::queue::Chain;
+use super::queue::{Chain, QueueError};
 use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
@@ -31,6 +33,8 @@ use counters::Counters;
 use disk::{Disk, SECTOR};
 use limit::Limiter;
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, SERIAL};
+use ring::{Ring, UnderWay};
+use turn::Turn;
 
 const ID: u16 = 2;
 const QUEUE_SIZE: u16 = 128;
@@ -56,6 +60,25 @@ pub struct Block {
 struct Storage {
     disk: Box<dyn Disk>,
     limiter: Option<RefCell<Limiter>>,
+    /// By which its file is asked for much at once, where it is one, and there is no limit to keep.
+    ring: Option<Ring>,
+}
+
+impl Storage {
+    fn new(disk: Box<dyn Disk>, limiter: Option<Limiter>) -> Self {
+        let mut ring = None;
+        if limiter.is_none() && disk.file().is_some() {
+            match Ring::new(QUEUE_SIZE) {
+                Ok(made) => ring = Some(made),
+                Err(error) => tracing::debug!("block: one request at a time: io_uring: {error}"),
+            }
+        }
+        Self {
+            disk,
+            limiter: limiter.map(RefCell::new),
+            ring,
+        }
+    }
 }
 
 impl Block {
@@ -79,10 +102,7 @@ impl Block {
             .for_each(|(byte, new)| *byte = new);
         let config = config(disk.size() / SECTOR);
         Self {
-            storage: Some(Storage {
-                disk,
-                limiter: limiter.map(RefCell::new),
-            }),
+            storage: Some(Storage::new(disk, limiter)),
             worker: None,
             features,
             config,
@@ -190,9 +210,44 @@ impl BlockJob {
     }
 }
 
+impl BlockJob {
+    /// Serves what is available, many at once.
+    fn serve_at_once(&mut self) {
+        // The kick is taken before the ring is read, so that none is missed.
+        let _ = self.queue.kick.read();
+        if self.trouble.is_broken() {
+            return;
+        }
+        if let Err(error) = self.turn() {
+            self.trouble.broke(&error);
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), QueueError> {
+        let Storage { disk, ring, .. } = &mut self.storage;
+        let Some(ring) = ring else {
+            return Ok(());
+        };
+        let turn = Turn {
+            queue: &mut self.queue,
+            memory: &self.memory,
+            disk: &mut **disk,
+            serial: &self.serial,
+            counters: &self.counters,
+            trouble: &self.trouble,
+            under_way: UnderWay::new(ring, QUEUE_SIZE),
+            over: Vec::new(),
+        };
+        turn.run()
+    }
+}
+
 impl Job for BlockJob {
     fn ready(&mut self, token: u64, _: EventSet) {
-        let Storage { disk, limiter } = &mut self.storage;
+        if self.storage.ring.is_some() {
+            return self.serve_at_once();
+        }
+        let Storage { disk, limiter, .. } = &mut self.storage;
         let (disk, limiter) = (&mut **disk, limiter.as_ref());
         if let (TIMER, Some(limiter)) = (token, limiter) {
             limiter.borrow_mut().heard();

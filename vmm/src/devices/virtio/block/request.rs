@@ -11,7 +11,8 @@ use vm_memory::{Bytes, VolatileMemoryError, VolatileSlice};
 
 use super::counters::Counters;
 use super::disk::{Disk, SECTOR};
-use crate::devices::virtio::buffers;
+use crate::devices::virtio::GuestMemory;
+use crate::devices::virtio::buffers::{self, Slices};
 use crate::devices::virtio::queue::{BadChain, Chain};
 
 const HEADER: usize = 16;
@@ -45,6 +46,50 @@ impl From<VolatileMemoryError> for Failure {
     }
 }
 
+/// What a request asks for.
+enum Command {
+    /// Bytes of the disk from there.
+    Read(u64),
+    /// The same, written.
+    Write(u64),
+    /// What was written on stable storage.
+    Flush,
+    /// Another, which is not for files.
+    Other(u32),
+}
+
+/// Where the outcome of a request goes.
+struct Answer<'m> {
+    status: VolatileSlice<'m>,
+    /// Bytes of the data's buffers that the device may write.
+    room: usize,
+}
+
+impl Answer<'_> {
+    /// Writes the status, and returns how many bytes were written to the chain.
+    fn give(&self, outcome: Result<usize, Failure>, counters: &Counters) -> u32 {
+        let (status, written) = match outcome {
+            Ok(written) => (VIRTIO_BLK_S_OK, written),
+            Err(Failure::Io(error)) => {
+                tracing::debug!("block: {error}");
+                (VIRTIO_BLK_S_IOERR, 0)
+            }
+            Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
+            Err(Failure::Malformed) => (VIRTIO_BLK_S_IOERR, 0),
+        };
+        if status != VIRTIO_BLK_S_OK {
+            counters.errors.add();
+        }
+        // The slice has one byte, checked when it was cut.
+        let _ = self.status.write_obj(status as u8, 0);
+        // The status lies behind all of the data's room, whether or not that was filled.
+        match written {
+            0 => 1,
+            _ => self.room as u32 + 1,
+        }
+    }
+}
+
 /// Carries out the request in `chain` and returns how many bytes were written to it. A chain
 /// without room for a status is an error.
 pub fn execute(
@@ -53,25 +98,111 @@ pub fn execute(
     serial: &[u8; SERIAL],
     counters: &Counters,
 ) -> Result<u32, BadChain> {
-    let (from, mut to) = buffers::gather(&chain)?;
-    let status_byte = take_last(&mut to).ok_or(BadChain)?;
+    let (from, to, answer) = open(chain.memory(), &chain)?;
+    let outcome = carry_out(from, &to, disk, serial, counters);
+    Ok(answer.give(outcome, counters))
+}
+
+/// The buffers of a request, and where its outcome goes.
+fn open<'m>(
+    memory: &'m GuestMemory,
+    chain: &Chain<'_>,
+) -> Result<(Slices<'m>, Slices<'m>, Answer<'m>), BadChain> {
+    let (from, mut to) = buffers::gather_in(memory, chain)?;
+    let status = take_last(&mut to).ok_or(BadChain)?;
     let room = buffers::len(&to);
-    let (status, written) = match carry_out(from, &to, disk, serial, counters) {
-        Ok(written) => (VIRTIO_BLK_S_OK, written),
-        Err(Failure::Io(error)) => {
-            tracing::debug!("block: {error}");
-            (VIRTIO_BLK_S_IOERR, 0)
-        }
-        Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-        Err(Failure::Malformed) => (VIRTIO_BLK_S_IOERR, 0),
+    Ok((from, to, Answer { status, room }))
+}
+
+/// What has come of a request that was begun.
+pub enum Begun<'m> {
+    /// It is over; so many bytes were written to its chain.
+    Over(u32),
+    /// It waits for the disk's file.
+    File(Request<'m>),
+    /// It has to be executed while nothing else is under way.
+    Alone,
+}
+
+/// A request that waits for the disk's file.
+pub struct Request<'m> {
+    /// What the file is asked for.
+    pub ask: Ask,
+    /// The data.
+    pub data: Slices<'m>,
+    answer: Answer<'m>,
+}
+
+/// What a file is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// To fill the data from there.
+    Read(u64),
+    /// To write them there.
+    Write(u64),
+    /// To put what was written on stable storage.
+    Flush,
+}
+
+/// Begins the request in `chain`, whose memory that is. It is not carried out.
+pub fn begin<'m>(
+    memory: &'m GuestMemory,
+    chain: &Chain<'_>,
+    disk: &dyn Disk,
+    counters: &Counters,
+) -> Result<Begun<'m>, BadChain> {
+    let (mut from, to, answer) = open(memory, chain)?;
+    let (ask, data) = match command(&mut from, &to, disk, counters) {
+        Err(failure) => return Ok(Begun::Over(answer.give(Err(failure), counters))),
+        Ok(Command::Read(at)) => (Ask::Read(at), to),
+        Ok(Command::Write(at)) => (Ask::Write(at), from),
+        Ok(Command::Flush) => (Ask::Flush, Vec::new()),
+        Ok(Command::Other(_)) => return Ok(Begun::Alone),
     };
-    if status != VIRTIO_BLK_S_OK {
-        counters.errors.add();
+    let request = Request { ask, data, answer };
+    match ask != Ask::Flush && buffers::len(&request.data) == 0 {
+        true => Ok(Begun::Over(request.end(Ok(()), counters))),
+        false => Ok(Begun::File(request)),
     }
-    // The slice has one byte, checked when it was cut.
-    let _ = status_byte.write_obj(status as u8, 0);
-    // The status lies behind all of the data's room, whether or not that was filled.
-    Ok(if written > 0 { room as u32 + 1 } else { 1 })
+}
+
+impl Request<'_> {
+    /// Carries out what is left of it behind the first `done` bytes.
+    pub fn carry_on(&self, disk: &mut dyn Disk, mut done: usize) -> io::Result<()> {
+        let (Ask::Read(mut at) | Ask::Write(mut at)) = self.ask else {
+            return disk.flush();
+        };
+        for slice in &self.data {
+            let skip = done.min(slice.len());
+            done -= skip;
+            let rest = slice.offset(skip).map_err(io::Error::other)?;
+            let from = at + skip as u64;
+            at += slice.len() as u64;
+            match self.ask {
+                _ if rest.is_empty() => {}
+                Ask::Read(_) => disk.read(&rest, from)?,
+                _ => disk.write(&rest, from)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends it; how many bytes were written to its chain.
+    pub fn end(&self, outcome: io::Result<()>, counters: &Counters) -> u32 {
+        let len = buffers::len(&self.data);
+        let outcome = outcome.map(|()| match self.ask {
+            Ask::Read(_) => {
+                counters.read_bytes.add_many(len as u64);
+                len
+            }
+            Ask::Write(_) => {
+                counters.written_bytes.add_many(len as u64);
+                0
+            }
+            Ask::Flush => 0,
+        });
+        self.answer.give(outcome.map_err(Failure::Io), counters)
+    }
 }
 
 /// Cuts the last byte off the buffers.
@@ -88,20 +219,43 @@ fn take_last<'a>(slices: &mut Vec<VolatileSlice<'a>>) -> Option<VolatileSlice<'a
     None
 }
 
+/// Reads the header, and sees that what is asked for can be.
+fn command(
+    from: &mut Slices<'_>,
+    to: &[VolatileSlice<'_>],
+    disk: &dyn Disk,
+    counters: &Counters,
+) -> Result<Command, Failure> {
+    let [k0, k1, k2, k3, _, _, _, _, sector @ ..] =
+        buffers::take::<HEADER>(from).ok_or(Failure::Malformed)?;
+    let sector = u64::from_le_bytes(sector);
+    match u32::from_le_bytes([k0, k1, k2, k3]) {
+        VIRTIO_BLK_T_IN => {
+            counters.reads.add();
+            Ok(Command::Read(place(disk, sector, to)?))
+        }
+        VIRTIO_BLK_T_OUT => {
+            counters.writes.add();
+            writable(disk)?;
+            Ok(Command::Write(place(disk, sector, from)?))
+        }
+        VIRTIO_BLK_T_FLUSH => {
+            counters.flushes.add();
+            Ok(Command::Flush)
+        }
+        other => Ok(Command::Other(other)),
+    }
+}
+
 fn carry_out(
-    mut from: Vec<VolatileSlice<'_>>,
+    mut from: Slices<'_>,
     to: &[VolatileSlice<'_>],
     disk: &mut dyn Disk,
     serial: &[u8; SERIAL],
     counters: &Counters,
 ) -> Result<usize, Failure> {
-    let [k0, k1, k2, k3, _, _, _, _, sector @ ..] =
-        buffers::take::<HEADER>(&mut from).ok_or(Failure::Malformed)?;
-    let sector = u64::from_le_bytes(sector);
-    match u32::from_le_bytes([k0, k1, k2, k3]) {
-        VIRTIO_BLK_T_IN => {
-            counters.reads.add();
-            let mut at = place(disk, sector, to)?;
+    match command(&mut from, to, disk, counters)? {
+        Command::Read(mut at) => {
             for slice in to {
                 disk.read(slice, at)?;
                 at += slice.len() as u64;
@@ -110,10 +264,7 @@ fn carry_out(
             counters.read_bytes.add_many(len as u64);
             Ok(len)
         }
-        VIRTIO_BLK_T_OUT => {
-            counters.writes.add();
-            writable(disk)?;
-            let mut at = place(disk, sector, &from)?;
+        Command::Write(mut at) => {
             for slice in &from {
                 disk.write(slice, at)?;
                 at += slice.len() as u64;
@@ -121,12 +272,11 @@ fn carry_out(
             counters.written_bytes.add_many(buffers::len(&from) as u64);
             Ok(0)
         }
-        VIRTIO_BLK_T_FLUSH => {
-            counters.flushes.add();
+        Command::Flush => {
             disk.flush()?;
             Ok(0)
         }
-        VIRTIO_BLK_T_GET_ID => {
+        Command::Other(VIRTIO_BLK_T_GET_ID) => {
             let mut rest = &serial[..];
             for slice in to {
                 rest = rest
@@ -135,9 +285,9 @@ fn carry_out(
             }
             Ok(SERIAL - rest.len())
         }
-        VIRTIO_BLK_T_DISCARD => ranges(&mut from, disk, true, counters),
-        VIRTIO_BLK_T_WRITE_ZEROES => ranges(&mut from, disk, false, counters),
-        _ => Err(Failure::Unsupported),
+        Command::Other(VIRTIO_BLK_T_DISCARD) => ranges(&mut from, disk, true, counters),
+        Command::Other(VIRTIO_BLK_T_WRITE_ZEROES) => ranges(&mut from, disk, false, counters),
+        Command::Other(_) => Err(Failure::Unsupported),
     }
 }
 

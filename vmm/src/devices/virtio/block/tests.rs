@@ -265,6 +265,102 @@ fn write_a_mib(limits: limit::Limits) -> (std::time::Duration, Arc<Counters>) {
     (start.elapsed(), counters)
 }
 
+/// The device under a driver that makes 32 requests available before it kicks: writes of a page each,
+/// a flush amid them, then reads of all of them, and a discard of the first page amid those.
+fn much_at_once(disk: Box<dyn Disk>) {
+    use crate::devices::virtio::testing::{BUFFERS, Driver};
+    const COUNT: u64 = 32;
+    const PAGE: u64 = 4096;
+    let block = Block::new(disk, "", None);
+    let counters = block.counters();
+    let mut driver = Driver::new(Arc::new(std::sync::Mutex::new(block)));
+    driver.start();
+    let (data, back, control) = (BUFFERS, BUFFERS + COUNT * PAGE, BUFFERS + 2 * COUNT * PAGE);
+    let ask = |driver: &mut Driver, n: u64, kind: u32, buffer: Option<(u64, u32, u16)>| {
+        let header = [&kind.to_le_bytes()[..], &[0; 4], &(n * 8).to_le_bytes()].concat();
+        let at = control + n * 32;
+        driver
+            .memory
+            .write_slice(&header, GuestAddress(at))
+            .unwrap();
+        driver
+            .memory
+            .write_slice(&[0xff], GuestAddress(at + 16))
+            .unwrap();
+        let mut buffers = vec![(at, 16, 0)];
+        buffers.extend(buffer);
+        buffers.push((at + 16, 1, WRITE));
+        driver.request(0, n as u16 * 3, &buffers);
+    };
+    let finish = |driver: &mut Driver, times: u16| {
+        driver.kick(0);
+        driver.wait("all of them", |driver| {
+            driver.used(0) == times * (COUNT as u16 + 1)
+        });
+        for n in 0..=COUNT {
+            let at = GuestAddress(control + n * 32 + 16);
+            assert_eq!(driver.memory.read_obj::<u8>(at).unwrap(), OK, "{n}");
+        }
+    };
+    for n in 0..COUNT {
+        let page = [n as u8 + 1; PAGE as usize];
+        let at = data + n * PAGE;
+        driver.memory.write_slice(&page, GuestAddress(at)).unwrap();
+        if n == COUNT / 2 {
+            ask(&mut driver, COUNT, 4, None);
+        }
+        ask(&mut driver, n, 1, Some((at, PAGE as u32, 0)));
+    }
+    finish(&mut driver, 1);
+    for n in 0..COUNT {
+        if n == COUNT / 2 {
+            let range = [&0u64.to_le_bytes()[..], &8u32.to_le_bytes(), &[0; 4]].concat();
+            driver
+                .memory
+                .write_slice(&range, GuestAddress(data))
+                .unwrap();
+            ask(&mut driver, COUNT, 11, Some((data, 16, 0)));
+        }
+        ask(
+            &mut driver,
+            n,
+            0,
+            Some((back + n * PAGE, PAGE as u32, WRITE)),
+        );
+    }
+    finish(&mut driver, 2);
+    for n in 0..COUNT {
+        let mut page = [0; PAGE as usize];
+        let at = GuestAddress(back + n * PAGE);
+        driver.memory.read_slice(&mut page, at).unwrap();
+        assert_eq!(page, [n as u8 + 1; PAGE as usize], "{n}");
+    }
+    ask(&mut driver, 0, 0, Some((back, PAGE as u32, WRITE)));
+    driver.kick(0);
+    driver.wait("the discarded", |driver| driver.used(0) == 2 * 33 + 1);
+    assert_eq!(driver.memory.read_obj::<u8>(GuestAddress(back)).unwrap(), 0);
+    assert_eq!(counters.moved(), (2 * COUNT + 1) * PAGE);
+    assert_eq!(counters.errors.get(), 0);
+}
+
+#[test]
+fn many_requests_at_once_are_all_done_and_none_takes_another_s_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = || RawDisk::empty(1 << 20, directory.path()).unwrap();
+    assert!(
+        Block::new(Box::new(disk()), "", None)
+            .storage
+            .unwrap()
+            .ring
+            .is_some()
+    );
+    much_at_once(Box::new(disk()));
+    // Without a file of its own it takes them one at a time.
+    much_at_once(Box::new(
+        CowDisk::new(Box::new(disk()), directory.path()).unwrap(),
+    ));
+}
+
 #[test]
 fn what_a_guest_has_done_is_counted() {
     let (_, counters) = write_a_mib(limit::Limits::default());
