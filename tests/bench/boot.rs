@@ -1,6 +1,7 @@
 //! `make bench`: how long a VM takes to boot and to answer, and what it costs beyond its guest,
-//! beside QEMU with the same kernel, initramfs and root, in turns, where KVM works; and how long one
-//! takes to answer that begins with a snapshot, beside its own boot.
+//! beside QEMU with the same kernel, initramfs and root, in turns, where KVM works, and what it does
+//! while its guest has nothing to do; and how long one takes to answer that begins with a snapshot,
+//! beside its own boot.
 //!
 //! Everything that either reads lies in memory, so that neither waits for a disk.
 
@@ -23,17 +24,73 @@ use peapod_tests::Boot;
 use peapod_tests::bench::{Mark, Record, report};
 
 const ROUNDS: usize = 7;
+const IDLE_ROUNDS: usize = 3;
+const WAKES: &str = "wakes/s";
+const CPU: &str = "% CPU";
 const MEMORY_MIB: u64 = 512;
 const PORT: u16 = 9080;
 const LIMIT: Duration = Duration::from_secs(120);
 const FIRST_LINE: &[u8] = b"peapod-agent: userspace";
 const USER_DATA: &str = "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\n";
 
+/// What a guest has after its answer before it is looked at, and for how long it is.
+const SETTLED: Duration = Duration::from_secs(10);
+const WATCHED: Duration = Duration::from_secs(20);
+/// The marks of the process beside its guest: MiB, wake-ups a second, per cent of a CPU.
+const MARKS: [f64; 3] = [5.0, 10.0, 0.1];
+
 /// What one boot took.
 struct Times {
     userspace: f64,
     answer: f64,
     memory: f64,
+    idle: Idle,
+}
+
+/// What all threads do but the vCPUs', while the guest has nothing to do.
+#[derive(Clone, Copy, Default)]
+struct Idle {
+    /// How often a second they have slept, and so were woken.
+    wakes: f64,
+    /// Per cent of a CPU.
+    cpu: f64,
+}
+
+impl Idle {
+    /// Over a while.
+    fn of(process: u32) -> Self {
+        std::thread::sleep(SETTLED);
+        let before = work(process);
+        std::thread::sleep(WATCHED);
+        let after = work(process);
+        let seconds = WATCHED.as_secs_f64();
+        Self {
+            wakes: (after.0 - before.0) as f64 / seconds,
+            cpu: (after.1 - before.1) as f64 / 1e9 / seconds * 100.0,
+        }
+    }
+}
+
+/// How often the threads but the vCPUs' have slept, and the nanoseconds that they have run.
+fn work(process: u32) -> (u64, u64) {
+    let (mut sleeps, mut ran) = (0, 0);
+    for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        let thread = thread.unwrap().path();
+        // A thread may have ended.
+        let read = |name: &str| fs::read_to_string(thread.join(name)).unwrap_or_default();
+        let name = read("comm");
+        if name.starts_with("vcpu") || name.starts_with("CPU ") {
+            continue;
+        }
+        let status = read("status");
+        let slept = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        sleeps += slept.map_or(0, |n| n.trim().parse().unwrap());
+        let run = read("schedstat");
+        ran += run.split(' ').next().map_or(0, |n| n.parse().unwrap_or(0));
+    }
+    (sleeps, ran)
 }
 
 /// A running VM, killed in the end.
@@ -63,7 +120,7 @@ fn answer(begin: Instant) -> f64 {
     begin.elapsed().as_secs_f64()
 }
 
-fn measure(command: Command) -> Times {
+fn measure(command: Command, idle: bool) -> Times {
     let begin = Instant::now();
     let (vm, console) = start(command);
     let lines = first_line(console, begin);
@@ -72,6 +129,10 @@ fn measure(command: Command) -> Times {
         userspace,
         answer: answer(begin),
         memory: memory_beyond_the_guest(vm.0.id()),
+        idle: match idle {
+            true => Idle::of(vm.0.id()),
+            false => Idle::default(),
+        },
     }
 }
 
@@ -150,9 +211,11 @@ fn main() {
     let snapshot = save(&files);
     // The first of each is not counted: it reads the programs themselves.
     for round in 0..=ROUNDS {
+        // It takes its time.
+        let idle = (1..=IDLE_ROUNDS).contains(&round);
         let (a, b) = (
-            measure(files.peapod()),
-            measure(files.qemu(&["-netdev", &network])),
+            measure(files.peapod(), idle),
+            measure(files.qemu(&["-netdev", &network]), idle),
         );
         let again = restore(&files, &snapshot);
         if round > 0 {
@@ -172,6 +235,22 @@ fn main() {
             None,
         )
     };
+    let idle = |boots: &[Times], figure: fn(&Idle) -> f64| {
+        let idle = boots
+            .iter()
+            .take(IDLE_ROUNDS)
+            .map(|boot| figure(&boot.idle));
+        idle.collect::<Vec<_>>()
+    };
+    let idly = |name: &str, unit, figure: fn(&Idle) -> f64| {
+        let peer = ("qemu q35, slirp", &idle(&peer, figure)[..]);
+        Record::new(name, unit, &idle(&ours, figure), peer, None)
+    };
+    let mark = |name: &str, unit, ours: &[f64], mark: f64| {
+        let bar = ("what it may be", &[mark][..]);
+        Record::new(name, unit, ours, bar, Some(Mark::AtMost(1.0)))
+    };
+    let memory: Vec<_> = ours.iter().map(|boot| boot.memory).collect();
     let records = [
         record("process start to first line of userspace", "s", |b| {
             b.userspace
@@ -185,6 +264,21 @@ fn main() {
             Some(Mark::AtMost(0.1)),
         ),
         record("memory beyond the guest's (PSS)", "MiB", |b| b.memory),
+        mark("memory beyond the guest's (PSS)", "MiB", &memory, MARKS[0]),
+        idly("idle, but for vCPUs", WAKES, |idle| idle.wakes),
+        mark(
+            "idle, but for vCPUs",
+            WAKES,
+            &idle(&ours, |idle| idle.wakes),
+            MARKS[1],
+        ),
+        idly("idle, but for vCPUs", CPU, |idle| idle.cpu),
+        mark(
+            "idle, but for vCPUs",
+            CPU,
+            &idle(&ours, |idle| idle.cpu),
+            MARKS[2],
+        ),
     ];
     let directory =
         std::env::var_os("PEAPOD_BENCH").expect("PEAPOD_BENCH is not set: run `make bench`");

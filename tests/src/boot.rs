@@ -14,6 +14,17 @@ const DETAILS: &str = "peapod/details:latest";
 const CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 cryptomgr.notests root=/dev/vda rootfstype=ext4 rw";
 
+/// A disk that a guest has besides.
+#[derive(Debug, Clone, Copy)]
+pub struct ExtraDisk<'a> {
+    /// Peapod's name of it.
+    pub name: &'a str,
+    /// The image.
+    pub path: &'a Path,
+    /// `raw` or `qcow2`.
+    pub format: &'a str,
+}
+
 /// What both boot from. It lies in memory, so that neither waits for a disk.
 pub struct Boot {
     directory: tempfile::TempDir,
@@ -103,6 +114,39 @@ impl Boot {
     pub fn peapod(&self) -> Command {
         let mut command = self.command("run");
         command.arg(self.path("details.yaml"));
+        command
+    }
+
+    /// The same with these disks besides, which the guest sees behind the others.
+    pub fn peapod_with(&self, disks: &[ExtraDisk<'_>]) -> Command {
+        let text = fs::read(self.path("details.yaml")).unwrap();
+        let mut manifest: Value = serde_json::from_slice(&text).unwrap();
+        let mut command = self.command("run");
+        for disk in disks {
+            let volume = json!({
+                "name": disk.name, "hostDisk": { "path": disk.path, "type": "Disk" },
+            });
+            manifest["spec"]["volumes"]
+                .as_array_mut()
+                .unwrap()
+                .push(volume);
+            let format = format!("{}={}", disk.name, disk.format);
+            command.args(["--format", &format]);
+        }
+        let file = self.path("disks.yaml");
+        fs::write(&file, manifest.to_string()).unwrap();
+        command.arg(file);
+        command
+    }
+
+    /// QEMU with them, whose network `n` the arguments make; it asks the host by io_uring.
+    pub fn qemu_with(&self, network: &[&str], disks: &[ExtraDisk<'_>]) -> Command {
+        let mut command = self.qemu(network);
+        for disk in disks {
+            let (format, path) = (disk.format, disk.path.display());
+            let drive = format!("if=virtio,aio=io_uring,format={format},file={path}");
+            command.args(["-drive", &drive]);
+        }
         command
     }
 

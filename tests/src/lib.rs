@@ -32,7 +32,7 @@ mod vm;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-pub use boot::Boot;
+pub use boot::{Boot, ExtraDisk};
 pub use container::{Container, entry_point};
 pub use flows::Flows;
 pub use group::Group;

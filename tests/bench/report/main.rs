@@ -18,13 +18,14 @@ use serde::Serialize;
 use serde_json::json;
 
 /// Each benchmark's file, what it is about, and what repeats it.
-const BENCHMARKS: [(&str, &str, &str); 8] = [
+const BENCHMARKS: [(&str, &str, &str); 9] = [
     ("boot", "Boot, and memory beyond the guest's", "make bench"),
     (
         "start",
         "A start, on a clock of instructions",
         "ci/bench start",
     ),
+    ("block", "A guest's disk", "ci/bench block"),
     ("agent", "User-data, beside cloud-init", "ci/bench agent"),
     ("pod", "What a pod costs beyond its guest", "ci/bench pod"),
     ("size", "What has to be pulled", "ci/bench size"),
@@ -33,7 +34,9 @@ const BENCHMARKS: [(&str, &str, &str); 8] = [
     ("net", "The network alone, without a VM", "make bench-net"),
 ];
 /// Less of these is better; of all others more is.
-const COSTS: [&str; 7] = ["s", "ms", "us", "MiB", "KiB", "s/GiB", "CPU-us"];
+const COSTS: [&str; 9] = [
+    "s", "ms", "us", "MiB", "KiB", "s/GiB", "CPU-us", "wakes/s", "% CPU",
+];
 
 #[derive(Serialize)]
 struct Section {

@@ -1,0 +1,180 @@
+//! `ci/bench block`: what a disk gives a guest, raw and qcow2, beside QEMU with io_uring, in turns, where
+//! KVM works. The images lie on the lab's scratch disk, if there is one, and both leave the host's page
+//! cache between it and the guest.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use clap::Parser;
+use peapod_tests::bench::{Mark, Record, report};
+use peapod_tests::space::run;
+use peapod_tests::{Boot, ExtraDisk};
+
+const MEMORY_MIB: u64 = 512;
+const SIZE: &str = "256M";
+const LIMIT: Duration = Duration::from_secs(300);
+/// The lab's disk, whatever is on it.
+const SCRATCH: &str = "/dev/disk/by-id/virtio-scratch";
+/// The program comes on a disk too: the guest has no other way that both have.
+const USER_DATA: &str = "#!/bin/bash\ndd if=/dev/vdc of=/run/load-disk bs=1M 2>/dev/null\n\
+    chmod 755 /run/load-disk\n/run/load-disk /dev/vdd 3 >/dev/console 2>&1\n";
+const FORMATS: [&str; 2] = ["raw", "qcow2"];
+/// The mark.
+const OF_QEMU: f64 = 0.9;
+
+#[derive(Parser)]
+struct Options {
+    /// How often each is measured; the medians are told.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+}
+
+/// A running VM, killed in the end.
+struct Vm(Child);
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Where the images lie, until it is dropped.
+struct Place {
+    folder: tempfile::TempDir,
+    mounted: bool,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let mounted = Path::new(SCRATCH).exists();
+        if mounted {
+            run(Command::new("mkfs.ext4").args(["-qF", SCRATCH])).unwrap();
+            run(Command::new("mount").arg(SCRATCH).arg(folder.path())).unwrap();
+        }
+        Self { folder, mounted }
+    }
+
+    /// An image in which every byte has been written.
+    fn image(&self, format: &str) -> PathBuf {
+        let (raw, path) = (
+            self.folder.path().join("raw"),
+            self.folder.path().join(format),
+        );
+        if format == "raw" {
+            let fill = format!("tr '\\0' Z </dev/zero | head -c {SIZE} >{}", raw.display());
+            run(Command::new("sh").args(["-c", &fill])).unwrap();
+        } else {
+            let mut convert = Command::new("qemu-img");
+            convert.args(["convert", "-f", "raw", "-O", format]);
+            run(convert.arg(raw).arg(&path)).unwrap();
+        }
+        path
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = run(Command::new("umount").arg("-l").arg(self.folder.path()));
+        }
+    }
+}
+
+/// What the guest said of each load.
+fn measure(mut command: Command) -> Vec<(String, f64)> {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut vm = Vm(command.spawn().expect("start the VM"));
+    let console = BufReader::new(vm.0.stdout.take().unwrap());
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in console.split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim().to_owned();
+            if let Some((_, load)) = line.split_once("load-disk ") {
+                let _ = sender.send(load.to_owned());
+            }
+        }
+    });
+    let mut loads = Vec::new();
+    loop {
+        let line = receiver.recv_timeout(LIMIT).expect("the guest's loads");
+        if line == "done" {
+            return loads;
+        }
+        let (name, figure) = line.rsplit_once(' ').unwrap();
+        loads.push((name.to_owned(), figure.parse().expect(&line)));
+    }
+}
+
+fn main() {
+    let rounds = Options::parse().rounds;
+    let place = Place::new();
+    let files = Boot::new(USER_DATA, MEMORY_MIB, &[]);
+    let program = std::env::current_exe().unwrap().with_file_name("load-disk");
+    let load = files.path("load-disk");
+    std::fs::copy(program, &load).unwrap();
+    let bytes = std::fs::metadata(&load)
+        .unwrap()
+        .len()
+        .next_multiple_of(512);
+    std::fs::File::options()
+        .write(true)
+        .open(&load)
+        .and_then(|file| file.set_len(bytes))
+        .unwrap();
+    let mut records = Vec::new();
+    for format in FORMATS {
+        let image = place.image(format);
+        let disks = [
+            ExtraDisk {
+                name: "load",
+                path: &load,
+                format: "raw",
+            },
+            ExtraDisk {
+                name: "data",
+                path: &image,
+                format,
+            },
+        ];
+        let mut series: BTreeMap<String, [Vec<f64>; 2]> = BTreeMap::new();
+        // The first is not counted: it reads the image.
+        for round in 0..=rounds {
+            let ours = measure(files.peapod_with(&disks));
+            let peer = measure(files.qemu_with(&["-netdev", "user,id=n"], &disks));
+            for ((name, ours), (_, peer)) in ours.iter().zip(&peer) {
+                eprintln!("    {format} {name}: {ours}, QEMU {peer}");
+                if round > 0 {
+                    let both = series.entry(name.clone()).or_default();
+                    both[0].push(*ours);
+                    both[1].push(*peer);
+                }
+            }
+        }
+        for (name, [ours, peer]) in &series {
+            let unit = match name.starts_with("sequential") {
+                true => "MiB/s",
+                false => "1/s",
+            };
+            let name = format!("{format}, {} deep", name.replace('-', " "));
+            let peer = ("qemu, io_uring", &peer[..]);
+            let mark = Some(Mark::AtLeast(OF_QEMU));
+            records.push(Record::new(&name, unit, ours, peer, mark));
+        }
+    }
+    let directory =
+        std::env::var_os("PEAPOD_BENCH").expect("PEAPOD_BENCH is not set: run `ci/bench block`");
+    report(Path::new(&directory), "block", &records).unwrap();
+}
