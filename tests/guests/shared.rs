@@ -25,9 +25,21 @@ extern "C" fn end_shared_vm() {
     }
 }
 
-/// The shared VM, booted by whoever asks first.
+/// The shared VM, booted by whoever asks first. Where it has ended nobody waits for it any more.
 pub fn vm() -> &'static Vm {
-    &shared().vm
+    let vm = &shared().vm;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", vm.pid())).unwrap();
+    // proc_pid_stat(5): the state is behind the name.
+    let runs = stat
+        .rsplit(") ")
+        .next()
+        .is_some_and(|rest| !rest.starts_with('Z'));
+    let (console, log) = (vm.console(), vm.log());
+    assert!(
+        runs,
+        "the shared VM has ended\n--- console ---\n{console}\n--- log ---\n{log}"
+    );
+    vm
 }
 
 /// The one directory, besides its own, that the VM may write to.
