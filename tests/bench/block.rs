@@ -10,22 +10,18 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::channel;
+use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
 use peapod_tests::bench::{Mark, Record, report};
 use peapod_tests::space::run;
-use peapod_tests::{Boot, ExtraDisk};
+use peapod_tests::{Boot, Booted, ExtraDisk, Scratch};
 
 const MEMORY_MIB: u64 = 512;
 const SIZE: &str = "256M";
 const LIMIT: Duration = Duration::from_secs(300);
-/// The lab's disk, whatever is on it.
-const SCRATCH: &str = "/dev/disk/by-id/virtio-scratch";
 /// The program comes on a disk too: the guest has no other way that both have.
 const USER_DATA: &str = "#!/bin/bash\ndd if=/dev/vdc of=/run/load-disk bs=1M 2>/dev/null\n\
     chmod 755 /run/load-disk\n/run/load-disk /dev/vdd 3 >/dev/console 2>&1\n";
@@ -40,76 +36,26 @@ struct Options {
     rounds: usize,
 }
 
-/// A running VM, killed in the end.
-struct Vm(Child);
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+/// An image in which every byte has been written.
+fn image(folder: &Path, format: &str) -> PathBuf {
+    let (raw, path) = (folder.join("raw"), folder.join(format));
+    if format == "raw" {
+        let fill = format!("tr '\\0' Z </dev/zero | head -c {SIZE} >{}", raw.display());
+        run(Command::new("sh").args(["-c", &fill])).unwrap();
+    } else {
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", format]);
+        run(convert.arg(raw).arg(&path)).unwrap();
     }
-}
-
-/// Where the images lie, until it is dropped.
-struct Place {
-    folder: tempfile::TempDir,
-    mounted: bool,
-}
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
-        let mounted = Path::new(SCRATCH).exists();
-        if mounted {
-            run(Command::new("mkfs.ext4").args(["-qF", SCRATCH])).unwrap();
-            run(Command::new("mount").arg(SCRATCH).arg(folder.path())).unwrap();
-        }
-        Self { folder, mounted }
-    }
-
-    /// An image in which every byte has been written.
-    fn image(&self, format: &str) -> PathBuf {
-        let (raw, path) = (
-            self.folder.path().join("raw"),
-            self.folder.path().join(format),
-        );
-        if format == "raw" {
-            let fill = format!("tr '\\0' Z </dev/zero | head -c {SIZE} >{}", raw.display());
-            run(Command::new("sh").args(["-c", &fill])).unwrap();
-        } else {
-            let mut convert = Command::new("qemu-img");
-            convert.args(["convert", "-f", "raw", "-O", format]);
-            run(convert.arg(raw).arg(&path)).unwrap();
-        }
-        path
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.mounted {
-            let _ = run(Command::new("umount").arg("-l").arg(self.folder.path()));
-        }
-    }
+    path
 }
 
 /// What the guest said of each load.
-fn measure(mut command: Command) -> Vec<(String, f64)> {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut vm = Vm(command.spawn().expect("start the VM"));
-    let console = BufReader::new(vm.0.stdout.take().unwrap());
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        for line in console.split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line).trim().to_owned();
-            if let Some((_, load)) = line.split_once("load-disk ") {
-                let _ = sender.send(load.to_owned());
-            }
-        }
-    });
+fn measure(command: Command) -> Vec<(String, f64)> {
+    let vm = Booted::start(command);
     let mut loads = Vec::new();
     loop {
-        let line = receiver.recv_timeout(LIMIT).expect("the guest's loads");
+        let (_, line) = vm.wait("load-disk ", LIMIT);
         if line == "done" {
             return loads;
         }
@@ -120,7 +66,7 @@ fn measure(mut command: Command) -> Vec<(String, f64)> {
 
 fn main() {
     let rounds = Options::parse().rounds;
-    let place = Place::new();
+    let scratch = Scratch::new();
     let files = Boot::new(USER_DATA, MEMORY_MIB, &[]);
     let program = std::env::current_exe().unwrap().with_file_name("load-disk");
     let load = files.path("load-disk");
@@ -136,7 +82,7 @@ fn main() {
         .unwrap();
     let mut records = Vec::new();
     for format in FORMATS {
-        let image = place.image(format);
+        let image = image(scratch.path(), format);
         let disks = [
             ExtraDisk {
                 name: "load",

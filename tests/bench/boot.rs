@@ -16,12 +16,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use peapod_tests::Boot;
 use peapod_tests::bench::{Mark, Record, report};
+use peapod_tests::{Boot, Booted, FIRST_LINE};
 
 const ROUNDS: usize = 7;
 const IDLE_ROUNDS: usize = 3;
@@ -30,7 +29,6 @@ const CPU: &str = "% CPU";
 const MEMORY_MIB: u64 = 512;
 const PORT: u16 = 9080;
 const LIMIT: Duration = Duration::from_secs(120);
-const FIRST_LINE: &[u8] = b"peapod-agent: userspace";
 const USER_DATA: &str = "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\n";
 
 /// What a guest has after its answer before it is looked at, and for how long it is.
@@ -93,44 +91,23 @@ fn work(process: u32) -> (u64, u64) {
     (sleeps, ran)
 }
 
-/// A running VM, killed in the end.
-struct Vm(Child);
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A VM of which nobody has heard yet, and its console.
-fn start(mut command: Command) -> (Vm, ChildStdout) {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().expect("start the VM");
-    let console = child.stdout.take().unwrap();
-    (Vm(child), console)
-}
-
 /// Seconds until it answers.
-fn answer(begin: Instant) -> f64 {
+fn answer(vm: &Booted) -> f64 {
     while !answers() {
-        assert!(begin.elapsed() < LIMIT, "no answer");
+        assert!(vm.elapsed() < LIMIT, "no answer");
         std::thread::sleep(Duration::from_millis(1));
     }
-    begin.elapsed().as_secs_f64()
+    vm.elapsed().as_secs_f64()
 }
 
 fn measure(command: Command, idle: bool) -> Times {
-    let begin = Instant::now();
-    let (vm, console) = start(command);
-    let lines = first_line(console, begin);
-    let userspace = lines.recv_timeout(LIMIT).expect("a line from userspace");
+    let vm = Booted::start(command);
     Times {
-        userspace,
-        answer: answer(begin),
-        memory: memory_beyond_the_guest(vm.0.id()),
+        userspace: vm.wait(FIRST_LINE, LIMIT).0,
+        answer: answer(&vm),
+        memory: memory_beyond_the_guest(vm.id()),
         idle: match idle {
-            true => Idle::of(vm.0.id()),
+            true => Idle::of(vm.id()),
             false => Idle::default(),
         },
     }
@@ -141,10 +118,8 @@ fn save(files: &Boot) -> PathBuf {
     let (state, snapshot) = (files.path("state"), files.path("snapshot"));
     let mut command = files.peapod();
     command.arg("--state-dir").arg(&state);
-    let begin = Instant::now();
-    let (_vm, console) = start(command);
-    let _lines = first_line(console, begin);
-    answer(begin);
+    let vm = Booted::start(command);
+    answer(&vm);
     let mut save = files.command("snapshot");
     let saved = save.arg(&state).arg(&snapshot).arg("--stop").status();
     assert!(saved.unwrap().success());
@@ -155,26 +130,7 @@ fn save(files: &Boot) -> PathBuf {
 fn restore(files: &Boot, snapshot: &Path) -> f64 {
     let mut command = files.command("restore");
     command.arg(snapshot);
-    let begin = Instant::now();
-    let (_vm, console) = start(command);
-    let _lines = first_line(console, begin);
-    answer(begin)
-}
-
-/// When the first line from userspace came; what follows is read and thrown away.
-fn first_line(mut console: impl Read + Send + 'static, start: Instant) -> Receiver<f64> {
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        let (mut seen, mut bytes) = (Vec::<u8>::new(), [0; 4096]);
-        while let Ok(n @ 1..) = console.read(&mut bytes) {
-            seen.extend(&bytes[..n]);
-            if seen.windows(FIRST_LINE.len()).any(|w| w == FIRST_LINE) {
-                let _ = sender.send(start.elapsed().as_secs_f64());
-                seen.clear();
-            }
-        }
-    });
-    receiver
+    answer(&Booted::start(command))
 }
 
 fn answers() -> bool {

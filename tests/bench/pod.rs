@@ -11,8 +11,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -20,8 +19,7 @@ use std::time::Duration;
 use peapod_tests::bench::{Mark, Record, report};
 use peapod_tests::cost::Cost;
 use peapod_tests::kubelet::Kubelet;
-use peapod_tests::space::run;
-use peapod_tests::{Flows, Group, Guest, Manifest};
+use peapod_tests::{Flows, Group, Guest, Manifest, Scratch};
 
 const BOOT: Duration = Duration::from_secs(180);
 const FLOWS: usize = 1000;
@@ -30,8 +28,6 @@ const UNDER_WAY: usize = 16 << 10;
 const MIB: f64 = 1048576.0;
 /// What KubeVirt's own formula adds for 1 vCPU and 1 GiB, in MiB.
 const KUBEVIRT: (&str, &[f64]) = ("KubeVirt's charge", &[290.0]);
-/// The lab's disk, whatever is on it.
-const SCRATCH: &str = "/dev/disk/by-id/virtio-scratch";
 /// What the kernel's account may be behind.
 const SETTLED: Duration = Duration::from_secs(3);
 
@@ -49,32 +45,6 @@ const STAGES: [&str; 4] = [
     "1,000 flows, 16 KiB under way in each",
     "the same, guest's memory full",
 ];
-
-/// Where the node's disk is mounted, until it is dropped.
-struct Disk {
-    folder: tempfile::TempDir,
-    mounted: bool,
-}
-
-impl Disk {
-    fn new() -> Self {
-        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
-        let mounted = Path::new(SCRATCH).exists();
-        if mounted {
-            run(Command::new("mkfs.ext4").args(["-qF", SCRATCH])).unwrap();
-            run(Command::new("mount").arg(SCRATCH).arg(folder.path())).unwrap();
-        }
-        Self { folder, mounted }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if self.mounted {
-            let _ = run(Command::new("umount").arg("-l").arg(self.folder.path()));
-        }
-    }
-}
 
 /// The most of several, taken while `work` is done.
 fn most(group: &Group, work: impl FnOnce() + Send) -> Cost {
@@ -122,8 +92,7 @@ fn measure(disk: &Path, manifest: &Manifest) -> ([Cost; 4], f64) {
 }
 
 fn main() {
-    let disk = Disk::new();
-    let folder: PathBuf = disk.folder.path().to_owned();
+    let disk = Scratch::new();
     let mut records = Vec::new();
     println!(
         "{:<58} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} | {:>8} {:>8}",
@@ -138,7 +107,7 @@ fn main() {
     let of = format!("{CORES} vCPU, {}", MEMORY.0);
     let (mut series, mut charge) = (Vec::new(), 0.0);
     for _ in 0..ROUNDS {
-        let (costs, charged) = measure(&folder, &manifest);
+        let (costs, charged) = measure(disk.path(), &manifest);
         charge = charged;
         for (stage, c) in STAGES.iter().zip(&costs) {
             let all = c.beyond_the_guest() as f64 / MIB;

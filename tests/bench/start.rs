@@ -14,19 +14,16 @@
 )]
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::channel;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use peapod_tests::Boot;
 use peapod_tests::bench::{Mark, Record, report};
+use peapod_tests::{Boot, Booted, FIRST_LINE};
 
 const MEMORY_MIB: u64 = 256;
 const LIMIT: Duration = Duration::from_secs(120);
-const FIRST_LINE: &[u8] = b"peapod-agent: userspace";
 /// The marks: of QEMU's microvm, and of Firecracker's time to the guest's first instruction.
 const OF_MICROVM: f64 = 0.75;
 const QUARTER: f64 = 0.25;
@@ -42,16 +39,6 @@ struct Options {
     /// Cloud Hypervisor's program; without, it is left out
     #[arg(long, value_name = "FILE")]
     cloud_hypervisor: Option<PathBuf>,
-}
-
-/// A process, killed in the end.
-struct Vmm(Child);
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// The kernel's own record of what happened when.
@@ -81,7 +68,7 @@ impl Trace {
         self.write("events/kvm/kvm_entry/enable", "1");
         self.write("trace", "");
         self.write("tracing_on", "1");
-        let vmm = start(command);
+        let vmm = Booted::start(command);
         let begin = Instant::now();
         while fs::read_to_string(self.0.join("tracing_on"))
             .unwrap()
@@ -118,32 +105,6 @@ fn which(program: &Path) -> PathBuf {
     let path = std::env::var_os("PATH").expect("PATH");
     let mut places = std::env::split_paths(&path).map(|folder| folder.join(program));
     places.find(|path| path.is_file()).expect("the program")
-}
-
-fn start(mut command: Command) -> Vmm {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
-    Vmm(command.spawn().expect("start the VMM"))
-}
-
-/// Seconds until the guest's first line.
-fn first_line(command: Command) -> f64 {
-    let begin = Instant::now();
-    let mut vmm = start(command);
-    let mut console = vmm.0.stdout.take().unwrap();
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        let (mut seen, mut bytes) = (Vec::<u8>::new(), [0; 4096]);
-        while let Ok(n @ 1..) = console.read(&mut bytes) {
-            seen.extend(&bytes[..n]);
-            if seen.windows(FIRST_LINE.len()).any(|w| w == FIRST_LINE) {
-                let _ = sender.send(begin.elapsed().as_secs_f64());
-                return;
-            }
-        }
-    });
-    receiver
-        .recv_timeout(LIMIT)
-        .expect("the guest's first line")
 }
 
 /// A VMM, and what it took in each round: to its guest's first instruction, and to its first line.
@@ -193,7 +154,7 @@ fn main() {
         for vmm in &mut all {
             let (entry, line) = (
                 trace.first_entry((vmm.command)()),
-                first_line((vmm.command)()),
+                Booted::start((vmm.command)()).wait(FIRST_LINE, LIMIT).0,
             );
             eprintln!("    {}: {entry:.3} s, {line:.3} s", vmm.name);
             if round > 0 {

@@ -14,6 +14,7 @@
 
 pub mod bench;
 mod boot;
+mod booted;
 mod container;
 pub mod cost;
 mod flows;
@@ -25,6 +26,7 @@ pub mod kubelet;
 mod manifest;
 pub mod mesh;
 pub mod networks;
+mod scratch;
 pub mod sides;
 pub mod space;
 mod vm;
@@ -33,11 +35,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 pub use boot::{Boot, ExtraDisk};
+pub use booted::{Booted, FIRST_LINE};
 pub use container::{Container, entry_point};
 pub use flows::Flows;
 pub use group::Group;
 pub use guest::Guest;
 pub use manifest::Manifest;
+pub use scratch::Scratch;
 pub use vm::{Vm, image, overlay, peapod, peapod_net};
 
 /// Longer than anything takes that is not stuck.
