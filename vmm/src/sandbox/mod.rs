@@ -114,6 +114,9 @@ static ENTERED: OnceLock<Strength> = OnceLock::new();
 /// `files`, and the threads to come are started by [`spawn`].
 pub fn enter(files: &Files) -> Result<Strength, Error> {
     violation::report().map_err(Error::Calls)?;
+    let once = std::thread::Builder::new().spawn(give_memory_back);
+    // It cannot panic.
+    let _ = once.map_err(Error::Thread)?.join();
     let strength = match files.restrict().map_err(Error::Files)? {
         true => Strength::Full,
         false => Strength::NoLandlock,
@@ -121,6 +124,14 @@ pub fn enter(files: &Files) -> Result<Strength, Error> {
     filter::process().install().map_err(Error::Calls)?;
     threads::start().map_err(Error::Thread)?;
     Ok(*ENTERED.get_or_init(|| strength))
+}
+
+/// Takes a good part of a thread's own heap, and gives it back. The C library opens
+/// /proc/sys/vm/overcommit_memory when it does that for the first time (glibc's
+/// check_may_shrink_heap), which no thread may that is confined.
+fn give_memory_back() {
+    let blocks: Vec<Vec<u8>> = (0..128).map(|_| Vec::with_capacity(16 << 10)).collect();
+    drop(std::hint::black_box(blocks));
 }
 
 /// The sandbox that the process is in, if it is in one.

@@ -92,6 +92,19 @@ fn a_thread_works_and_starts_others_by_the_one_that_may() {
 }
 
 #[test]
+fn a_thread_that_gives_memory_back_opens_nothing() {
+    let Some(_) = word() else {
+        let output = again("a_thread_that_gives_memory_back_opens_nothing", "go");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        return;
+    };
+    enter(&Files::default()).unwrap();
+    let given = spawn(Kind::Vsock, give_memory_back);
+    given.unwrap().join().unwrap();
+}
+
+#[test]
 fn the_thread_of_a_disk_may_enter_a_ring() {
     let Some(_) = word() else {
         let output = again("the_thread_of_a_disk_may_enter_a_ring", "go");
