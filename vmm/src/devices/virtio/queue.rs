@@ -28,18 +28,28 @@ impl ActiveQueue {
         mut more: impl FnMut() -> bool,
         mut serve: impl FnMut(Chain<'_>) -> Result<u32, BadChain>,
     ) {
-        // The kick is taken before the ring is read, so that none is missed.
-        let _ = self.kick.read();
-        if trouble.is_broken() {
-            return;
-        }
         let mut each = |chain: Chain<'_>| {
             serve(chain).unwrap_or_else(|error| {
                 trouble.malformed(&error);
                 0
             })
         };
-        if let Err(error) = self.turn(memory, &mut more, &mut each) {
+        self.kicked(trouble, |queue| queue.turn(memory, &mut more, &mut each));
+    }
+
+    /// Takes the driver's kick and does `turn`, unless the queue is broken, and tells where that breaks
+    /// it.
+    pub fn kicked(
+        &mut self,
+        trouble: &Trouble,
+        turn: impl FnOnce(&mut Self) -> Result<(), QueueError>,
+    ) {
+        // The kick is taken before the ring is read, so that none is missed.
+        let _ = self.kick.read();
+        if trouble.is_broken() {
+            return;
+        }
+        if let Err(error) = turn(self) {
             trouble.broke(&error);
         }
     }

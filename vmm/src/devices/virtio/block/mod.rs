@@ -24,7 +24,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
-use super::queue::{Chain, QueueError};
+use super::queue::Chain;
 use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
@@ -210,50 +210,34 @@ impl BlockJob {
     }
 }
 
-impl BlockJob {
-    /// Serves what is available, many at once.
-    fn serve_at_once(&mut self) {
-        // The kick is taken before the ring is read, so that none is missed.
-        let _ = self.queue.kick.read();
-        if self.trouble.is_broken() {
-            return;
-        }
-        if let Err(error) = self.turn() {
-            self.trouble.broke(&error);
-        }
-    }
-
-    fn turn(&mut self) -> Result<(), QueueError> {
-        let Storage { disk, ring, .. } = &mut self.storage;
-        let Some(ring) = ring else {
-            return Ok(());
-        };
-        let turn = Turn {
-            queue: &mut self.queue,
-            memory: &self.memory,
-            disk: &mut **disk,
-            serial: &self.serial,
-            counters: &self.counters,
-            trouble: &self.trouble,
-            under_way: UnderWay::new(ring, QUEUE_SIZE),
-            over: Vec::new(),
-        };
-        turn.run()
-    }
-}
-
 impl Job for BlockJob {
     fn ready(&mut self, token: u64, _: EventSet) {
-        if self.storage.ring.is_some() {
-            return self.serve_at_once();
-        }
-        let Storage { disk, limiter, .. } = &mut self.storage;
+        let Storage {
+            disk,
+            limiter,
+            ring,
+        } = &mut self.storage;
         let (disk, limiter) = (&mut **disk, limiter.as_ref());
+        let (serial, counters) = (&self.serial, &*self.counters);
+        if let Some(ring) = ring {
+            return self.queue.kicked(&self.trouble, |queue| {
+                let turn = Turn {
+                    queue,
+                    memory: &self.memory,
+                    disk,
+                    serial,
+                    counters,
+                    trouble: &self.trouble,
+                    under_way: UnderWay::new(ring, QUEUE_SIZE),
+                    over: Vec::new(),
+                };
+                turn.run()
+            });
+        }
         if let (TIMER, Some(limiter)) = (token, limiter) {
             limiter.borrow_mut().heard();
         }
         let allowed = || limiter.is_none_or(|it| it.borrow_mut().allows(Instant::now()));
-        let (serial, counters) = (&self.serial, &*self.counters);
         let execute = |chain: Chain<'_>| {
             let before = counters.moved();
             let written = request::execute(chain, disk, serial, counters);

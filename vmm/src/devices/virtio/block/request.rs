@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES,
 };
-use vm_memory::{Bytes, VolatileMemoryError, VolatileSlice};
+use vm_memory::{Bytes, VolatileSlice};
 
 use super::counters::Counters;
 use super::disk::{Disk, SECTOR};
@@ -38,24 +38,6 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
-}
-
-impl From<VolatileMemoryError> for Failure {
-    fn from(_: VolatileMemoryError) -> Self {
-        Self::Malformed
-    }
-}
-
-/// What a request asks for.
-enum Command {
-    /// Bytes of the disk from there.
-    Read(u64),
-    /// The same, written.
-    Write(u64),
-    /// What was written on stable storage.
-    Flush,
-    /// Another, which is not for files.
-    Other(u32),
 }
 
 /// Where the outcome of a request goes.
@@ -90,50 +72,16 @@ impl Answer<'_> {
     }
 }
 
-/// Carries out the request in `chain` and returns how many bytes were written to it. A chain
-/// without room for a status is an error.
-pub fn execute(
-    chain: Chain<'_>,
-    disk: &mut dyn Disk,
-    serial: &[u8; SERIAL],
-    counters: &Counters,
-) -> Result<u32, BadChain> {
-    let (from, to, answer) = open(chain.memory(), &chain)?;
-    let outcome = carry_out(from, &to, disk, serial, counters);
-    Ok(answer.give(outcome, counters))
-}
-
-/// The buffers of a request, and where its outcome goes.
-fn open<'m>(
-    memory: &'m GuestMemory,
-    chain: &Chain<'_>,
-) -> Result<(Slices<'m>, Slices<'m>, Answer<'m>), BadChain> {
-    let (from, mut to) = buffers::gather_in(memory, chain)?;
-    let status = take_last(&mut to).ok_or(BadChain)?;
-    let room = buffers::len(&to);
-    Ok((from, to, Answer { status, room }))
-}
-
-/// What has come of a request that was begun.
-pub enum Begun<'m> {
-    /// It is over; so many bytes were written to its chain.
-    Over(u32),
-    /// It waits for the disk's file.
-    File(Request<'m>),
-    /// It has to be executed while nothing else is under way.
-    Alone,
-}
-
-/// A request that waits for the disk's file.
+/// A request that has not been carried out yet.
 pub struct Request<'m> {
-    /// What the file is asked for.
+    /// What is asked for.
     pub ask: Ask,
-    /// The data.
+    /// What is to be filled or read for it.
     pub data: Slices<'m>,
     answer: Answer<'m>,
 }
 
-/// What a file is asked for.
+/// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
     /// To fill the data from there.
@@ -142,32 +90,66 @@ pub enum Ask {
     Write(u64),
     /// To put what was written on stable storage.
     Flush,
+    /// To tell the serial number.
+    Id,
+    /// To let go of the ranges that the data name.
+    Discard,
+    /// To make them zeros.
+    WriteZeroes,
 }
 
-/// Begins the request in `chain`, whose memory that is. It is not carried out.
+/// Carries out the request in `chain` and returns how many bytes were written to it. A chain
+/// without room for a status is an error.
+pub fn execute(
+    chain: Chain<'_>,
+    disk: &mut dyn Disk,
+    serial: &[u8; SERIAL],
+    counters: &Counters,
+) -> Result<u32, BadChain> {
+    Ok(match begin(chain.memory(), &chain, disk, counters)? {
+        Ok(request) => request.execute(disk, serial, counters),
+        Err(written) => written,
+    })
+}
+
+/// Begins the request in `chain`, whose memory that is: reads it, and sees that what is asked for can be.
+/// If it cannot it is over, and so many bytes were written to its chain.
 pub fn begin<'m>(
     memory: &'m GuestMemory,
     chain: &Chain<'_>,
     disk: &dyn Disk,
     counters: &Counters,
-) -> Result<Begun<'m>, BadChain> {
-    let (mut from, to, answer) = open(memory, chain)?;
-    let (ask, data) = match command(&mut from, &to, disk, counters) {
-        Err(failure) => return Ok(Begun::Over(answer.give(Err(failure), counters))),
-        Ok(Command::Read(at)) => (Ask::Read(at), to),
-        Ok(Command::Write(at)) => (Ask::Write(at), from),
-        Ok(Command::Flush) => (Ask::Flush, Vec::new()),
-        Ok(Command::Other(_)) => return Ok(Begun::Alone),
-    };
-    let request = Request { ask, data, answer };
-    match ask != Ask::Flush && buffers::len(&request.data) == 0 {
-        true => Ok(Begun::Over(request.end(Ok(()), counters))),
-        false => Ok(Begun::File(request)),
-    }
+) -> Result<Result<Request<'m>, u32>, BadChain> {
+    let (from, mut to) = buffers::gather_in(memory, chain)?;
+    let status = take_last(&mut to).ok_or(BadChain)?;
+    let room = buffers::len(&to);
+    let answer = Answer { status, room };
+    Ok(match parse(from, to, disk, counters) {
+        Ok((ask, data)) => Ok(Request { ask, data, answer }),
+        Err(failure) => Err(answer.give(Err(failure), counters)),
+    })
 }
 
 impl Request<'_> {
-    /// Carries out what is left of it behind the first `done` bytes.
+    /// Carries it out; how many bytes were written to its chain.
+    pub fn execute(
+        mut self,
+        disk: &mut dyn Disk,
+        serial: &[u8; SERIAL],
+        counters: &Counters,
+    ) -> u32 {
+        let outcome = match self.ask {
+            Ask::Read(_) | Ask::Write(_) | Ask::Flush => {
+                return self.end(self.carry_on(disk, 0), counters);
+            }
+            Ask::Id => Ok(tell(serial, &self.data)),
+            Ask::Discard => ranges(&mut self.data, disk, true, counters),
+            Ask::WriteZeroes => ranges(&mut self.data, disk, false, counters),
+        };
+        self.answer.give(outcome, counters)
+    }
+
+    /// Reads, writes or flushes, but for the first `done` bytes.
     pub fn carry_on(&self, disk: &mut dyn Disk, mut done: usize) -> io::Result<()> {
         let (Ask::Read(mut at) | Ask::Write(mut at)) = self.ask else {
             return disk.flush();
@@ -187,7 +169,7 @@ impl Request<'_> {
         Ok(())
     }
 
-    /// Ends it; how many bytes were written to its chain.
+    /// Ends one that read, wrote or flushed; how many bytes were written to its chain.
     pub fn end(&self, outcome: io::Result<()>, counters: &Counters) -> u32 {
         let len = buffers::len(&self.data);
         let outcome = outcome.map(|()| match self.ask {
@@ -199,7 +181,7 @@ impl Request<'_> {
                 counters.written_bytes.add_many(len as u64);
                 0
             }
-            Ask::Flush => 0,
+            _ => 0,
         });
         self.answer.give(outcome.map_err(Failure::Io), counters)
     }
@@ -219,76 +201,46 @@ fn take_last<'a>(slices: &mut Vec<VolatileSlice<'a>>) -> Option<VolatileSlice<'a
     None
 }
 
-/// Reads the header, and sees that what is asked for can be.
-fn command(
-    from: &mut Slices<'_>,
-    to: &[VolatileSlice<'_>],
+/// Reads the header: what is asked for, and the buffers that it is asked with.
+fn parse<'m>(
+    mut from: Slices<'m>,
+    to: Slices<'m>,
     disk: &dyn Disk,
     counters: &Counters,
-) -> Result<Command, Failure> {
+) -> Result<(Ask, Slices<'m>), Failure> {
     let [k0, k1, k2, k3, _, _, _, _, sector @ ..] =
-        buffers::take::<HEADER>(from).ok_or(Failure::Malformed)?;
+        buffers::take::<HEADER>(&mut from).ok_or(Failure::Malformed)?;
     let sector = u64::from_le_bytes(sector);
     match u32::from_le_bytes([k0, k1, k2, k3]) {
         VIRTIO_BLK_T_IN => {
             counters.reads.add();
-            Ok(Command::Read(place(disk, sector, to)?))
+            Ok((Ask::Read(place(disk, sector, &to)?), to))
         }
         VIRTIO_BLK_T_OUT => {
             counters.writes.add();
             writable(disk)?;
-            Ok(Command::Write(place(disk, sector, from)?))
+            Ok((Ask::Write(place(disk, sector, &from)?), from))
         }
         VIRTIO_BLK_T_FLUSH => {
             counters.flushes.add();
-            Ok(Command::Flush)
+            Ok((Ask::Flush, Vec::new()))
         }
-        other => Ok(Command::Other(other)),
+        VIRTIO_BLK_T_GET_ID => Ok((Ask::Id, to)),
+        VIRTIO_BLK_T_DISCARD => Ok((Ask::Discard, from)),
+        VIRTIO_BLK_T_WRITE_ZEROES => Ok((Ask::WriteZeroes, from)),
+        _ => Err(Failure::Unsupported),
     }
 }
 
-fn carry_out(
-    mut from: Slices<'_>,
-    to: &[VolatileSlice<'_>],
-    disk: &mut dyn Disk,
-    serial: &[u8; SERIAL],
-    counters: &Counters,
-) -> Result<usize, Failure> {
-    match command(&mut from, to, disk, counters)? {
-        Command::Read(mut at) => {
-            for slice in to {
-                disk.read(slice, at)?;
-                at += slice.len() as u64;
-            }
-            let len = buffers::len(to);
-            counters.read_bytes.add_many(len as u64);
-            Ok(len)
-        }
-        Command::Write(mut at) => {
-            for slice in &from {
-                disk.write(slice, at)?;
-                at += slice.len() as u64;
-            }
-            counters.written_bytes.add_many(buffers::len(&from) as u64);
-            Ok(0)
-        }
-        Command::Flush => {
-            disk.flush()?;
-            Ok(0)
-        }
-        Command::Other(VIRTIO_BLK_T_GET_ID) => {
-            let mut rest = &serial[..];
-            for slice in to {
-                rest = rest
-                    .get(slice.write(rest, 0).unwrap_or(0)..)
-                    .unwrap_or_default();
-            }
-            Ok(SERIAL - rest.len())
-        }
-        Command::Other(VIRTIO_BLK_T_DISCARD) => ranges(&mut from, disk, true, counters),
-        Command::Other(VIRTIO_BLK_T_WRITE_ZEROES) => ranges(&mut from, disk, false, counters),
-        Command::Other(_) => Err(Failure::Unsupported),
+/// Writes the serial number; how much of it there was room for.
+fn tell(serial: &[u8; SERIAL], to: &[VolatileSlice<'_>]) -> usize {
+    let mut rest = &serial[..];
+    for slice in to {
+        rest = rest
+            .get(slice.write(rest, 0).unwrap_or(0)..)
+            .unwrap_or_default();
     }
+    SERIAL - rest.len()
 }
 
 fn writable(disk: &dyn Disk) -> Result<(), Failure> {

@@ -48,7 +48,7 @@ impl Ring {
 struct Asked<'m> {
     head: u16,
     request: Request<'m>,
-    buffers: Vec<libc::iovec>,
+    _data: Vec<libc::iovec>,
 }
 
 /// What is under way in a turn.
@@ -82,27 +82,27 @@ impl<'m> UnderWay<'m> {
     }
 
     /// Asks `file`, the disk's, for what `request` wants. It begins when somebody waits. The request
-    /// comes back where there is no room.
+    /// comes back where there is no room, or nothing to ask a file for.
     pub fn ask(&mut self, file: &File, head: u16, request: Request<'m>) -> Result<(), Request<'m>> {
-        if !self.has_room() {
-            return Err(request);
-        }
+        let data = buffers::iovecs(&request.data);
+        let (fd, is_data) = (Fd(file.as_raw_fd()), buffers::len(&request.data) > 0);
+        let (table, count) = (data.as_ptr(), data.len() as u32);
+        let entry = match request.ask {
+            _ if !self.has_room() => return Err(request),
+            Ask::Read(at) if is_data => opcode::Readv::new(fd, table, count).offset(at).build(),
+            Ask::Write(at) if is_data => opcode::Writev::new(fd, table, count).offset(at).build(),
+            Ask::Flush => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+            _ => return Err(request),
+        };
+        let asked = Asked {
+            head,
+            request,
+            _data: data,
+        };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        let asked = Asked {
-            head,
-            buffers: buffers::iovecs(&request.data),
-            request,
-        };
-        let file = Fd(file.as_raw_fd());
-        let (buffers, count) = (asked.buffers.as_ptr(), asked.buffers.len() as u32);
-        let entry = match asked.request.ask {
-            Ask::Read(at) => opcode::Readv::new(file, buffers, count).offset(at).build(),
-            Ask::Write(at) => opcode::Writev::new(file, buffers, count).offset(at).build(),
-            Ask::Flush => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
-        };
         let entry = entry.user_data(slot as u64);
         // SAFETY: the table of buffers lies on the heap and stays in its slot, and the buffers in the
         // guest's memory, until the kernel has said that it is done: a slot is emptied then only, and

@@ -6,7 +6,7 @@ use virtio_queue::QueueT;
 
 use super::counters::Counters;
 use super::disk::Disk;
-use super::request::{self, Begun, Request, SERIAL};
+use super::request::{self, Request, SERIAL};
 use super::ring::UnderWay;
 use crate::devices::virtio::queue::{Chain, QueueError, next};
 use crate::devices::virtio::trouble::Trouble;
@@ -81,27 +81,23 @@ impl Turn<'_> {
                 self.trouble.malformed(&error);
                 0
             }
-            Ok(Begun::Over(written)) => written,
-            Ok(Begun::File(request)) => match self.ask(head, request) {
+            Ok(Err(written)) => written,
+            Ok(Ok(request)) => match self.ask(head, request) {
                 Ok(()) => return,
                 Err(request) => {
-                    let outcome = request.carry_on(self.disk, 0);
-                    request.end(outcome, self.counters)
+                    while !self.under_way.is_empty() {
+                        self.wait();
+                    }
+                    request.execute(self.disk, self.serial, self.counters)
                 }
             },
-            Ok(Begun::Alone) => {
-                while !self.under_way.is_empty() {
-                    self.wait();
-                }
-                // It has room for a status, or it would not have begun.
-                request::execute(chain, self.disk, self.serial, self.counters).unwrap_or(0)
-            }
         };
         self.over.push((head, written));
     }
 }
 
 impl<'t> Turn<'t> {
+    /// Asks the disk's file; what it cannot be asked for comes back.
     fn ask(&mut self, head: u16, request: Request<'t>) -> Result<(), Request<'t>> {
         match self.disk.file() {
             Some(file) => self.under_way.ask(file, head, request),
