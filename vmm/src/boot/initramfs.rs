@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
 
-use super::mapped::Mapped;
+use super::mapped::{Changes, Mapped};
 
 /// An initramfs on the host.
 #[derive(Debug, Clone)]
@@ -15,15 +15,6 @@ pub struct Initramfs {
     name: PathBuf,
     file: Arc<File>,
     changes: Changes,
-}
-
-/// Whether somebody may write to a file while it is copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Changes {
-    /// It is a user's.
-    Perhaps,
-    /// It is replaced as a whole, if at all, so that it may be mapped.
-    Never,
 }
 
 /// Why the guest cannot have it.
@@ -74,13 +65,15 @@ impl Initramfs {
         let slice = memory.get_slice(GuestAddress(start), len);
         let mut slice = slice.map_err(|_| no_room())?;
         let mut file = &*self.file;
-        file.rewind().map_err(failed)?;
         match self.changes {
             Changes::Never => {
                 let mut mapped = Mapped::new(file).map_err(failed)?;
                 mapped.read_exact_volatile(&mut slice)
             }
-            Changes::Perhaps => file.read_exact_volatile(&mut slice),
+            Changes::Perhaps => {
+                file.rewind().map_err(failed)?;
+                file.read_exact_volatile(&mut slice)
+            }
         }
         .map_err(|error| failed(io::Error::other(error)))?;
         Ok((GuestAddress(start), size))

@@ -32,7 +32,8 @@ const TABLE: u64 = 0x3;
 /// The same, and a large page.
 const LEAF: u64 = 0x83;
 const BOOT_FLAG: u16 = 0xaa55;
-const MAGIC: u32 = 0x5372_6448;
+/// "HdrS", by which a kernel's header is known.
+pub const MAGIC: u32 = 0x5372_6448;
 /// A loader that has no number.
 const OTHER_LOADER: u8 = 0xff;
 /// What a kernel that says nothing is aligned to.

@@ -10,6 +10,15 @@ use vm_memory::{
     FileOffset, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError, VolatileSlice,
 };
 
+/// Whether somebody may write to a file while it is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changes {
+    /// It is a user's.
+    Perhaps,
+    /// It is replaced as a whole, if at all, so that it may be mapped.
+    Never,
+}
+
 /// A file that nobody cuts off meanwhile: where a page is gone that was there, its reader ends.
 pub struct Mapped {
     region: MmapRegion,

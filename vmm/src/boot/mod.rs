@@ -7,7 +7,7 @@ pub mod entries;
 pub mod initramfs;
 pub mod kernel;
 pub mod linux;
-mod mapped;
+pub mod mapped;
 pub mod pvh;
 pub mod smbios;
 pub mod start;

@@ -21,7 +21,7 @@ use linux_loader::loader::{self, Elf, KernelLoader, elf::PvhBootCapability};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::mapped::Mapped;
+use super::mapped::{Changes, Mapped};
 use crate::hex::hex;
 use packed::Packed;
 
@@ -83,15 +83,13 @@ pub struct Kernel {
     path: PathBuf,
     file: Arc<File>,
     form: Form,
-    /// Whether nobody writes to the file any more, so that it may be mapped.
-    stays: bool,
 }
 
 /// What the file is.
 #[derive(Debug, Clone, Copy)]
 enum Form {
     /// A kernel that needs no unpacking.
-    Elf,
+    Elf(Changes),
     /// The same of something that does not know Linux's boot protocol.
     Firmware,
     /// What unpacks itself.
@@ -135,26 +133,27 @@ impl Kernel {
         let (file, magic) = begin(path).map_err(failed)?;
         let rest = |most| {
             let mut image = magic.to_vec();
-            (&file).take(most).read_to_end(&mut image).map(|_| image)
+            let read = (&file).take(most).read_to_end(&mut image);
+            read.map(|_| image).map_err(failed)
         };
         if by == Unpacked::ByItself {
-            let begins = rest(packed::PREFIX).map_err(failed)?;
-            return Self::by_itself(path, &begins, file).ok_or(KernelError::Kaslr(path.to_owned()));
+            let begins = rest(packed::PREFIX)?;
+            let why = KernelError::Kaslr(path.to_owned());
+            return Self::by_itself(path, &begins, why, || Ok(file));
         }
         if magic == ELF_MAGIC {
-            return Ok(Self::of(path, file, Form::Elf));
+            return Ok(Self::of(path, file, Form::Elf(Changes::Perhaps)));
         }
         let known = known(&file.metadata().map_err(failed)?);
         let known = known.map(|name| cache.join(name));
         if let Some(elf) = known.as_ref().and_then(|known| File::open(known).ok()) {
-            return Ok(Self::kept(path, elf));
+            return Ok(Self::of(path, elf, Form::Elf(Changes::Never)));
         }
-        let image = rest(MAX_KERNEL).map_err(failed)?;
+        let image = rest(MAX_KERNEL)?;
         let name = unpacked(&image);
         let elf = match unpack_as(&name, path, &image, cache) {
-            Err(KernelError::Packing(path, packer)) => {
-                let kernel = Self::by_itself(&path, &image, file);
-                return kernel.ok_or(KernelError::Packing(path, packer));
+            Err(why @ KernelError::Packing(..)) => {
+                return Self::by_itself(path, &image, why, || Ok(file));
             }
             elf => elf?,
         };
@@ -163,7 +162,7 @@ impl Kernel {
             let _ = std::fs::remove_file(&known);
             let _ = symlink(name, known);
         }
-        Ok(Self::kept(path, elf))
+        Ok(Self::of(path, elf, Form::Elf(Changes::Never)))
     }
 
     /// Firmware that is entered as a kernel is: an ELF image, which needs no unpacking.
@@ -189,30 +188,26 @@ impl Kernel {
             keep(&cache.join(name), path, || Ok(image.into()))
         };
         if by == Unpacked::ByItself {
-            let kernel = Self::by_itself(path, image, as_it_is()?);
-            return kernel.ok_or(KernelError::Kaslr(path.to_owned()));
+            let why = KernelError::Kaslr(path.to_owned());
+            return Self::by_itself(path, image, why, as_it_is);
         }
         match unpack_as(&unpacked(image), path, image, cache) {
-            Err(KernelError::Packing(path, packer)) => {
-                let kernel = Self::by_itself(&path, image, as_it_is()?);
-                kernel.ok_or(KernelError::Packing(path, packer))
-            }
-            elf => Ok(Self::kept(path, elf?)),
+            Err(why @ KernelError::Packing(..)) => Self::by_itself(path, image, why, as_it_is),
+            elf => Ok(Self::of(path, elf?, Form::Elf(Changes::Never))),
         }
     }
 
-    /// The bzImage in `file`, which begins so, to be entered as it is; `None` where it cannot be.
-    fn by_itself(path: &Path, begins: &[u8], file: File) -> Option<Self> {
-        let header = packed::header(begins).filter(packed::has_64_bit_entry)?;
-        Some(Self::of(path, file, Form::BzImage(header)))
-    }
-
-    /// What was unpacked, and is whole for ever.
-    fn kept(path: &Path, elf: File) -> Self {
-        Self {
-            stays: true,
-            ..Self::of(path, elf, Form::Elf)
-        }
+    /// The bzImage in `file`, which begins so, to be entered as it is; where it cannot be, `why` it
+    /// would have had to.
+    fn by_itself(
+        path: &Path,
+        begins: &[u8],
+        why: KernelError,
+        file: impl FnOnce() -> Result<File, KernelError>,
+    ) -> Result<Self, KernelError> {
+        let header = packed::header(begins).filter(packed::has_64_bit_entry);
+        let header = header.ok_or(why)?;
+        Ok(Self::of(path, file()?, Form::BzImage(header)))
     }
 
     fn of(path: &Path, file: File, form: Form) -> Self {
@@ -220,7 +215,6 @@ impl Kernel {
             path: path.to_owned(),
             file: Arc::new(file),
             form,
-            stays: false,
         }
     }
 
@@ -245,12 +239,12 @@ impl Kernel {
                 },
             });
         }
-        let loaded = match self.stays {
-            true => {
+        let loaded = match self.form {
+            Form::Elf(Changes::Never) => {
                 let mut mapped = Mapped::new(&file).map_err(failed)?;
                 Elf::load(memory, None, &mut mapped, None)
             }
-            false => Elf::load(memory, None, &mut file, None),
+            _ => Elf::load(memory, None, &mut file, None),
         };
         let loaded = loaded.map_err(damaged)?;
         let entry = match (loaded.pvh_boot_cap, self.form) {

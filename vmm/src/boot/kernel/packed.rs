@@ -8,6 +8,7 @@ use linux_loader::loader::bootparam::{XLF_KERNEL_64, setup_header};
 use vm_memory::ByteValued;
 
 use super::{ELF_MAGIC, MAX_KERNEL};
+use crate::boot::linux::MAGIC;
 
 /// scripts/Makefile.lib has at most 128 MiB for xz; the decoder takes a little more.
 const MAX_DICTIONARY_KIB: u32 = 160 << 10;
@@ -15,8 +16,6 @@ const MAX_DICTIONARY_KIB: u32 = 160 << 10;
 const HEADER: usize = 0x1f1;
 /// The byte that says how far behind it the header ends.
 const LENGTH: usize = 0x201;
-/// "HdrS".
-const MAGIC: u32 = 0x5372_6448;
 /// What is read of a file to know its header.
 pub const PREFIX: u64 = 0x300;
 /// The version that has `xloadflags`, and with it says that there is a 64-bit entry.

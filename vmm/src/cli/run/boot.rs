@@ -6,8 +6,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Agent, Error, Options, find, firmware};
-use crate::boot::initramfs::{Changes, Initramfs, InitramfsError};
+use crate::boot::initramfs::{Initramfs, InitramfsError};
 use crate::boot::kernel::Kernel;
+use crate::boot::mapped::Changes;
 use crate::devices::virtio::block::disk;
 use crate::disks::Finder;
 use crate::disks::entries::Own;
