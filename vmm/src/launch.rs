@@ -191,7 +191,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         namespace: plan.machine.namespace.clone(),
         uuid: plan.machine.uuid.clone(),
         boots: plan.boots.clone(),
-        vcpus: plan.machine.vcpus,
+        vcpus: plan.machine.topology.vcpus(),
         memory: plan.machine.memory,
         started: Instant::now(),
         has_agent: plan.has_agent,

@@ -33,7 +33,7 @@ pub struct Running {
     /// What was booted, and where its agent comes from.
     pub boots: String,
     /// How many vCPUs there are.
-    pub vcpus: u8,
+    pub vcpus: u32,
     /// The guest's memory, in bytes.
     pub memory: u64,
     /// Since when there is one.
@@ -112,7 +112,7 @@ pub struct Status {
     /// What was booted, and where its agent comes from.
     pub boots: String,
     /// How many there are.
-    pub vcpus: u8,
+    pub vcpus: u32,
     /// The guest's, in bytes.
     pub memory: u64,
     /// What the process holds of the host's memory, the guest's included, in bytes.

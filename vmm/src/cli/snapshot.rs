@@ -132,7 +132,7 @@ pub fn restore(args: &Restore) -> Result<Plan, Error> {
     }
     let snapshot = &restored.snapshot;
     let then = (snapshot.machine.vcpus.len(), snapshot.memory);
-    if (usize::from(machine.vcpus), machine.memory) != then {
+    if (machine.topology.vcpus() as usize, machine.memory) != then {
         return Err(wrong("this Peapod makes another machine of it".to_owned()));
     }
     let place = Place::own(args.state_dir.clone(), false);

@@ -22,7 +22,7 @@ pub struct Domain {
     pub uid: String,
     uuid: String,
     memory: u64,
-    vcpus: u8,
+    vcpus: u32,
     disks: Vec<Value>,
     /// The interface's name, and all of it.
     interface: Option<(String, Value)>,
@@ -112,7 +112,7 @@ impl Domain {
             uid: uid.to_owned(),
             uuid: vm.uuid.clone(),
             memory: vm.memory,
-            vcpus: vm.vcpus,
+            vcpus: vm.topology.vcpus(),
             disks: disks.collect(),
             interface,
             grace_seconds: vm.termination_grace.as_secs(),

@@ -11,7 +11,7 @@ impl Domain {
     pub fn stats(&self, running: &Running) -> Value {
         let kib = running.memory / 1024;
         let running_vcpu = known([("State", json!(1))]);
-        let vcpus = vec![running_vcpu; running.vcpus.into()];
+        let vcpus = vec![running_vcpu; running.vcpus as usize];
         let network = running.network.as_ref().map(|network| network.counters());
         let net = self.interface.iter().zip(network);
         let net: Vec<_> = net

@@ -175,7 +175,7 @@ fn spec(machine: &Machine, choices: &Choices) -> Value {
     };
     let memory = machine.memory.saturating_add(machine.overhead());
     let memory = format!("{}Mi", memory.div_ceil(MIB));
-    let cpu = format!("{}m", u32::from(machine.vcpus) * 100);
+    let cpu = format!("{}m", machine.topology.vcpus() * 100);
     let mut compute = json!({
         "name": "compute",
         "image": choices.image,

@@ -19,8 +19,6 @@ pub struct Machine {
     pub uuid: String,
     /// `domain.cpu`'s sockets, cores and threads.
     pub topology: Topology,
-    /// Their product.
-    pub vcpus: u8,
     /// The guest's memory in bytes, a multiple of 4096.
     pub memory: u64,
     /// In the order of the manifest: the guest sees vda, vdb, ...
@@ -67,7 +65,7 @@ impl Machine {
     pub fn overhead(&self) -> u64 {
         const MIB: u64 = 1 << 20;
         const CONNECTIONS: u64 = 1000 * (40 << 10);
-        20 * MIB + u64::from(self.vcpus) * MIB + self.memory / 256 + CONNECTIONS
+        20 * MIB + u64::from(self.topology.vcpus()) * MIB + self.memory / 256 + CONNECTIONS
     }
 
     /// Whose token a disk carries.

@@ -221,7 +221,7 @@ fn spec_of(
         .take("resources")
         .map(|f| resources(&f, p))
         .unwrap_or_default();
-    let vcpus = vcpus(&mut domain, cpu_request, p);
+    let topology = topology(&mut domain, cpu_request, p);
     let memory = memory(
         domain.take("memory").as_ref(),
         memory_request,
@@ -262,8 +262,7 @@ fn spec_of(
         hostname: hostname.unwrap_or_else(|| name.split('.').next().unwrap_or_default().to_owned()),
         name,
         namespace,
-        topology: vcpus?.0,
-        vcpus: vcpus?.1,
+        topology: topology?,
         memory: memory?,
         disks: devices.disks,
         interface: devices.interface,
@@ -319,8 +318,8 @@ fn resources(field: &Field, p: &mut Problems) -> (Option<u64>, Option<u64>, Opti
     )
 }
 
-/// `domain.cpu`, of which nothing but the counts matters.
-fn topology(cpu: &Field, p: &mut Problems) -> Option<Option<Topology>> {
+/// `domain.cpu`, of which nothing but the counts matters; `asked` where it has none.
+fn counts(cpu: &Field, asked: Topology, p: &mut Problems) -> Option<Topology> {
     let mut cpu = cpu.object(p, schema::CPU)?;
     let mut given = false;
     let mut count = |name| {
@@ -328,7 +327,7 @@ fn topology(cpu: &Field, p: &mut Problems) -> Option<Option<Topology>> {
             return Some(1);
         };
         given = true;
-        u8::try_from(field.integer(p, 1, MAX_VCPUS.into())?).ok()
+        u8::try_from(field.integer(p, 1, MAX_VCPUS)?).ok()
     };
     let (sockets, cores, threads) = (count("sockets"), count("cores"), count("threads"));
     let topology = Topology {
@@ -342,27 +341,26 @@ fn topology(cpu: &Field, p: &mut Problems) -> Option<Option<Topology>> {
     cpu.accept_bool("dedicatedCpuPlacement", false);
     cpu.accept_bool("isolateEmulatorThread", false);
     cpu.finish(p);
-    Some(given.then_some(topology))
+    Some(if given { topology } else { asked })
 }
 
-/// The topology and its vCPUs; as KubeVirt has it, without a topology a socket for each CPU that the
-/// resources ask for.
-fn vcpus(domain: &mut Object, asked: Option<u64>, p: &mut Problems) -> Option<(Topology, u8)> {
+/// The topology; as KubeVirt has it, without one a socket for each CPU that the resources ask for.
+fn topology(domain: &mut Object, asked: Option<u64>, p: &mut Problems) -> Option<Topology> {
     let cpu = domain.take("cpu");
-    let given = match &cpu {
-        Some(cpu) => topology(cpu, p)?,
-        None => None,
-    };
-    let topology = given.unwrap_or(Topology {
+    let asked = Topology {
         sockets: u8::try_from(asked.unwrap_or(1).max(1)).unwrap_or(u8::MAX),
         ..Topology::ONE
-    });
-    let vcpus = topology.checked_vcpus();
-    if vcpus.is_none() {
+    };
+    let topology = match &cpu {
+        Some(cpu) => counts(cpu, asked, p)?,
+        None => asked,
+    };
+    if topology.vcpus() > MAX_VCPUS {
         let field = cpu.as_ref().unwrap_or(domain.field());
         field.problem(p, format!("more than {MAX_VCPUS} vCPUs are asked for"));
+        return None;
     }
-    Some((topology, vcpus?))
+    Some(topology)
 }
 
 fn memory(

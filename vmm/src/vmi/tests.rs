@@ -40,7 +40,7 @@ fn what_kubectl_prints_for_a_running_vmi_is_accepted() {
         ("details-v1", "bookinfo")
     );
     assert_eq!(machine.uuid, "5b9d3a2e-3f0c-5f7b-8f3a-1a52f3f2c0de");
-    assert_eq!((machine.vcpus, machine.memory), (2, 1 << 30));
+    assert_eq!((machine.topology.vcpus(), machine.memory), (2, 1 << 30));
     assert_eq!(machine.termination_grace.as_secs(), 30);
     assert_eq!(machine.reboot_policy, RebootPolicy::Reboot);
     let interface = machine.interface.clone().unwrap();
@@ -632,7 +632,10 @@ fn vcpus_and_memory_come_from_the_resources_where_nothing_else_says_them() {
         .replace("    cpu: {cores: 1}\n", "")
         .replace("memory: {guest: 128Mi}", resources);
     let machine = parse("x", text.as_bytes()).unwrap().machine;
-    assert_eq!((machine.vcpus, machine.memory), (2, 1_024_000_000));
+    assert_eq!(
+        (machine.topology.vcpus(), machine.memory),
+        (2, 1_024_000_000)
+    );
     assert_eq!(machine.topology.sockets, 2);
     let error = parse("x", text.replace("1500m", "300").as_bytes()).unwrap_err();
     assert!(
@@ -647,7 +650,7 @@ fn vcpus_and_memory_come_from_the_resources_where_nothing_else_says_them() {
 fn a_topology_is_what_it_says_and_its_product_is_bounded() {
     let cpu = |cpu: &str| replaced("cpu: {cores: 1}", &format!("cpu: {cpu}"));
     let machine = cpu("{sockets: 2, cores: 3, threads: 2}").unwrap().machine;
-    assert_eq!(machine.vcpus, 12);
+    assert_eq!(machine.topology.vcpus(), 12);
     let topology = Topology {
         sockets: 2,
         cores: 3,
