@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::Parser;
 use peapod_tests::bench::{Mark, Record, report};
 use peapod_tests::space::run;
-use peapod_tests::{Boot, Booted, ExtraDisk, Scratch};
+use peapod_tests::{Boot, ExtraDisk, Scratch, Vm};
 
 const MEMORY_MIB: u64 = 512;
 const SIZE: &str = "256M";
@@ -51,17 +51,14 @@ fn image(folder: &Path, format: &str) -> PathBuf {
 }
 
 /// What the guest said of each load.
-fn measure(command: Command) -> Vec<(String, f64)> {
-    let vm = Booted::start(command);
-    let mut loads = Vec::new();
-    loop {
-        let (_, line) = vm.wait("load-disk ", LIMIT);
-        if line == "done" {
-            return loads;
-        }
-        let (name, figure) = line.rsplit_once(' ').unwrap();
-        loads.push((name.to_owned(), figure.parse().expect(&line)));
-    }
+fn measure(mut command: Command) -> Vec<(String, f64)> {
+    let vm = Vm::start(&mut command);
+    vm.wait_console("load-disk done", 1, LIMIT);
+    let console = vm.console();
+    let lines = console.lines().filter_map(|l| l.split_once("load-disk "));
+    let loads = lines.filter_map(|(_, load)| load.rsplit_once(' '));
+    let loads = loads.map(|(name, figure)| (name.to_owned(), figure.parse().expect(figure)));
+    loads.collect()
 }
 
 fn main() {

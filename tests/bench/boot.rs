@@ -17,15 +17,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peapod_tests::bench::{Mark, Record, report};
-use peapod_tests::{Boot, Booted, FIRST_LINE};
+use peapod_tests::{Boot, FIRST_LINE, Vm};
 
 const ROUNDS: usize = 7;
 const IDLE_ROUNDS: usize = 3;
-const WAKES: &str = "wakes/s";
-const CPU: &str = "% CPU";
+const PEER: &str = "qemu q35, slirp";
 const MEMORY_MIB: u64 = 512;
 const PORT: u16 = 9080;
 const LIMIT: Duration = Duration::from_secs(120);
@@ -34,8 +33,15 @@ const USER_DATA: &str = "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\n"
 /// What a guest has after its answer before it is looked at, and for how long it is.
 const SETTLED: Duration = Duration::from_secs(10);
 const WATCHED: Duration = Duration::from_secs(20);
-/// The marks of the process beside its guest: MiB, wake-ups a second, per cent of a CPU.
-const MARKS: [f64; 3] = [5.0, 10.0, 0.1];
+/// The mark of the process's own memory.
+const OWN_MIB: f64 = 5.0;
+/// One of what an idle process does.
+type Figure = fn(&Idle) -> f64;
+/// All of them, and the mark of each.
+const IDLE: [(&str, Figure, f64); 2] = [
+    ("wakes/s", |idle| idle.wakes, 10.0),
+    ("% CPU", |idle| idle.cpu, 0.1),
+];
 
 /// What one boot took.
 struct Times {
@@ -92,22 +98,24 @@ fn work(process: u32) -> (u64, u64) {
 }
 
 /// Seconds until it answers.
-fn answer(vm: &Booted) -> f64 {
+fn answer(begin: Instant) -> f64 {
     while !answers() {
-        assert!(vm.elapsed() < LIMIT, "no answer");
+        assert!(begin.elapsed() < LIMIT, "no answer");
         std::thread::sleep(Duration::from_millis(1));
     }
-    vm.elapsed().as_secs_f64()
+    begin.elapsed().as_secs_f64()
 }
 
-fn measure(command: Command, idle: bool) -> Times {
-    let vm = Booted::start(command);
+fn measure(mut command: Command, idle: bool) -> Times {
+    let begin = Instant::now();
+    let vm = Vm::start(&mut command);
+    vm.wait_console(FIRST_LINE, 1, LIMIT);
     Times {
-        userspace: vm.wait(FIRST_LINE, LIMIT).0,
-        answer: answer(&vm),
-        memory: memory_beyond_the_guest(vm.id()),
+        userspace: begin.elapsed().as_secs_f64(),
+        answer: answer(begin),
+        memory: memory_beyond_the_guest(vm.pid()),
         idle: match idle {
-            true => Idle::of(vm.id()),
+            true => Idle::of(vm.pid()),
             false => Idle::default(),
         },
     }
@@ -118,8 +126,8 @@ fn save(files: &Boot) -> PathBuf {
     let (state, snapshot) = (files.path("state"), files.path("snapshot"));
     let mut command = files.peapod();
     command.arg("--state-dir").arg(&state);
-    let vm = Booted::start(command);
-    answer(&vm);
+    let _vm = Vm::start(&mut command);
+    answer(Instant::now());
     let mut save = files.command("snapshot");
     let saved = save.arg(&state).arg(&snapshot).arg("--stop").status();
     assert!(saved.unwrap().success());
@@ -130,7 +138,9 @@ fn save(files: &Boot) -> PathBuf {
 fn restore(files: &Boot, snapshot: &Path) -> f64 {
     let mut command = files.command("restore");
     command.arg(snapshot);
-    answer(&Booted::start(command))
+    let begin = Instant::now();
+    let _vm = Vm::start(&mut command);
+    answer(begin)
 }
 
 fn answers() -> bool {
@@ -183,31 +193,21 @@ fn main() {
     let booted: Vec<_> = ours.iter().map(|boot| boot.answer).collect();
     let record = |name: &str, unit, figure: fn(&Times) -> f64| {
         let series = |boots: &[Times]| boots.iter().map(figure).collect::<Vec<_>>();
-        Record::new(
-            name,
-            unit,
-            &series(&ours),
-            ("qemu q35, slirp", &series(&peer)),
-            None,
-        )
+        Record::new(name, unit, &series(&ours), (PEER, &series(&peer)), None)
     };
-    let idle = |boots: &[Times], figure: fn(&Idle) -> f64| {
+    let idle = |boots: &[Times], figure: Figure| {
         let idle = boots
             .iter()
             .take(IDLE_ROUNDS)
             .map(|boot| figure(&boot.idle));
         idle.collect::<Vec<_>>()
     };
-    let idly = |name: &str, unit, figure: fn(&Idle) -> f64| {
-        let peer = ("qemu q35, slirp", &idle(&peer, figure)[..]);
-        Record::new(name, unit, &idle(&ours, figure), peer, None)
-    };
     let mark = |name: &str, unit, ours: &[f64], mark: f64| {
         let bar = ("what it may be", &[mark][..]);
         Record::new(name, unit, ours, bar, Some(Mark::AtMost(1.0)))
     };
     let memory: Vec<_> = ours.iter().map(|boot| boot.memory).collect();
-    let records = [
+    let mut records = vec![
         record("process start to first line of userspace", "s", |b| {
             b.userspace
         }),
@@ -220,22 +220,14 @@ fn main() {
             Some(Mark::AtMost(0.1)),
         ),
         record("memory beyond the guest's (PSS)", "MiB", |b| b.memory),
-        mark("memory beyond the guest's (PSS)", "MiB", &memory, MARKS[0]),
-        idly("idle, but for vCPUs", WAKES, |idle| idle.wakes),
-        mark(
-            "idle, but for vCPUs",
-            WAKES,
-            &idle(&ours, |idle| idle.wakes),
-            MARKS[1],
-        ),
-        idly("idle, but for vCPUs", CPU, |idle| idle.cpu),
-        mark(
-            "idle, but for vCPUs",
-            CPU,
-            &idle(&ours, |idle| idle.cpu),
-            MARKS[2],
-        ),
+        mark("memory beyond the guest's (PSS)", "MiB", &memory, OWN_MIB),
     ];
+    for (unit, figure, most) in IDLE {
+        let (ours, peer) = (idle(&ours, figure), idle(&peer, figure));
+        let name = "idle, but for vCPUs";
+        records.push(Record::new(name, unit, &ours, (PEER, &peer), None));
+        records.push(mark(name, unit, &ours, most));
+    }
     let directory =
         std::env::var_os("PEAPOD_BENCH").expect("PEAPOD_BENCH is not set: run `make bench`");
     report(Path::new(&directory), "boot", &records).unwrap();

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use peapod_tests::bench::{Mark, Record, report};
-use peapod_tests::{Boot, Booted, FIRST_LINE};
+use peapod_tests::{Boot, FIRST_LINE, Vm};
 
 const MEMORY_MIB: u64 = 256;
 const LIMIT: Duration = Duration::from_secs(120);
@@ -61,14 +61,14 @@ impl Trace {
     }
 
     /// Seconds from when `command` is executed to when its guest is.
-    fn first_entry(&self, command: Command) -> f64 {
-        let program = Path::new(command.get_program()).to_owned();
-        let program = format!("filename={}", which(&program).display());
+    fn first_entry(&self, mut command: Command) -> f64 {
+        let name = Path::new(command.get_program()).file_name().unwrap();
+        let program = format!("/{} pid=", name.display());
         self.write("events/sched/sched_process_exec/enable", "1");
         self.write("events/kvm/kvm_entry/enable", "1");
         self.write("trace", "");
         self.write("tracing_on", "1");
-        let vmm = Booted::start(command);
+        let vmm = Vm::start(&mut command);
         let begin = Instant::now();
         while fs::read_to_string(self.0.join("tracing_on"))
             .unwrap()
@@ -97,14 +97,11 @@ impl Drop for Trace {
     }
 }
 
-/// Where a program lies that is called by its name.
-fn which(program: &Path) -> PathBuf {
-    if program.is_absolute() {
-        return program.to_owned();
-    }
-    let path = std::env::var_os("PATH").expect("PATH");
-    let mut places = std::env::split_paths(&path).map(|folder| folder.join(program));
-    places.find(|path| path.is_file()).expect("the program")
+/// Seconds until the guest's first line.
+fn first_line(mut command: Command) -> f64 {
+    let begin = Instant::now();
+    Vm::start(&mut command).wait_console(FIRST_LINE, 1, LIMIT);
+    begin.elapsed().as_secs_f64()
 }
 
 /// A VMM, and what it took in each round: to its guest's first instruction, and to its first line.
@@ -154,7 +151,7 @@ fn main() {
         for vmm in &mut all {
             let (entry, line) = (
                 trace.first_entry((vmm.command)()),
-                Booted::start((vmm.command)()).wait(FIRST_LINE, LIMIT).0,
+                first_line((vmm.command)()),
             );
             eprintln!("    {}: {entry:.3} s, {line:.3} s", vmm.name);
             if round > 0 {

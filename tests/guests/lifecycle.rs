@@ -2,11 +2,9 @@
 
 use std::process::Command;
 
-use peapod_tests::{Manifest, Vm, peapod};
+use peapod_tests::{FIRST_LINE, Manifest, Vm, peapod};
 
 use super::{BOOT, SOON, shared};
-
-const FIRST_LINE: &str = "peapod-agent: userspace";
 
 #[test]
 fn a_guest_s_poweroff_ends_the_process_with_status_0() {

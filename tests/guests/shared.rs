@@ -34,10 +34,11 @@ pub fn vm() -> &'static Vm {
         .rsplit(") ")
         .next()
         .is_some_and(|rest| !rest.starts_with('Z'));
-    let (console, log) = (vm.console(), vm.log());
     assert!(
         runs,
-        "the shared VM has ended\n--- console ---\n{console}\n--- log ---\n{log}"
+        "the shared VM has ended\n--- console ---\n{}\n--- log ---\n{}",
+        vm.console(),
+        vm.log()
     );
     vm
 }

@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::{image, peapod};
 
+/// What a guest with Peapod's initramfs says first.
+pub const FIRST_LINE: &str = "peapod-agent: userspace";
+
 /// The root with the details service.
 const DETAILS: &str = "peapod/details:latest";
 /// What peapod tells the kernel too.

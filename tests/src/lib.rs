@@ -14,7 +14,6 @@
 
 pub mod bench;
 mod boot;
-mod booted;
 mod container;
 pub mod cost;
 mod flows;
@@ -34,8 +33,7 @@ mod vm;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-pub use boot::{Boot, ExtraDisk};
-pub use booted::{Booted, FIRST_LINE};
+pub use boot::{Boot, ExtraDisk, FIRST_LINE};
 pub use container::{Container, entry_point};
 pub use flows::Flows;
 pub use group::Group;

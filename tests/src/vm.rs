@@ -60,7 +60,8 @@ impl Vm {
         Self::start(command.arg("run").args(arguments).arg(manifest))
     }
 
-    /// Starts a command that is, or becomes, `peapod run`.
+    /// Starts a command that is, or becomes, `peapod run`, or a peer's with its console on its standard
+    /// output.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
