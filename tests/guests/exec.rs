@@ -8,9 +8,9 @@ use peapod_tests::peapod;
 
 use super::shared;
 
-/// The VM that tests share, by its name.
 /// The status of a program whose guest went amid it.
 const GONE: i32 = 125;
+/// The VM that tests share, by its name.
 const VM: &str = "shared";
 
 /// What comes of `peapod` with these words and this input.

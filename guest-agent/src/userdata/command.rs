@@ -10,6 +10,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use rustix::termios::tcdrain;
+
 use crate::accounts::Accounts;
 use crate::children;
 
@@ -99,8 +101,19 @@ pub fn run_folder(folder: &Path, prefix: &[String]) -> Vec<String> {
 /// Says something where programs do.
 pub fn tell(text: &str) {
     for file in places().iter_mut().flatten() {
-        let _ = file.write_all(text.as_bytes());
+        write(file, text.as_bytes());
     }
+}
+
+/// Whether it could be written. What a terminal has not sent yet is lost when a getty starts on it,
+/// which empties its queues, so it is waited for.
+fn write(mut file: &File, bytes: &[u8]) -> bool {
+    let written = file.write_all(bytes).is_ok();
+    if written {
+        // Not every place is a terminal.
+        let _ = tcdrain(file);
+    }
+    written
 }
 
 fn places() -> [Option<File>; 2] {
@@ -129,10 +142,7 @@ fn copy_output(mut from: PipeReader) {
         let said = bytes.get(..n).unwrap_or_default();
         for place in &mut places {
             // A full disk must not stop the program; it loses its log.
-            if place
-                .as_mut()
-                .is_some_and(|file| file.write_all(said).is_err())
-            {
+            if place.as_mut().is_some_and(|file| !write(file, said)) {
                 *place = None;
             }
         }
