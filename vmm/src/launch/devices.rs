@@ -126,6 +126,10 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
     devices.push(Plugged::new(VSOCK_SLOT, ("vsock", ""), vsock));
     devices.push(Plugged::new(RNG_SLOT, ("rng", ""), Rng::default()));
     let (mut counted, mut layers) = (Vec::new(), Vec::new());
+    let queues = match plan.machine.block_multi_queue {
+        true => u16::try_from(plan.machine.topology.vcpus()).unwrap_or(u16::MAX),
+        false => 1,
+    };
     for (slot, disk) in (FIRST_DISK_SLOT..).zip(&plan.disks) {
         let serial = disk.serial.clone().unwrap_or_default();
         let open = disks::open(
@@ -137,7 +141,7 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         layers.extend(open.layer().map(|layer| (disk.name.clone(), layer)));
         let name = ("block", disk.name.as_str());
         let limiter = Limiter::new(disk.limits).map_err(Error::Device)?;
-        let block = Block::new(open, &serial, limiter);
+        let block = Block::new(open, &serial, limiter).with_queues(queues);
         counted.push((disk.name.clone(), block.counters()));
         devices.push(Plugged::new(slot, name, block));
     }

@@ -21,6 +21,7 @@ pub(super) struct Devices {
     pub(super) rng: bool,
     pub(super) balloon: bool,
     pub(super) watchdog: Option<WatchdogAction>,
+    pub(super) block_multi_queue: bool,
 }
 
 /// A network's name, its field, and its addresses.
@@ -99,6 +100,15 @@ pub(super) fn read(
     let balloon = unless_told("autoattachMemBalloon");
     let interfaces = devices.take("interfaces");
     let watchdog = devices.take("watchdog").and_then(|f| watchdog(&f, p));
+    let mut if_told = |name| {
+        let told = devices.take(name).and_then(|f| f.boolean(p));
+        told.unwrap_or(false)
+    };
+    let block_multi_queue = if_told("blockMultiQueue");
+    if if_told("networkInterfaceMultiqueue") {
+        warnings
+            .push("the interface has one pair of queues, whatever the number of CPUs".to_owned());
+    }
     accept_what_is_so(&mut devices);
     devices.finish(p);
 
@@ -140,19 +150,18 @@ pub(super) fn read(
         rng,
         balloon,
         watchdog,
+        block_multi_queue,
     })
 }
 
-/// Switches whose value describes the machine as it is: no graphics, no input, one queue a device,
-/// a serial console always.
+/// Switches whose value describes the machine as it is: no graphics, no input, a serial console
+/// always.
 fn accept_what_is_so(devices: &mut Object) {
     for (name, so) in [
         ("autoattachGraphicsDevice", false),
         ("autoattachInputDevice", false),
         ("autoattachSerialConsole", true),
         ("autoattachVSOCK", false),
-        ("blockMultiQueue", false),
-        ("networkInterfaceMultiqueue", false),
         ("useVirtioTransitional", false),
     ] {
         devices.accept_bool(name, so);

@@ -45,6 +45,8 @@ pub struct Machine {
     pub rng: bool,
     /// `autoattachMemBalloon`: unless told otherwise there is one.
     pub balloon: bool,
+    /// `devices.blockMultiQueue`: a disk has a queue for each vCPU.
+    pub block_multi_queue: bool,
     /// `devices.watchdog`: what happens to a guest that does not feed it.
     pub watchdog: Option<WatchdogAction>,
     /// What the machine has nothing to do with.

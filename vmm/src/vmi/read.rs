@@ -273,6 +273,7 @@ fn spec_of(
         efi: firmware.efi,
         rng: devices.rng,
         balloon: devices.balloon,
+        block_multi_queue: devices.block_multi_queue,
         watchdog: devices.watchdog,
         for_pod,
     })

@@ -98,6 +98,7 @@ fn rng() -> Case {
 fn block() -> Case {
     let disk = RawDisk::from_bytes("disk", &[7; 4096]).unwrap();
     Case {
+        queues: &[0, 1],
         work: |driver| {
             let header = [0; 16];
             let at = GuestAddress(HEADER);
@@ -111,7 +112,10 @@ fn block() -> Case {
             driver.memory.read_slice(&mut sector, at).unwrap();
             sector[..512] == [7; 512] && sector[512] == 0
         }),
-        ..case("block", Block::new(Box::new(disk), "serial", None))
+        ..case(
+            "block",
+            Block::new(Box::new(disk), "serial", None).with_queues(2),
+        )
     }
 }
 

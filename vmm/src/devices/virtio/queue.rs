@@ -7,6 +7,16 @@ use virtio_queue::QueueT;
 use super::trouble::Trouble;
 use super::{ActiveQueue, GuestMemory};
 
+/// Does a `turn` of a device's queues, unless they are broken, and tells where that breaks them.
+pub fn unless_broken(trouble: &Trouble, turn: impl FnOnce() -> Result<(), QueueError>) {
+    if trouble.is_broken() {
+        return;
+    }
+    if let Err(error) = turn() {
+        trouble.broke(&error);
+    }
+}
+
 impl ActiveQueue {
     /// Serves the chains that are available: `serve` returns how many bytes it wrote. A chain that
     /// makes no sense to it goes back empty; a broken queue is served no more.
@@ -34,24 +44,9 @@ impl ActiveQueue {
                 0
             })
         };
-        self.kicked(trouble, |queue| queue.turn(memory, &mut more, &mut each));
-    }
-
-    /// Takes the driver's kick and does `turn`, unless the queue is broken, and tells where that breaks
-    /// it.
-    pub fn kicked(
-        &mut self,
-        trouble: &Trouble,
-        turn: impl FnOnce(&mut Self) -> Result<(), QueueError>,
-    ) {
         // The kick is taken before the ring is read, so that none is missed.
         let _ = self.kick.read();
-        if trouble.is_broken() {
-            return;
-        }
-        if let Err(error) = turn(self) {
-            trouble.broke(&error);
-        }
+        unless_broken(trouble, || self.turn(memory, &mut more, &mut each));
     }
 
     /// Serves as many chains as the ring has, and comes back for more: a driver that makes them

@@ -17,14 +17,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
-use super::queue::Chain;
+use super::queue::{Chain, unless_broken};
 use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
@@ -38,12 +38,14 @@ use turn::Turn;
 
 const ID: u16 = 2;
 const QUEUE_SIZE: u16 = 128;
-const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
+/// The most queues that a disk has.
+pub const MAX_QUEUES: u16 = 16;
+const QUEUE_SIZES: [u16; MAX_QUEUES as usize] = [QUEUE_SIZE; MAX_QUEUES as usize];
 /// Data buffers of a request: what is left of a ring beside header and status.
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const CONFIG: usize = 60;
-const REQUESTS: u64 = 0;
-const TIMER: u64 = 1;
+/// Behind the queues' tokens, which are their numbers.
+const TIMER: u64 = MAX_QUEUES as u64;
 
 /// A block device round a disk, which it keeps across a guest's resets.
 pub struct Block {
@@ -51,6 +53,7 @@ pub struct Block {
     storage: Option<Storage>,
     worker: Option<Worker<BlockJob>>,
     features: u64,
+    queue_sizes: &'static [u16],
     config: [u8; CONFIG],
     serial: [u8; SERIAL],
     counters: Arc<Counters>,
@@ -83,7 +86,7 @@ impl Storage {
 
 impl Block {
     /// A device for `disk` that tells `serial`, of which the guest sees the first 20 bytes; held to
-    /// what `limiter` says.
+    /// what `limiter` says. It has one queue.
     pub fn new(disk: Box<dyn Disk>, serial: &str, limiter: Option<Limiter>) -> Self {
         let mut features = 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -105,10 +108,23 @@ impl Block {
             storage: Some(Storage::new(disk, limiter)),
             worker: None,
             features,
+            queue_sizes: &QUEUE_SIZES[..1],
             config,
             serial: id,
             counters: Arc::default(),
         }
+    }
+
+    /// The same with so many queues, from 1 to [`MAX_QUEUES`], which one thread serves: a guest's CPUs
+    /// need not wait for each other to ask for something, and each hears of its own.
+    pub fn with_queues(mut self, queues: u16) -> Self {
+        let queues = queues.clamp(1, MAX_QUEUES);
+        self.queue_sizes = QUEUE_SIZES.get(..queues.into()).unwrap_or(&QUEUE_SIZES);
+        if queues > 1 {
+            self.features |= 1 << VIRTIO_BLK_F_MQ;
+        }
+        set(&mut self.config, 34, &queues.to_le_bytes());
+        self
     }
 
     /// What its guest has had done.
@@ -118,14 +134,17 @@ impl Block {
 
     /// What is to be done with the queues; nothing where the driver left them disabled.
     pub fn job(&mut self, activation: Activation) -> io::Result<Option<BlockJob>> {
-        let Some(Some(queue)) = activation.queues.into_iter().next() else {
+        // A guest with fewer CPUs leaves some of them alone.
+        let queues: Vec<_> = activation.queues.into_iter().flatten().collect();
+        if queues.is_empty() {
             return Ok(None);
-        };
+        }
         let Some(storage) = self.storage.take() else {
             return Err(io::Error::other("the disk was lost when its worker failed"));
         };
         Ok(Some(BlockJob {
-            queue,
+            queues,
+            first: 0,
             memory: activation.memory,
             storage,
             serial: self.serial,
@@ -138,24 +157,22 @@ impl Block {
 /// `struct virtio_blk_config` (section 5.2.4).
 fn config(sectors: u64) -> [u8; CONFIG] {
     let mut config = [0; CONFIG];
-    let mut set = |at: usize, value: &[u8]| {
-        config
-            .iter_mut()
-            .skip(at)
-            .zip(value)
-            .for_each(|(byte, new)| *byte = *new);
-    };
-    set(0, &sectors.to_le_bytes());
-    set(12, &MAX_SEGMENTS.to_le_bytes());
-    set(20, &(SECTOR as u32).to_le_bytes());
+    set(&mut config, 0, &sectors.to_le_bytes());
+    set(&mut config, 12, &MAX_SEGMENTS.to_le_bytes());
+    set(&mut config, 20, &(SECTOR as u32).to_le_bytes());
     for (max_sectors, max_ranges) in [(36, 40), (48, 52)] {
-        set(max_sectors, &MAX_RANGE_SECTORS.to_le_bytes());
-        set(max_ranges, &MAX_RANGES.to_le_bytes());
+        set(&mut config, max_sectors, &MAX_RANGE_SECTORS.to_le_bytes());
+        set(&mut config, max_ranges, &MAX_RANGES.to_le_bytes());
     }
     // A discard may start at any multiple of 8 sectors: a page of most file systems.
-    set(44, &8u32.to_le_bytes());
-    set(56, &[1]);
+    set(&mut config, 44, &8u32.to_le_bytes());
+    set(&mut config, 56, &[1]);
     config
+}
+
+fn set(config: &mut [u8; CONFIG], at: usize, value: &[u8]) {
+    let places = config.iter_mut().skip(at);
+    places.zip(value).for_each(|(byte, new)| *byte = *new);
 }
 
 impl VirtioDevice for Block {
@@ -164,7 +181,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        self.queue_sizes
     }
 
     fn features(&self) -> u64 {
@@ -193,7 +210,9 @@ impl VirtioDevice for Block {
 
 /// A driver's requests, carried out.
 pub struct BlockJob {
-    queue: ActiveQueue,
+    queues: Vec<ActiveQueue>,
+    /// Which of them goes first where all of them are looked at; another each time.
+    first: usize,
     memory: GuestMemory,
     storage: Storage,
     serial: [u8; SERIAL],
@@ -203,7 +222,8 @@ pub struct BlockJob {
 
 impl BlockJob {
     fn watched(&self) -> Vec<(RawFd, u64)> {
-        let mut watched = vec![(self.queue.kick.as_raw_fd(), REQUESTS)];
+        let kicks = self.queues.iter().map(|queue| queue.kick.as_raw_fd());
+        let mut watched: Vec<_> = kicks.zip(0..).collect();
         let limiter = self.storage.limiter.as_ref();
         watched.extend(limiter.map(|limiter| (limiter.borrow().descriptor(), TIMER)));
         watched
@@ -219,26 +239,36 @@ impl Job for BlockJob {
         } = &mut self.storage;
         let (disk, limiter) = (&mut **disk, limiter.as_ref());
         let (serial, counters) = (&self.serial, &*self.counters);
+        let count = self.queues.len();
+        self.first = (self.first + 1) % count;
         if let Some(ring) = ring {
-            return self.queue.kicked(&self.trouble, |queue| {
-                let turn = Turn {
-                    queue,
-                    memory: &self.memory,
-                    disk,
-                    serial,
-                    counters,
-                    trouble: &self.trouble,
-                    under_way: UnderWay::new(ring, QUEUE_SIZE),
-                    over: Vec::new(),
-                };
-                turn.run()
-            });
+            // The kicks are taken before the rings are read, so that none is missed.
+            for queue in &self.queues {
+                let _ = queue.kick.read();
+            }
+            let turn = Turn {
+                queues: &mut self.queues,
+                first: self.first,
+                memory: &self.memory,
+                disk,
+                serial,
+                counters,
+                trouble: &self.trouble,
+                under_way: UnderWay::new(ring, QUEUE_SIZE),
+                over: Vec::new(),
+            };
+            return unless_broken(&self.trouble, || turn.run());
         }
         if let (TIMER, Some(limiter)) = (token, limiter) {
             limiter.borrow_mut().heard();
         }
+        // What was not allowed before is now, of whatever queue.
+        let kicked = match token {
+            TIMER => (self.first..count).chain(0..self.first),
+            _ => (token as usize..token as usize + 1).chain(0..0),
+        };
         let allowed = || limiter.is_none_or(|it| it.borrow_mut().allows(Instant::now()));
-        let execute = |chain: Chain<'_>| {
+        let mut execute = |chain: Chain<'_>| {
             let before = counters.moved();
             let written = request::execute(chain, disk, serial, counters);
             if let Some(limiter) = limiter {
@@ -247,8 +277,11 @@ impl Job for BlockJob {
             }
             written
         };
-        self.queue
-            .serve_while(&self.memory, &self.trouble, allowed, execute);
+        for index in kicked {
+            if let Some(queue) = self.queues.get_mut(index) {
+                queue.serve_while(&self.memory, &self.trouble, allowed, &mut execute);
+            }
+        }
     }
 }
 

@@ -44,9 +44,18 @@ impl Ring {
     }
 }
 
+/// A chain: the queue that it came by, and its head.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// The queue's number among those that the driver set up.
+    pub queue: usize,
+    /// The chain's first descriptor.
+    pub head: u16,
+}
+
 /// A request, the chain that it came in, and where the kernel finds its buffers.
 struct Asked<'m> {
-    head: u16,
+    origin: Origin,
     request: Request<'m>,
     _data: Vec<libc::iovec>,
 }
@@ -83,7 +92,12 @@ impl<'m> UnderWay<'m> {
 
     /// Asks `file`, the disk's, for what `request` wants. It begins when somebody waits. The request
     /// comes back where there is no room, or nothing to ask a file for.
-    pub fn ask(&mut self, file: &File, head: u16, request: Request<'m>) -> Result<(), Request<'m>> {
+    pub fn ask(
+        &mut self,
+        file: &File,
+        origin: Origin,
+        request: Request<'m>,
+    ) -> Result<(), Request<'m>> {
         let data = buffers::iovecs(&request.data);
         let (fd, is_data) = (Fd(file.as_raw_fd()), buffers::len(&request.data) > 0);
         let (table, count) = (data.as_ptr(), data.len() as u32);
@@ -95,7 +109,7 @@ impl<'m> UnderWay<'m> {
             _ => return Err(request),
         };
         let asked = Asked {
-            head,
+            origin,
             request,
             _data: data,
         };
@@ -127,10 +141,12 @@ impl<'m> UnderWay<'m> {
         &mut self,
         disk: &mut dyn Disk,
         counters: &Counters,
-        mut done: impl FnMut(u16, u32),
+        mut done: impl FnMut(Origin, u32),
     ) {
         self.reap(|asked, result| {
-            let Asked { head, request, .. } = asked;
+            let Asked {
+                origin, request, ..
+            } = asked;
             let outcome = match usize::try_from(result) {
                 // The rest, where a file gives or takes only a part.
                 Ok(moved) if moved < buffers::len(&request.data) => match moved {
@@ -143,7 +159,7 @@ impl<'m> UnderWay<'m> {
                 }
                 Err(_) => Err(io::Error::from_raw_os_error(-result)),
             };
-            done(head, request.end(outcome, counters));
+            done(origin, request.end(outcome, counters));
         });
     }
 

@@ -361,6 +361,104 @@ fn many_requests_at_once_are_all_done_and_none_takes_another_s_place() {
     ));
 }
 
+/// The device under a driver with three queues, each of which asks for pages of its own at once: all of
+/// them come back, each by the queue that asked.
+fn much_by_three(disk: Box<dyn Disk>) {
+    use crate::devices::virtio::testing::{BUFFERS, Driver};
+    const COUNT: u16 = 40;
+    const PAGE: u64 = 4096;
+    let block = Block::new(disk, "", None).with_queues(3);
+    let mut driver = Driver::new(Arc::new(std::sync::Mutex::new(block)));
+    driver.start();
+    let page = |queue: usize, n: u16| (queue as u64 * u64::from(COUNT) + u64::from(n)) * 8;
+    let status = |queue: usize, n: u16| BUFFERS + 32 * page(queue, n) + 16;
+    let data = |queue: usize| BUFFERS + 0x1_0000 + queue as u64 * PAGE;
+    for (turn, kind) in (1..).zip([1_u32, 0]) {
+        for queue in 0..3 {
+            let bytes = [queue as u8 * (2 - turn as u8) + 1; PAGE as usize];
+            let at = GuestAddress(data(queue));
+            driver.memory.write_slice(&bytes, at).unwrap();
+            for n in 0..COUNT {
+                let at = status(queue, n) - 16;
+                let sector = page(queue, n).to_le_bytes();
+                let header = [&kind.to_le_bytes()[..], &[0; 4], &sector].concat();
+                let to = GuestAddress(at);
+                driver.memory.write_slice(&header, to).unwrap();
+                driver
+                    .memory
+                    .write_obj(0xff_u8, GuestAddress(at + 16))
+                    .unwrap();
+                let (flags, first) = (if kind == 0 { WRITE } else { 0 }, n * 3);
+                let buffers = [
+                    (at, 16, 0),
+                    (data(queue), PAGE as u32, flags),
+                    (at + 16, 1, WRITE),
+                ];
+                driver.request(queue, first, &buffers);
+            }
+        }
+        (0..3).for_each(|queue| driver.kick(queue));
+        for queue in 0..3 {
+            driver.wait("its own", |driver| driver.used(queue) == turn * COUNT);
+            for n in 0..COUNT {
+                let at = GuestAddress(status(queue, n));
+                assert_eq!(driver.memory.read_obj::<u8>(at).unwrap(), OK, "{queue} {n}");
+            }
+        }
+    }
+    for queue in 0..3 {
+        let mut bytes = [0; PAGE as usize];
+        let at = GuestAddress(data(queue));
+        driver.memory.read_slice(&mut bytes, at).unwrap();
+        assert_eq!(bytes, [queue as u8 + 1; PAGE as usize]);
+    }
+}
+
+#[test]
+fn each_queue_of_several_gets_what_it_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = || RawDisk::empty(1 << 20, directory.path()).unwrap();
+    much_by_three(Box::new(disk()));
+    much_by_three(Box::new(
+        CowDisk::new(Box::new(disk()), directory.path()).unwrap(),
+    ));
+}
+
+#[test]
+fn a_driver_is_told_of_the_queues_and_may_leave_some_alone() {
+    use crate::devices::virtio::testing::{BUFFERS, Driver};
+    let directory = tempfile::tempdir().unwrap();
+    let disk = || RawDisk::empty(1 << 20, directory.path()).unwrap();
+    let told = |queues| {
+        let block = Block::new(Box::new(disk()), "", None).with_queues(queues);
+        let mut count = [0; 2];
+        block.read_config(34, &mut count);
+        let offered = block.features() >> VIRTIO_BLK_F_MQ & 1;
+        (
+            u16::from_le_bytes(count),
+            block.queue_sizes().len(),
+            offered,
+        )
+    };
+    assert_eq!(
+        [told(1), told(4), told(64)],
+        [(1, 1, 0), (4, 4, 1), (16, 16, 1)]
+    );
+    let block = Block::new(Box::new(disk()), "", None).with_queues(4);
+    let mut driver = Driver::new(Arc::new(std::sync::Mutex::new(block)));
+    driver.begin();
+    driver.place(2, Driver::places(2));
+    driver.add_status(4);
+    driver
+        .memory
+        .write_slice(&[4, 0, 0, 0], GuestAddress(BUFFERS))
+        .unwrap();
+    driver.request(2, 0, &[(BUFFERS, 16, 0), (BUFFERS + 16, 1, WRITE)]);
+    driver.kick(2);
+    driver.wait("the only one", |driver| driver.used(2) == 1);
+    assert_eq!(driver.status(), 15);
+}
+
 #[test]
 fn what_a_guest_has_done_is_counted() {
     let (_, counters) = write_a_mib(limit::Limits::default());

@@ -7,7 +7,7 @@ use virtio_queue::QueueT;
 use super::counters::Counters;
 use super::disk::Disk;
 use super::request::{self, Request, SERIAL};
-use super::ring::UnderWay;
+use super::ring::{Origin, UnderWay};
 use crate::devices::virtio::queue::{Chain, QueueError, next};
 use crate::devices::virtio::trouble::Trouble;
 use crate::devices::virtio::{ActiveQueue, GuestMemory};
@@ -16,10 +16,15 @@ use crate::devices::virtio::{ActiveQueue, GuestMemory};
 /// and whoever wants the disk at rest has it.
 const LONGEST: Duration = Duration::from_millis(20);
 
+/// How many chains are given back at once at most.
+const ROOM: usize = 128;
+
 /// What is there for a turn.
 pub struct Turn<'t> {
-    /// The driver's queue.
-    pub queue: &'t mut ActiveQueue,
+    /// The driver's queues.
+    pub queues: &'t mut [ActiveQueue],
+    /// Which of them goes first.
+    pub first: usize,
     /// The guest's memory.
     pub memory: &'t GuestMemory,
     /// The disk, which has a file.
@@ -33,7 +38,7 @@ pub struct Turn<'t> {
     /// What the disk's file is asked for.
     pub under_way: UnderWay<'t>,
     /// Chains to give back, and how many bytes were written to each.
-    pub over: Vec<(u16, u32)>,
+    pub over: Vec<(Origin, u32)>,
 }
 
 impl Turn<'_> {
@@ -41,13 +46,19 @@ impl Turn<'_> {
     pub fn run(mut self) -> Result<(), QueueError> {
         let end = Instant::now() + LONGEST;
         loop {
-            self.queue.queue.disable_notification(self.memory)?;
-            while self.step(Instant::now() < end)? {}
-            if Instant::now() >= end {
-                self.queue.come_back();
-                return Ok(());
+            for queue in &mut *self.queues {
+                queue.queue.disable_notification(self.memory)?;
             }
-            if !self.queue.queue.enable_notification(self.memory)? {
+            while self.step(Instant::now() < end)? {}
+            let in_time = Instant::now() < end;
+            let mut more = false;
+            for queue in &mut *self.queues {
+                match in_time {
+                    true => more |= queue.queue.enable_notification(self.memory)?,
+                    false => queue.come_back(),
+                }
+            }
+            if !more {
                 return Ok(());
             }
         }
@@ -56,33 +67,58 @@ impl Turn<'_> {
     /// Begins what is available where there is to be `more`, waits for a moment, and gives back what is
     /// over. Whether there is anything left to wait for, or was.
     fn step(&mut self, more: bool) -> Result<bool, QueueError> {
-        let room = usize::from(self.queue.queue.size());
-        while more && self.under_way.has_room() && self.over.len() < room {
-            let Some(chain) = next(&mut self.queue.queue, self.memory)? else {
-                break;
-            };
-            self.begin(chain);
+        let mut found = more;
+        while found {
+            found = self.begin_one_of_each()?;
         }
         self.wait();
         let used = !self.over.is_empty();
-        for (head, written) in self.over.drain(..) {
-            self.queue.queue.add_used(self.memory, head, written)?;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            let mut is_told = false;
+            for (origin, written) in self.over.iter().filter(|(o, _)| o.queue == index) {
+                queue.queue.add_used(self.memory, origin.head, *written)?;
+                is_told = true;
+            }
+            if is_told {
+                queue.notify(self.memory)?;
+            }
         }
-        if used {
-            self.queue.notify(self.memory)?;
-        }
+        self.over.clear();
         Ok(used || !self.under_way.is_empty())
     }
 
-    fn begin(&mut self, chain: Chain<'_>) {
+    /// Begins a request of each queue that has one and for which there is room: none of them takes all
+    /// of it. Whether there was one.
+    fn begin_one_of_each(&mut self) -> Result<bool, QueueError> {
+        let count = self.queues.len();
+        let mut found = false;
+        for index in (self.first..count).chain(0..self.first) {
+            if !self.under_way.has_room() || self.over.len() >= ROOM {
+                // The next has the place that becomes free.
+                self.first = index;
+                return Ok(false);
+            }
+            let Some(queue) = self.queues.get_mut(index) else {
+                continue;
+            };
+            if let Some(chain) = next(&mut queue.queue, self.memory)? {
+                self.begin(index, chain);
+                found = true;
+            }
+        }
+        Ok(found)
+    }
+
+    fn begin(&mut self, queue: usize, chain: Chain<'_>) {
         let head = chain.head_index();
+        let origin = Origin { queue, head };
         let written = match request::begin(self.memory, &chain, self.disk, self.counters) {
             Err(error) => {
                 self.trouble.malformed(&error);
                 0
             }
             Ok(Err(written)) => written,
-            Ok(Ok(request)) => match self.ask(head, request) {
+            Ok(Ok(request)) => match self.ask(origin, request) {
                 Ok(()) => return,
                 Err(request) => {
                     while !self.under_way.is_empty() {
@@ -92,15 +128,15 @@ impl Turn<'_> {
                 }
             },
         };
-        self.over.push((head, written));
+        self.over.push((origin, written));
     }
 }
 
 impl<'t> Turn<'t> {
     /// Asks the disk's file; what it cannot be asked for comes back.
-    fn ask(&mut self, head: u16, request: Request<'t>) -> Result<(), Request<'t>> {
+    fn ask(&mut self, origin: Origin, request: Request<'t>) -> Result<(), Request<'t>> {
         match self.disk.file() {
-            Some(file) => self.under_way.ask(file, head, request),
+            Some(file) => self.under_way.ask(file, origin, request),
             None => Err(request),
         }
     }
@@ -109,8 +145,8 @@ impl<'t> Turn<'t> {
         if !self.under_way.is_empty() {
             let over = &mut self.over;
             self.under_way
-                .wait(self.disk, self.counters, |head, written| {
-                    over.push((head, written));
+                .wait(self.disk, self.counters, |origin, written| {
+                    over.push((origin, written));
                 });
         }
     }
