@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use kubevirt_rpc::cmd::{EmptyRequest, ExecRequest, GuestPingRequest};
+use kubevirt_rpc::cmd::{EmptyRequest, ExecRequest, FreezeRequest, GuestPingRequest};
 use peapod_tests::handler::{Handler, about};
 use peapod_tests::{Vm, image, peapod, until};
 use serde_json::{Value, json};
@@ -144,6 +144,10 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
     let domain = handler.call(client.get_domain(EmptyRequest {}));
     let domain: Value = serde_json::from_str(&domain.unwrap().into_inner().domain).unwrap();
     assert!(is_booted("", &domain), "{domain:#}");
+    let card = &domain["Status"]["Interfaces"][0];
+    assert_eq!(card["Ip"], "10.0.2.2", "{domain:#}");
+    let mac = &domain["Spec"]["Devices"]["Interfaces"][0]["MAC"]["MAC"];
+    assert_eq!(&card["Mac"], mac, "{domain:#}");
 
     let paused = handler.call(client.pause_virtual_machine(about(&vmi)));
     assert!(paused.unwrap().into_inner().success);
@@ -186,6 +190,8 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
     assert_eq!(stats["Name"], "shop_details");
     assert!(stats["Cpu"]["Time"].as_u64() > Some(0), "{stats}");
     assert!(stats["Net"][0]["TxPkts"].as_u64() > Some(0), "{stats}");
+    assert_eq!(stats["Block"][0]["Name"], "vda", "{stats}");
+    assert!(stats["Block"][0]["RdBytes"].as_u64() > Some(0), "{stats}");
     let info = handler.call(client.get_guest_info(EmptyRequest {}));
     let info: Value =
         serde_json::from_str(&info.unwrap().into_inner().guest_info_response).unwrap();
@@ -199,6 +205,29 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
     assert!(root.unwrap()["totalBytes"].as_u64() > Some(0), "{mounted}");
     let users = handler.call(client.get_users(EmptyRequest {})).unwrap();
     assert_eq!(users.into_inner().guest_user_list_response, "[]");
+
+    let freeze = FreezeRequest {
+        unfreeze_timeout_seconds: 600,
+        ..FreezeRequest::default()
+    };
+    let frozen = handler.call(client.freeze_virtual_machine(freeze));
+    assert!(frozen.unwrap().into_inner().success);
+    handler.wait("that it stands still", SOON, |_, domain| {
+        domain["Status"]["FSFreezeStatus"]["Status"] == "frozen"
+    });
+    let thawed = handler.call(client.unfreeze_virtual_machine(about(&vmi)));
+    assert!(thawed.unwrap().into_inner().success);
+    let domain = handler.call(client.get_domain(EmptyRequest {}));
+    let domain: Value = serde_json::from_str(&domain.unwrap().into_inner().domain).unwrap();
+    assert_eq!(domain["Status"]["FSFreezeStatus"]["Status"], "thawed");
+
+    let reset = handler.call(client.reset_virtual_machine(about(&vmi)));
+    assert!(reset.unwrap().into_inner().success);
+    vm.wait_console("peapod-agent: userspace", 2, BOOT);
+    let ended = until("nobody is there again", || {
+        handler.call(client.exec(exec("exit 5"))).ok()
+    });
+    assert_eq!(ended.into_inner().exit_code, 5);
 
     let down = handler.call(client.shutdown_virtual_machine(about(&vmi)));
     assert!(down.unwrap().into_inner().success);
@@ -308,6 +337,15 @@ fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_
     ];
     let ran = probe(directory.path(), &program);
     assert_eq!(ran.status.code(), Some(3), "{ran:?}");
+    let info = handler.call(client.get_guest_info(EmptyRequest {}));
+    let info: Value =
+        serde_json::from_str(&info.unwrap().into_inner().guest_info_response).unwrap();
+    assert_eq!(info["os"]["id"], "debian", "{info:#}");
+    let disks = info["fsInfo"]["disks"].as_array().unwrap();
+    assert!(
+        disks.iter().any(|disk| disk["mountPoint"] == "/"),
+        "{info:#}"
+    );
     vm.signal(libc::SIGTERM);
     assert_eq!(vm.wait(BOOT), 0);
     let told = "told to: shutdown -h -P +0";

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use guest_agent::protocol::Os;
+use guest_agent::protocol::GuestInfo;
 use netdev::control::Control;
 use serde::{Deserialize, Serialize};
 
@@ -175,14 +175,11 @@ impl Running {
         self.agent.is_connected() || self.qga.as_ref().is_some_and(Qga::is_there)
     }
 
-    /// What runs in the guest, by the agent that is there.
-    pub fn os(&self) -> Result<Os, String> {
+    /// What the guest is and has, by the agent that is there: the guest's word.
+    pub fn guest_info(&self) -> Result<GuestInfo, String> {
         match &self.qga {
-            Some(qga) if qga.is_there() => qga.os().map_err(|error| error.to_string()),
-            _ => match self.agent.guest_info() {
-                Ok(info) => Ok(info.os),
-                Err(error) => Err(error.to_string()),
-            },
+            Some(qga) if qga.is_there() => qga.info().map_err(|error| error.to_string()),
+            _ => self.agent.guest_info().map_err(|error| error.to_string()),
         }
     }
 

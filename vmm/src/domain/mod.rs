@@ -3,7 +3,9 @@
 
 pub mod stats;
 
-use guest_agent::protocol::Os;
+use std::net::IpAddr;
+
+use guest_agent::protocol::{GuestInfo, Os};
 use serde_json::{Value, json};
 
 use crate::agent::qga;
@@ -58,6 +60,57 @@ impl State {
     }
 }
 
+/// What a guest has told of itself: nothing yet, where all of it is empty.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Guest {
+    os: Os,
+    links: Vec<Link>,
+    /// Whether its file systems stand still, once known.
+    frozen: Option<bool>,
+}
+
+/// One of its links to networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Link {
+    name: String,
+    mac: String,
+    addresses: Vec<IpAddr>,
+}
+
+impl Guest {
+    /// What that says.
+    pub fn of(info: GuestInfo) -> Self {
+        let links = info.interfaces.into_iter().map(|link| Link {
+            name: link.name,
+            mac: link.mac,
+            addresses: link.addresses.iter().map(|address| address.ip).collect(),
+        });
+        Self {
+            os: info.os,
+            // Nobody reaches it by that.
+            links: links.filter(|link| link.name != "lo").collect(),
+            frozen: Some(info.frozen),
+        }
+    }
+
+    /// Its file systems stand still from now on, or go on.
+    pub fn set_frozen(&mut self, frozen: bool) {
+        self.frozen = Some(frozen);
+    }
+}
+
+impl Link {
+    fn json(&self) -> Value {
+        let addresses: Vec<_> = self.addresses.iter().map(IpAddr::to_string).collect();
+        json!({
+            "Mac": self.mac,
+            "Ip": addresses.first().map_or("", String::as_str),
+            "IPs": addresses,
+            "InterfaceName": self.name,
+        })
+    }
+}
+
 /// What of a domain changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Now {
@@ -65,8 +118,8 @@ pub struct Now {
     pub state: State,
     /// There is an agent in its guest.
     pub agent: bool,
-    /// What runs in it, once known.
-    pub os: Os,
+    /// What it has told of itself.
+    pub guest: Guest,
     /// When somebody asked for its end, in seconds since 1970.
     pub stopping: Option<u64>,
     /// When it was gone for good.
@@ -134,7 +187,13 @@ impl Domain {
         };
         let memory = json!({ "Value": self.memory, "Unit": "b" });
         let interfaces: Vec<_> = self.interface.iter().map(|(_, json)| json).collect();
-        let os = &now.os;
+        let os = &now.guest.os;
+        let links: Vec<_> = now.guest.links.iter().map(Link::json).collect();
+        let frozen = match now.guest.frozen {
+            Some(true) => "frozen",
+            Some(false) => "thawed",
+            None => "",
+        };
         let panic = now.panicked.then(|| json!({ "Type": "pvpanic" }));
         json!({
             "kind": "Domain",
@@ -176,7 +235,7 @@ impl Domain {
             "Status": {
                 "Status": state,
                 "Reason": reason,
-                "Interfaces": null,
+                "Interfaces": links,
                 "OSInfo": {
                     "Name": os.name,
                     "KernelRelease": os.kernel_release,
@@ -187,7 +246,7 @@ impl Domain {
                     "Machine": os.machine,
                     "Id": os.id,
                 },
-                "FSFreezeStatus": { "Status": "" },
+                "FSFreezeStatus": { "Status": frozen },
                 "GuestPanicInfo": panic,
                 "PanicCount": u8::from(now.panicked),
             },

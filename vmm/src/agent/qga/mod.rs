@@ -3,6 +3,7 @@
 //!
 //! Source: qga/qapi-schema.json of QEMU.
 
+mod info;
 mod wire;
 
 use std::io;
@@ -13,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use guest_agent::protocol::Os;
 pub use guest_agent::qga::PORT;
 use serde_json::{Value, json};
 
@@ -104,25 +104,6 @@ impl Qga {
     /// Whether it answers.
     pub fn ping(&self, within: Duration) -> Result<(), Error> {
         self.ask("guest-ping", Value::Null, within).map(drop)
-    }
-
-    /// What runs in the guest.
-    pub fn os(&self) -> Result<Os, Error> {
-        let said = self.ask("guest-get-osinfo", Value::Null, ANSWER)?;
-        let text = |name: &str| {
-            let text = said.get(name).and_then(Value::as_str);
-            shown(text.unwrap_or_default())
-        };
-        Ok(Os {
-            id: text("id"),
-            name: text("name"),
-            pretty_name: text("pretty-name"),
-            version: text("version"),
-            version_id: text("version-id"),
-            kernel_release: text("kernel-release"),
-            kernel_version: text("kernel-version"),
-            machine: text("machine"),
-        })
     }
 
     /// Asks the guest to power itself off; whether somebody is there to be asked.

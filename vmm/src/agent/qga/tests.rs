@@ -104,6 +104,45 @@ fn an_agent_that_is_silent_or_not_there_is_not_waited_for() {
     assert!(!qga.power_off());
 }
 
+#[test]
+fn what_the_guest_is_and_has_is_put_together_and_what_is_kept_from_us_is_empty() {
+    let (qga, _) = agent(|question| {
+        let said = match question["execute"].as_str().unwrap() {
+            "guest-get-osinfo" => json!({ "id": "debian", "kernel-release": "6.1" }),
+            "guest-get-host-name" => json!({ "host-name": "d\u{1b}[2J" }),
+            "guest-get-timezone" => json!({ "zone": "CET", "offset": 3600 }),
+            "guest-get-fsinfo" => json!([
+                { "name": "vda1", "mountpoint": "/", "type": "ext4", "total-bytes": 9, "used-bytes": 4 },
+            ]),
+            "guest-fsfreeze-status" => json!("frozen"),
+            "guest-get-users" => {
+                let answer = json!({ "error": { "desc": "the command is disabled" } });
+                return format!("{answer}\n").into_bytes();
+            }
+            _ => json!([
+                7,
+                { "name": "eth0", "hardware-address": "02:00:00:00:00:01", "ip-addresses": [
+                    { "ip-address": "10.0.2.2", "prefix": 24 }, { "ip-address": "nowhere" },
+                ], "statistics": { "rx-bytes": 5 } },
+            ]),
+        };
+        format!("{}\n", json!({ "return": said })).into_bytes()
+    });
+    let info = qga.info().unwrap();
+    assert_eq!((&*info.os.id, &*info.os.kernel_release), ("debian", "6.1"));
+    assert!(info.hostname.starts_with('d') && !info.hostname.contains('\u{1b}'));
+    assert_eq!(info.timezone.offset_seconds, 3600);
+    assert!(info.frozen && info.users.is_empty());
+    let disk = &info.filesystems[0];
+    assert_eq!((&*disk.mountpoint, disk.total, disk.available), ("/", 9, 5));
+    let [odd, card] = &info.interfaces[..] else {
+        panic!("{:?}", info.interfaces)
+    };
+    assert!(odd.name.is_empty());
+    assert_eq!((card.addresses.len(), card.received.bytes), (1, 5));
+    assert_eq!(card.addresses[0].ip.to_string(), "10.0.2.2");
+}
+
 proptest::proptest! {
     #[test]
     fn no_word_of_an_agent_s_panics(said: Vec<u8>) {
@@ -113,6 +152,6 @@ proptest::proptest! {
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
         let open = Arc::new(AtomicBool::new(true));
         let qga = Qga::new(ours, open, Changes::default()).unwrap();
-        proptest::prop_assert!(qga.os().is_err());
+        proptest::prop_assert!(qga.info().is_err());
     }
 }

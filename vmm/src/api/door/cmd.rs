@@ -20,7 +20,6 @@ use tonic::{Request, Status, async_trait};
 use super::notify::warning;
 use super::vm::Vm;
 use super::{Shared, Stage};
-use crate::agent::Unanswered;
 
 /// What a program may write that is passed on.
 const OUTPUT: usize = 1 << 20;
@@ -117,16 +116,22 @@ impl Launcher {
         }
     }
 
-    /// What it says of the guest, as KubeVirt's API has it.
+    fn is_frozen(&self, frozen: bool) {
+        if let Some(vm) = self.0.vm() {
+            vm.is_frozen(frozen);
+        }
+    }
+
+    /// What the guest says of itself, as KubeVirt's API has it.
     async fn guest(
         &self,
         tell: impl FnOnce(&GuestInfo) -> Value,
     ) -> Result<(Response, String), Status> {
-        let told = match self.agent(agent::Request::GuestInfo).await? {
-            Ok(Reply::GuestInfo(info)) => Ok(tell(&info).to_string()),
-            Ok(_) => Err(Unanswered::Odd.to_string()),
-            Err(why) => Err(why),
+        let told = match self.running() {
+            Ok(vm) => apart(move || vm.running.guest_info()).await?,
+            Err(why) => Err(why.to_owned()),
         };
+        let told = told.map(|info| tell(&info).to_string());
         let text = told.clone().unwrap_or_default();
         Ok((said(told.map(|_| ())), text))
     }
@@ -316,11 +321,12 @@ impl Cmd for Launcher {
         let seconds = u32::try_from(request.into_inner().unfreeze_timeout_seconds).ok();
         let seconds = seconds.filter(|seconds| *seconds > 0);
         let asked = self.agent(agent::Request::Freeze { seconds }).await?;
-        answer(asked.map(|_| ()))
+        answer(asked.map(|_| self.is_frozen(true)))
     }
 
     async fn unfreeze_virtual_machine(&self, _: Request<VmiRequest>) -> Answer<Response> {
-        answer(self.agent(agent::Request::Thaw).await?.map(|_| ()))
+        let asked = self.agent(agent::Request::Thaw).await?;
+        answer(asked.map(|_| self.is_frozen(false)))
     }
 }
 

@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
 use super::notify::{Notifier, Told, warning};
 use super::vm::Vm;
-use crate::domain::Now;
+use crate::domain::{Guest, Now};
 use crate::plan::Outcome;
 
 /// How long virt-handler may take to delete the domain of a VM that has ended.
 const DELETION: Duration = Duration::from_secs(15);
+
+/// How often the guest is asked what it is and has, as KubeVirt's own launcher asks for addresses.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 pub struct Life {
     pub vm: Arc<Vm>,
@@ -33,16 +36,17 @@ enum Came {
 
 impl Life {
     pub async fn live(mut self, mut ended: oneshot::Receiver<Option<Outcome>>) {
-        let (mut told, mut asked, mut seen) = (None, false, 0);
+        let (mut told, mut asked, mut seen) = (None, None::<Instant>, 0);
         let outcome = loop {
             let running = &self.vm.running;
-            if (running.agent.is_ready() || running.qemu_agent().is_some()) && !asked {
-                asked = true;
+            let answers = running.agent.is_ready() || running.qemu_agent().is_some();
+            if answers && asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN) {
+                asked = Some(Instant::now());
                 tokio::task::spawn_blocking({
                     let vm = self.vm.clone();
-                    move || match vm.running.os() {
-                        Ok(os) => vm.is(os),
-                        Err(why) => tracing::debug!("what runs in the guest: {why}"),
+                    move || match vm.running.guest_info() {
+                        Ok(info) => vm.has_told(Guest::of(info)),
+                        Err(why) => tracing::debug!("what the guest is and has: {why}"),
                     }
                 });
             }
@@ -58,6 +62,7 @@ impl Life {
             let changes = self.vm.running.changes();
             let came = tokio::select! {
                 () = poll_fn(|context| changes.poll(&mut seen, context)) => Came::Change,
+                () = sleep(ASK_AGAIN), if answers => Came::Change,
                 Some(event) = self.events.recv() => Came::Event(event),
                 outcome = &mut ended => Came::End(outcome.ok().flatten()),
             };

@@ -2,11 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_agent::protocol::Os;
-
 use crate::agent::program::Programs;
 use crate::calendar;
-use crate::domain::{self, Domain, Now, State};
+use crate::domain::{self, Domain, Guest, Now, State};
 use crate::plan::Outcome;
 use crate::running::Running;
 
@@ -20,7 +18,7 @@ pub struct Vm {
 /// What is remembered of it.
 #[derive(Default)]
 struct Known {
-    os: Os,
+    guest: Guest,
     stopping: Option<u64>,
     ended: Option<(State, bool)>,
     deleted: Option<u64>,
@@ -50,16 +48,22 @@ impl Vm {
         Now {
             state,
             agent: known.ended.is_none() && self.running.is_answered(),
-            os: known.os.clone(),
+            guest: known.guest.clone(),
             stopping: known.stopping,
             deleted: known.deleted,
             panicked,
         }
     }
 
-    /// What runs in the guest is known now.
-    pub fn is(&self, os: Os) {
-        self.known().os = os;
+    /// The guest has told this of itself.
+    pub fn has_told(&self, guest: Guest) {
+        self.known().guest = guest;
+        self.running.changes().tell();
+    }
+
+    /// The guest's file systems stand still from now on, or go on.
+    pub fn is_frozen(&self, frozen: bool) {
+        self.known().guest.set_frozen(frozen);
         self.running.changes().tell();
     }
 
