@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -174,8 +174,8 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     });
     let probes = probes.transpose()?;
     let console = &plan.offered.console;
-    let console = console.as_deref().map(|path| Listener::bind(path, true));
-    let console = console.transpose().map_err(Error::Socket)?;
+    let console = console.as_deref().map(offer_console).transpose()?;
+    let (console, log) = console.unzip();
     if let Some(path) = &plan.offered.readiness {
         File::create(path).map_err(|error| Error::Offer(path.clone(), error))?;
     }
@@ -213,7 +213,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         },
         errands: Errands::default(),
     });
-    let console = console.as_ref().map(Listener::get);
+    let console = console.as_ref().map(Listener::get).zip(log);
     let fired = Fired::default();
     let _api = Api::start(running.clone(), socket.get(), probes, console).map_err(Error::Api)?;
     if let Some(door) = door {
@@ -267,6 +267,16 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
             power::Outcome::Stopped => Outcome::Forced,
         });
     }
+}
+
+/// Listens for who wants the console, and makes the file beside it with what the guest writes.
+fn offer_console(path: &Path) -> Result<(Listener, File), Error> {
+    let listener = Listener::bind(path, true).map_err(Error::Socket)?;
+    let mut log = path.to_owned().into_os_string();
+    log.push("-log");
+    let log = PathBuf::from(log);
+    let file = File::create(&log).map_err(|error| Error::Offer(log, error))?;
+    Ok((listener, file))
 }
 
 /// Confines the process, unless told not to. All that a machine needs is open by now, also when

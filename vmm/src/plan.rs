@@ -98,7 +98,8 @@ impl Plan {
 /// What is made for others to find, where somebody has said so.
 #[derive(Debug, Default)]
 pub struct Offered {
-    /// A unix socket on which the serial console is.
+    /// A unix socket on which the serial console is. Beside it, `-log` behind its name, is a file with
+    /// what the guest writes.
     pub console: Option<PathBuf>,
     /// A file that is there once all has been checked and opened.
     pub readiness: Option<PathBuf>,

@@ -1,10 +1,12 @@
 //! The serial console: what it has shown, and a terminal on it.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::future::poll_fn;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -25,6 +27,12 @@ use crate::running::Running;
 
 /// How long what the guest has no room for is kept before it is offered again.
 const PAUSE: Duration = Duration::from_millis(20);
+/// What the log on the disk may grow to before it is begun anew.
+const LOG: usize = 2 << 20;
+/// What comes within so long is written to it at once.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// Between two pieces of it, for whoever follows it to read the end of one that is begun anew.
+const READ: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,6 +92,66 @@ pub async fn console(
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
+/// The guest's output as a file, of which its last MiB at least is kept.
+#[derive(Clone)]
+pub struct LogFile(Arc<Mutex<Kept>>);
+
+struct Kept {
+    reader: Reader,
+    file: File,
+    len: usize,
+}
+
+impl LogFile {
+    /// All that `console` keeps and gets from now on goes to `file`, which is empty.
+    pub fn new(console: &Console, file: File) -> Self {
+        Self(Arc::new(Mutex::new(Kept {
+            reader: console.reader(false),
+            file,
+            len: 0,
+        })))
+    }
+
+    /// Writes what comes.
+    pub async fn follow(self) {
+        loop {
+            match poll_fn(|context| self.write(context)).await {
+                Ok(true) => tokio::time::sleep(READ).await,
+                Ok(false) => tokio::time::sleep(TOGETHER).await,
+                // The console itself is not lost.
+                Err(error) => {
+                    tracing::warn!("the console's log is not written any more: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes what there is yet.
+    pub fn finish(&self) {
+        let _ = self.write(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// Writes what has come, or is ready when something does; whether the file is full now.
+    fn write(&self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.reader.poll(context).map(|bytes| kept.append(&bytes))
+    }
+}
+
+impl Kept {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        if self.len >= LOG {
+            self.file.set_len(0)?;
+            self.file.seek(SeekFrom::Start(0))?;
+            self.len = 0;
+        }
+        self.file.write_all(bytes)?;
+        self.len += bytes.len();
+        Ok(self.len >= LOG)
+    }
+}
+
 /// Makes each connection a terminal, one after another, as QEMU's socket is.
 pub async fn serve(listener: UnixListener, console: Console) {
     loop {
@@ -128,5 +196,35 @@ async fn type_all(mut typed: impl AsyncRead + Unpin, console: &Console) {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_has_all_that_was_written_and_is_begun_anew_before_it_grows_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let console = Console::default();
+        let mut screen = console.screen(io::sink());
+        screen.write_all(b"boot\n").unwrap();
+        let log = LogFile::new(&console, File::create(&path).unwrap());
+        log.finish();
+        assert_eq!(std::fs::read(&path).unwrap(), b"boot\n");
+        let mut context = Context::from_waker(Waker::noop());
+        let mut write = |size| {
+            screen.write_all(&vec![b'x'; size]).unwrap();
+            match log.write(&mut context) {
+                Poll::Ready(full) => full.unwrap(),
+                Poll::Pending => panic!("nothing came"),
+            }
+        };
+        assert!(!write(LOG / 2));
+        assert!(write(LOG / 2));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), LOG as u64 + 5);
+        assert!(!write(7));
+        assert_eq!(std::fs::read(&path).unwrap(), b"xxxxxxx");
     }
 }

@@ -17,6 +17,7 @@ mod snapshot;
 mod tests;
 mod vm;
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub use client::{Client, Error};
 
 use crate::running::Running;
 use crate::sandbox::{self, Kind};
+use console::LogFile;
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "api.sock";
@@ -49,15 +51,19 @@ const CONNECTIONS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A VM's API, until it is dropped.
-pub struct Api(Option<Runtime>);
+pub struct Api {
+    runtime: Option<Runtime>,
+    log: Option<LogFile>,
+}
 
 impl Api {
-    /// Serves at `socket`, the probes' part at `probes`, and the serial console itself at `console`.
+    /// Serves at `socket`, the probes' part at `probes`, and the serial console itself at `console`,
+    /// whose output goes to the file too.
     pub fn start(
         running: Arc<Running>,
         socket: &UnixListener,
         probes: Option<std::net::TcpListener>,
-        console: Option<&UnixListener>,
+        console: Option<(&UnixListener, File)>,
     ) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
@@ -66,31 +72,42 @@ impl Api {
             .enable_io()
             .enable_time()
             .build()?;
-        let _inside = runtime.enter();
+        let inside = runtime.enter();
         let listener = |socket: &UnixListener| {
             let socket = socket.try_clone()?;
             socket.set_nonblocking(true)?;
             tokio::net::UnixListener::from_std(socket)
         };
         runtime.spawn(serve(listener(socket)?, router(all(), running.clone())));
-        if let Some(console) = console {
+        let mut log = None;
+        if let Some((console, file)) = console {
             let console = listener(console)?;
             runtime.spawn(console::serve(console, running.console.clone()));
+            let file = LogFile::new(&running.console, file);
+            runtime.spawn(file.clone().follow());
+            log = Some(file);
         }
         if let Some(probes) = probes {
             probes.set_nonblocking(true)?;
             let probes = tokio::net::TcpListener::from_std(probes)?;
             runtime.spawn(serve(probes, router(for_probes(), running)));
         }
-        Ok(Self(Some(runtime)))
+        drop(inside);
+        Ok(Self {
+            runtime: Some(runtime),
+            log,
+        })
     }
 }
 
 impl Drop for Api {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.runtime.take() {
             // Whoever still asks hears that the VM is gone by the end of the connection.
             runtime.shutdown_background();
+        }
+        if let Some(log) = &self.log {
+            log.finish();
         }
     }
 }
