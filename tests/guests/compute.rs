@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use peapod_tests::{Container, Guest, Manifest, entry_point, peapod, until};
+use peapod_tests::{Container, Guest, Manifest, Place, entry_point, peapod, until};
 use serde_json::Value;
 
 use super::{BOOT, SOON};
@@ -88,6 +88,12 @@ fn a_restricted_pod_runs_a_vmi_answers_probes_and_ends_cleanly_on_sigterm() {
             .contains("seen-by-virtctl")
             .then_some(())
     });
+    // And where virt-tail follows it.
+    let log = container.file("private/4f1b/virt-serial0-log");
+    until("the log does not show it", || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        log.contains("seen-by-virtctl").then_some(())
+    });
     container.signal("TERM");
     assert_eq!(container.vm.wait(SOON), 0);
     assert_eq!(container.last_word(), "the guest powered off");
@@ -96,28 +102,51 @@ fn a_restricted_pod_runs_a_vmi_answers_probes_and_ends_cleanly_on_sigterm() {
     assert!(container.vm.console().contains("peapod-agent: ready"));
 }
 
-#[test]
-fn what_peapod_pod_prints_runs_as_any_user_of_group_0() {
+/// What `peapod pod` prints for a guest that powers itself off.
+fn printed(arguments: &[&str]) -> Value {
     let directory = tempfile::tempdir().unwrap();
     let manifest = Manifest::new("off", "busybox poweroff\n").write(directory.path());
-    let pod = Command::new(peapod())
-        .args(["pod", "-o", "json"])
-        .arg(manifest)
-        .output();
-    let list: Value = serde_json::from_slice(&pod.unwrap().stdout).unwrap();
+    let mut pod = Command::new(peapod());
+    pod.args(["pod", "-o", "json"]).args(arguments);
+    let pod = pod.arg(manifest).output();
+    serde_json::from_slice(&pod.unwrap().stdout).unwrap()
+}
+
+fn words(list: &Value) -> Vec<&str> {
+    let list = list.as_array().unwrap().iter();
+    list.map(|word| word.as_str().unwrap()).collect()
+}
+
+/// Runs its compute container until the guest is off.
+fn run_printed(list: &Value, place: Place<'_>, user: (u32, u32)) -> Container {
     let compute = &list["items"][1]["spec"]["containers"][0];
-    let arguments = compute["args"].as_array().unwrap();
-    let mut command = entry_point();
-    command.extend(
-        arguments
-            .iter()
-            .map(|word| word.as_str().unwrap().to_owned()),
-    );
-    let command: Vec<_> = command.iter().map(String::as_str).collect();
+    let entry = entry_point();
+    let command = entry.iter().map(String::as_str);
+    let command: Vec<_> = command.chain(words(&compute["args"])).collect();
     let vmi = list["items"][0]["stringData"]["vmi.yaml"].as_str().unwrap();
-    let mut container = Container::start("off", OPENSHIFT, &command, vmi);
+    let mut container = Container::start_in(place, "off", user, &command, vmi);
     assert_eq!(container.vm.wait(BOOT), 0);
     assert_eq!(container.last_word(), "the guest powered off");
+    container
+}
+
+#[test]
+fn what_peapod_pod_prints_runs_as_any_user_of_group_0() {
+    run_printed(&printed(&[]), Place::default(), OPENSHIFT);
+}
+
+#[test]
+fn a_disk_that_is_a_container_of_the_pod_is_handed_over_and_runs() {
+    let list = printed(&["--container-disks", "containers"]);
+    let before = &list["items"][1]["spec"]["initContainers"];
+    let [copy, give] = [0, 1].map(|number| words(&before[number]["command"]));
+    let place = Place {
+        before: Some([&copy, &give]),
+        ..Place::default()
+    };
+    let mut container = run_printed(&list, place, KUBEVIRT);
+    assert_eq!(container.stop_beside(), Some(0));
+    assert!(!container.file("disks/root.sock").exists());
 }
 
 #[test]

@@ -6,12 +6,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::group::Group;
 use crate::space::Space;
+use crate::until;
 use crate::vm::{Vm, image};
 
 /// Debian's golang-github-containers-common has it there.
@@ -22,6 +24,12 @@ const EMPTY: [(&str, &str); 3] = [
     ("private", "/var/run/kubevirt-private"),
     ("infra", "/var/run/kubevirt-infra"),
 ];
+/// Where the compute container looks for container images.
+const DISKS: &str = "/var/run/kubevirt/container-disks";
+/// Where the containers of images have our program.
+const PROGRAM: &str = "/peapod";
+/// How long a container may take that does next to nothing.
+const SOON: Duration = Duration::from_secs(60);
 /// The termination message, for the container and here.
 const LAST: &str = "/dev/termination-log";
 
@@ -35,6 +43,9 @@ pub struct Place<'a> {
     pub group: Option<&'a Group>,
     /// What the node's disk is: images too are copied there.
     pub disk: Option<&'a Path>,
+    /// The init containers' commands, where the disk's image is a container too and no volume: the
+    /// first copies the program, the second goes on beside the compute container.
+    pub before: Option<[&'a [&'a str]; 2]>,
 }
 
 /// A container, until it is dropped.
@@ -44,6 +55,8 @@ pub struct Container {
     user: (u32, u32),
     directory: TempDir,
     manager: &'static str,
+    /// The disk's image's container, where it is one.
+    beside: Option<Vm>,
     /// Its process.
     pub vm: Vm,
 }
@@ -82,13 +95,33 @@ impl Container {
             Some(_) => "--cgroup-manager=cgroupfs",
             None => "--cgroup-manager=disabled",
         };
+        let beside = place.before.map(|[copy, give]| {
+            let status = run_before(manager, bundle, "copy", user, copy).wait(SOON);
+            assert_eq!(status, 0, "{copy:?}");
+            let mut beside = run_before(manager, bundle, "give", user, give);
+            let socket = bundle.join("disks/root.sock");
+            until("the disk's container does not listen", || {
+                assert_eq!(beside.ended(), None, "{}", beside.log());
+                socket.exists().then_some(())
+            });
+            beside
+        });
         Self {
             name: name.to_owned(),
             user,
             manager,
+            beside,
             vm: run(manager, bundle, name),
             directory,
         }
+    }
+
+    /// Stops the disk's container as a kubelet does after the compute container's end; its status.
+    pub fn stop_beside(&mut self) -> Option<i32> {
+        let mut crun = self.crun("kill");
+        let status = crun.args(["give", "TERM"]).status();
+        assert!(status.expect("run crun").success());
+        self.beside.as_mut().map(|beside| beside.wait(SOON))
     }
 
     /// Runs it once more, as a kubelet does after its end: its empty directories stay as they are.
@@ -134,15 +167,22 @@ impl Container {
 
     fn delete(&self) {
         // It has ended by itself where the test went well.
+        self.delete_one(&self.name);
+    }
+
+    fn delete_one(&self, name: &str) {
         let mut crun = self.crun("delete");
         let quiet = crun.stdout(Stdio::null()).stderr(Stdio::null());
-        let _ = quiet.args(["--force", &self.name]).status();
+        let _ = quiet.args(["--force", name]).status();
     }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
         self.delete();
+        if self.beside.is_some() {
+            self.delete_one("give");
+        }
     }
 }
 
@@ -159,6 +199,71 @@ fn run(manager: &str, bundle: &Path, name: &str) -> Vm {
     fs::set_permissions(bundle.join("last"), fs::Permissions::from_mode(0o666)).expect("chmod");
     let mut crun = crun(manager, bundle, "run");
     Vm::start(crun.arg("--bundle").arg(bundle).arg(name))
+}
+
+/// Starts an init container of a pod whose disk is in a container: the one that copies has the compute
+/// container's image, the one that gives the disk's.
+fn run_before(manager: &str, pod: &Path, name: &str, user: (u32, u32), command: &[&str]) -> Vm {
+    let bundle = pod.join(name);
+    let root = match name {
+        "copy" => pod.join("rootfs"),
+        _ => bundle.join("rootfs"),
+    };
+    for folder in [&bundle, &root] {
+        fs::create_dir_all(folder).expect("a directory");
+    }
+    for folder in ["program", "disks"] {
+        shared(&pod.join(folder));
+    }
+    let mut mounts = own_mounts();
+    mounts.push(bind(pod.join("program"), PROGRAM.to_owned(), "rw"));
+    if name == "give" {
+        let disk = image("details.ext4").canonicalize().expect("an image");
+        mounts.push(bind(disk, "/disk/disk.img".to_owned(), "ro"));
+        mounts.push(bind(pod.join("disks"), DISKS.to_owned(), "rw"));
+    }
+    let process = process(user, command, &[]);
+    let config = json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": root, "readonly": true},
+        "process": process,
+        "mounts": mounts,
+        "linux": {"namespaces": namespaces(), "seccomp": seccomp()},
+    });
+    fs::write(bundle.join("config.json"), config.to_string()).expect("write the bundle");
+    let mut crun = crun(manager, pod, "run");
+    Vm::start(crun.arg("--bundle").arg(&bundle).arg(name))
+}
+
+/// What every container has.
+fn own_mounts() -> Vec<Value> {
+    vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}),
+    ]
+}
+
+fn bind(from: PathBuf, to: String, mode: &str) -> Value {
+    json!({"destination": to, "type": "bind", "source": from, "options": ["bind", mode]})
+}
+
+fn process((uid, gid): (u32, u32), command: &[&str], env: &[String]) -> Value {
+    let path = "PATH=/usr/bin".to_owned();
+    let env: Vec<_> = [&path].into_iter().chain(env).collect();
+    json!({
+        "user": {"uid": uid, "gid": gid},
+        "args": command,
+        "env": env,
+        "cwd": "/",
+        "noNewPrivileges": true,
+        "capabilities": {},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}],
+    })
+}
+
+fn namespaces() -> Vec<Value> {
+    let kinds = ["pid", "mount", "ipc", "uts"].into_iter();
+    kinds.map(|kind| json!({"type": kind})).collect()
 }
 
 fn shared(folder: &Path) {
@@ -209,17 +314,9 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&text).expect("JSON")
 }
 
-fn config(
-    place: Place<'_>,
-    bundle: &Path,
-    (uid, gid): (u32, u32),
-    command: &[&str],
-    vmi: &str,
-) -> Value {
-    let bind = |from: PathBuf, to: String, mode: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["bind", mode]});
-    let mut mounts = vec![
-        json!({"destination": "/proc", "type": "proc", "source": "proc"}),
-        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}),
+fn config(place: Place<'_>, bundle: &Path, user: (u32, u32), command: &[&str], vmi: &str) -> Value {
+    let mut mounts = own_mounts();
+    mounts.extend([
         bind(bundle.join("last"), LAST.to_owned(), "rw"),
         bind(
             bundle.join("vmi.yaml"),
@@ -231,19 +328,21 @@ fn config(
             "/etc/resolv.conf".to_owned(),
             "ro",
         ),
-    ];
+    ]);
     for (folder, to) in EMPTY {
         mounts.push(bind(bundle.join(folder), to.to_owned(), "rw"));
     }
     // Image volumes: of the disk, and of kernel and agent.
-    let disks = "/var/run/kubevirt/container-disks";
-    let root = format!("{disks}/root/disk/disk.img");
     let share = "/usr/share/peapod";
-    for (name, to) in [
-        ("details.ext4", root),
+    let mut images = vec![
         ("vmlinuz", format!("{share}/vmlinuz")),
         ("initramfs.cpio", format!("{share}/initramfs.cpio")),
-    ] {
+    ];
+    match place.before {
+        Some(_) => mounts.push(bind(bundle.join("disks"), DISKS.to_owned(), "rw")),
+        None => images.push(("details.ext4", format!("{DISKS}/root/disk/disk.img"))),
+    }
+    for (name, to) in images {
         let mut file = image(name).canonicalize().expect("an image");
         if place.disk.is_some() {
             fs::copy(&file, bundle.join(name)).expect("copy an image");
@@ -251,27 +350,14 @@ fn config(
         }
         mounts.push(bind(file, to, "ro"));
     }
-    let mut namespaces = vec![
-        json!({"type": "pid"}),
-        json!({"type": "mount"}),
-        json!({"type": "ipc"}),
-        json!({"type": "uts"}),
-    ];
+    let mut namespaces = namespaces();
     if let Some(network) = place.network {
         namespaces.push(json!({"type": "network", "path": network.path()}));
     }
     let mut config = json!({
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": true},
-        "process": {
-            "user": {"uid": uid, "gid": gid},
-            "args": command,
-            "env": ["PATH=/usr/bin", format!("STANDALONE_VMI={vmi}")],
-            "cwd": "/",
-            "noNewPrivileges": true,
-            "capabilities": {},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}],
-        },
+        "process": process(user, command, &[format!("STANDALONE_VMI={vmi}")]),
         "mounts": mounts,
         "linux": {
             "namespaces": namespaces,

@@ -7,6 +7,7 @@
 //! that were believed, choose files of the host to read at its next start.
 
 pub mod entries;
+pub mod handed;
 pub mod keys;
 pub mod mounted;
 

@@ -5,6 +5,8 @@
 pub const SHARE: &str = "/var/run/kubevirt";
 /// Container images under their volumes' names, or their disks as `disk_<index>.img`.
 pub const CONTAINER_DISKS: &str = "/var/run/kubevirt/container-disks";
+/// In that, behind a volume's name, the socket of the image's own container.
+pub const HANDED: &str = ".sock";
 /// In that, the image of `firmware.kernelBoot`.
 pub const KERNEL_BOOT: &str = "kernel-boot";
 /// What a guest writes to ephemeral disks, and sockets.

@@ -171,6 +171,7 @@ impl Kubelet {
             network: Some(&network),
             group: Some(&group),
             disk,
+            before: None,
         };
         let probe = |name| Probe::of(&spec["containers"][0], name);
         let grace = spec["terminationGracePeriodSeconds"].as_u64();

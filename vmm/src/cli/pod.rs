@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::run;
-use crate::pod::{self, Choices};
+use crate::pod::{self, Choices, ContainerDisks};
 
 /// Arguments of `peapod pod`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,9 @@ pub struct Args {
     /// So many pods, kept by a Deployment [default: one Pod]
     #[arg(long, value_name = "COUNT")]
     pub replicas: Option<u32>,
+    /// How the compute container gets at the VMI's container images
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub container_disks: ContainerDisks,
 }
 
 /// How objects are printed.
@@ -59,6 +62,7 @@ pub fn objects(args: &Args) -> Result<Vec<Value>, Error> {
         image: args.image.clone(),
         kvm_resource: args.kvm_resource.clone(),
         replicas: args.replicas,
+        container_disks: args.container_disks,
     };
     pod::objects(&machine, &text, &choices)
         .map_err(|why| Error::Pod(args.manifest.display().to_string(), why))

@@ -2,13 +2,15 @@
 //!
 //! Below one directory (KubeVirt's `container-disks`) is either the image itself, an image volume
 //! mounted under the volume's name; or only its disk, which KubeVirt's virt-handler mounts as
-//! `disk_<index>.img`.
+//! `disk_<index>.img`; or the socket of the image's own container, `<volume>.sock`, by which that hands
+//! its files over.
 
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::kubevirt::KERNEL_BOOT;
+use super::handed;
+use crate::kubevirt::{HANDED, KERNEL_BOOT};
 
 /// Where KubeVirt's images have their disk.
 const DISK: &str = "disk";
@@ -25,30 +27,41 @@ pub enum Error {
     /// A path that leads out of the image.
     #[error("`{0}` is no path in the image")]
     Path(String),
-    /// A directory cannot be read.
+    /// A directory or a file cannot be read, or a socket asked.
     #[error("{0}: {1}")]
     Read(PathBuf, io::Error),
+    /// The image's own container has no such file.
+    #[error("{0}: {1}")]
+    Refused(PathBuf, String),
 }
 
 /// The disk of a volume, by its name and its index among the manifest's volumes: the file at `path`
 /// in its image, or the only one in its /disk.
 pub fn disk(below: &Path, volume: (&str, usize), path: Option<&str>) -> Result<PathBuf, Error> {
     let image = inside(below, volume.0)?;
-    let handed = below.join(format!("disk_{}.img", volume.1));
-    if !image.is_dir() {
-        return match handed.exists() {
-            true => Ok(handed),
-            false => Err(missing(&[&image, &handed])),
-        };
+    let alone = below.join(format!("disk_{}.img", volume.1));
+    let socket = below.join(format!("{}{HANDED}", volume.0));
+    if image.is_dir() {
+        in_image(&image, path)
+    } else if alone.exists() {
+        Ok(alone)
+    } else if socket.exists() {
+        handed::ask(&socket, path)
+    } else {
+        Err(missing(&[&image, &alone, &socket]))
     }
-    if let Some(path) = path {
-        let file = inside(&image, path.trim_start_matches('/'))?;
-        return match file.exists() {
-            true => Ok(file),
-            false => Err(missing(&[&file])),
-        };
+}
+
+/// A file of an image that is at `image`: the one at `path`, or the only one in its /disk.
+pub fn in_image(image: &Path, path: Option<&str>) -> Result<PathBuf, Error> {
+    let Some(path) = path else {
+        return only(&image.join(DISK));
+    };
+    let file = inside(image, path.trim_start_matches('/'))?;
+    match file.exists() {
+        true => Ok(file),
+        false => Err(missing(&[&file])),
     }
-    only(&image.join(DISK))
 }
 
 /// A file of the image that `firmware.kernelBoot` names.
@@ -57,8 +70,12 @@ pub fn kernel(below: &Path, path: &str) -> Result<PathBuf, Error> {
     let whole = inside(&image, path.trim_start_matches('/'))?;
     // virt-handler mounts just the files.
     let alone = image.join(whole.file_name().unwrap_or_default());
-    let found = [&whole, &alone].into_iter().find(|file| file.is_file());
-    found.cloned().ok_or_else(|| missing(&[&whole, &alone]))
+    let socket = below.join(format!("{KERNEL_BOOT}{HANDED}"));
+    match [&whole, &alone].into_iter().find(|file| file.is_file()) {
+        Some(file) => Ok(file.clone()),
+        None if socket.exists() => handed::ask(&socket, Some(path)),
+        None => Err(missing(&[&whole, &alone, &socket])),
+    }
 }
 
 /// `path` below `folder`; it must not lead elsewhere by its words.
@@ -91,7 +108,7 @@ fn missing(looked: &[&Path]) -> Error {
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    Error::Missing(looked.join(" and "))
+    Error::Missing(looked.join(", "))
 }
 
 #[cfg(test)]
@@ -103,7 +120,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let below = directory.path();
         let say = |path| disk(below, ("root", 0), path).map_err(|error| error.to_string());
-        assert!(say(None).unwrap_err().ends_with("disk_0.img"));
+        assert!(say(None).unwrap_err().contains("disk_0.img, "));
         fs::write(below.join("disk_0.img"), "").unwrap();
         assert_eq!(say(None).unwrap(), below.join("disk_0.img"));
         fs::create_dir_all(below.join("root/disk")).unwrap();

@@ -20,6 +20,8 @@ const USER: u32 = 107;
 /// Where the VMI is in the container.
 const VMI: &str = "/etc/peapod";
 const VMI_FILE: &str = "vmi.yaml";
+/// Where containers of images have our program.
+const PROGRAM: &str = "/peapod";
 /// How long after the guest's grace period the kubelet kills.
 const GRACE_MARGIN: u64 = 10;
 /// Where the probes are asked; a port that the mesh does not take for the workload's.
@@ -39,6 +41,18 @@ pub struct Choices {
     pub kvm_resource: String,
     /// So many pods, kept by a deployment; one alone where nothing is said.
     pub replicas: Option<u32>,
+    /// How the compute container gets at container images.
+    pub container_disks: ContainerDisks,
+}
+
+/// How the compute container gets at container images.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ContainerDisks {
+    /// As volumes of the pod (Kubernetes 1.33, or 1.31 with the feature gate ImageVolume)
+    #[default]
+    ImageVolumes,
+    /// Each as a container of the pod, which hands its files over (Kubernetes 1.29)
+    Containers,
 }
 
 /// Why a VMI cannot be in a pod that nobody else prepares.
@@ -153,7 +167,14 @@ fn vmi_secret(name: &str) -> String {
 
 /// The pod's spec.
 fn spec(machine: &Machine, choices: &Choices) -> Value {
-    let (volumes, mounts) = volumes(machine);
+    let (mut volumes, mut mounts) = volumes(machine);
+    let mut before = Vec::new();
+    match choices.container_disks {
+        ContainerDisks::ImageVolumes => image_volumes(machine, &mut volumes, &mut mounts),
+        ContainerDisks::Containers => {
+            before = image_containers(machine, choices, &mut volumes, &mut mounts);
+        }
+    }
     let ports: Vec<Value> = machine
         .ports()
         .map(|port| {
@@ -181,11 +202,7 @@ fn spec(machine: &Machine, choices: &Choices) -> Value {
         "image": choices.image,
         // They follow the image's entry point, `peapod launch`.
         "args": [format!("{VMI}/{VMI_FILE}"), format!("--probes=0.0.0.0:{PROBES}")],
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": true,
-        },
+        "securityContext": restricted(),
         "resources": {
             "requests": {"cpu": cpu, "memory": memory, &choices.kvm_resource: "1"},
             "limits": {"memory": memory, &choices.kvm_resource: "1"},
@@ -227,7 +244,99 @@ fn spec(machine: &Machine, choices: &Choices) -> Value {
     if let Some(subdomain) = &machine.subdomain {
         spec.insert("subdomain".to_owned(), json!(subdomain));
     }
+    if !before.is_empty() {
+        spec.insert("initContainers".to_owned(), json!(before));
+    }
     Value::Object(spec)
+}
+
+/// What the Pod Security Standard asks of a restricted container.
+fn restricted() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": true,
+    })
+}
+
+/// The container images of a machine: the volume's name, and the image's.
+fn images(machine: &Machine) -> impl Iterator<Item = (&str, &str)> {
+    let boot = machine.kernel_boot.as_ref();
+    let boot = boot.map(|boot| (KERNEL_BOOT, boot.image.as_str()));
+    let disks = machine.disks.iter().filter_map(|disk| match &disk.source {
+        Source::ContainerDisk {
+            volume: (volume, _),
+            image,
+            ..
+        } => Some((volume.as_str(), image.as_str())),
+        _ => None,
+    });
+    boot.into_iter().chain(disks)
+}
+
+/// Each image is a volume, where the compute container looks for it.
+fn image_volumes(machine: &Machine, volumes: &mut Vec<Value>, mounts: &mut Vec<Value>) {
+    for (volume, image) in images(machine) {
+        let name = match volume {
+            KERNEL_BOOT => KERNEL_BOOT.to_owned(),
+            volume => format!("disk-{volume}"),
+        };
+        volumes.push(json!({"name": name, "image": {"reference": image}}));
+        let path = format!("{CONTAINER_DISKS}/{volume}");
+        mounts.push(json!({"name": name, "mountPath": path, "readOnly": true}));
+    }
+}
+
+/// Each image is a container that is there before the compute container is, and after it; our program
+/// goes into it by a directory that they share, and gets at its files, as no one else's could.
+fn image_containers(
+    machine: &Machine,
+    choices: &Choices,
+    volumes: &mut Vec<Value>,
+    mounts: &mut Vec<Value>,
+) -> Vec<Value> {
+    let mut containers = Vec::new();
+    let program =
+        |read_only: bool| json!({"name": "program", "mountPath": PROGRAM, "readOnly": read_only});
+    let sockets = json!({"name": "container-disks", "mountPath": CONTAINER_DISKS});
+    let resources = json!({
+        "requests": {"cpu": "1m", "memory": "1M"}, "limits": {"cpu": "100m", "memory": "40M"},
+    });
+    for (volume, image) in images(machine) {
+        let program_path = format!("{PROGRAM}/container-disk");
+        let socket = format!("{CONTAINER_DISKS}/{volume}");
+        let command = [program_path.as_str(), "--copy-path", socket.as_str()];
+        let check = command.iter().chain(&["--check"]).collect::<Vec<_>>();
+        containers.push(json!({
+            "name": format!("volume{volume}"),
+            "image": image,
+            "command": command,
+            // It goes on beside the compute container, and ends after it.
+            "restartPolicy": "Always",
+            "startupProbe": {
+                "exec": {"command": check}, "periodSeconds": 1, "failureThreshold": 30,
+            },
+            "securityContext": restricted(),
+            "resources": resources,
+            "volumeMounts": [program(true), sockets],
+        }));
+    }
+    if containers.is_empty() {
+        return containers;
+    }
+    let copy = json!({
+        "name": "container-disk-binary",
+        "image": choices.image,
+        "command": ["/usr/bin/cp", "/usr/bin/container-disk", PROGRAM],
+        "securityContext": restricted(),
+        "resources": resources,
+        "volumeMounts": [program(false)],
+    });
+    containers.insert(0, copy);
+    volumes.push(json!({"name": "program", "emptyDir": {}}));
+    volumes.push(json!({"name": "container-disks", "emptyDir": {}}));
+    mounts.push(sockets);
+    containers
 }
 
 /// The manifest's probe for a kubelet, or `ours` where it has none. What is to be asked in the guest
@@ -266,7 +375,7 @@ fn sysctls(machine: &Machine) -> Vec<Value> {
     sysctls
 }
 
-/// The pod's volumes, and where its container has them.
+/// The pod's volumes but for images, and where its compute container has them.
 fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
     let mut volumes = vec![
         json!({"name": "vmi", "secret": {"secretName": vmi_secret(&machine.name)}}),
@@ -278,25 +387,6 @@ fn volumes(machine: &Machine) -> (Vec<Value>, Vec<Value>) {
         json!({"name": "ephemeral-disks", "mountPath": EPHEMERAL_DISKS}),
         json!({"name": "private", "mountPath": PRIVATE}),
     ];
-    let mut image = |name: String, place: &str, reference: &str| {
-        volumes.push(json!({"name": name, "image": {"reference": reference}}));
-        mounts.push(json!({
-            "name": name, "mountPath": format!("{CONTAINER_DISKS}/{place}"), "readOnly": true,
-        }));
-    };
-    if let Some(boot) = &machine.kernel_boot {
-        image(KERNEL_BOOT.to_owned(), KERNEL_BOOT, &boot.image);
-    }
-    for disk in &machine.disks {
-        if let Source::ContainerDisk {
-            volume: (volume, _),
-            image: reference,
-            ..
-        } = &disk.source
-        {
-            image(format!("disk-{volume}"), volume, reference);
-        }
-    }
     for disk in &machine.disks {
         // What is in the manifest's own file goes with that.
         if let Source::Keys {

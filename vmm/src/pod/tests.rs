@@ -44,6 +44,7 @@ fn choices(replicas: Option<u32>) -> Choices {
         image: "registry/compute:1".to_owned(),
         kvm_resource: "devices.kubevirt.io/kvm".to_owned(),
         replicas,
+        container_disks: ContainerDisks::ImageVolumes,
     }
 }
 
@@ -219,4 +220,37 @@ fn a_pod_s_token_fields_and_access_credentials_are_mounted() {
     let at = |path: &str| mounts.iter().any(|mount| mount["mountPath"] == path);
     assert!(at("/var/run/kubevirt-private/secret/mine-access-cred"));
     assert!(at("/var/run/kubevirt-private/downwardapi/me"));
+}
+
+#[test]
+fn an_image_may_be_a_container_that_starts_before_the_vm_and_ends_after_it() {
+    let machine = vmi::parse("x", MANIFEST.as_bytes()).unwrap().machine;
+    let choices = Choices {
+        container_disks: ContainerDisks::Containers,
+        ..choices(None)
+    };
+    let objects = objects(&machine, MANIFEST, &choices).unwrap();
+    assert_eq!(held(&objects[1]), "Pod");
+    let spec = &objects[1]["spec"];
+    let before = spec["initContainers"].as_array().unwrap();
+    let names: Vec<_> = before.iter().map(|one| &one["name"]).collect();
+    assert_eq!(
+        names,
+        ["container-disk-binary", "volumekernel-boot", "volumeroot"]
+    );
+    assert_eq!(before[0]["image"], "registry/compute:1");
+    for one in &before[1..] {
+        assert_eq!(one["restartPolicy"], "Always");
+        assert_eq!(
+            one["securityContext"],
+            spec["containers"][0]["securityContext"]
+        );
+    }
+    assert_eq!(before[2]["image"], "registry/details:1");
+    let volumes = spec["volumes"].as_array().unwrap();
+    assert!(volumes.iter().all(|volume| volume.get("image").is_none()));
+    let shared = json!({"name": "container-disks", "mountPath": CONTAINER_DISKS});
+    for one in [&before[2], &spec["containers"][0]] {
+        assert!(one["volumeMounts"].as_array().unwrap().contains(&shared));
+    }
 }
