@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::mpsc::channel;
 use std::thread;
 
 use rustix::mount::{MountFlags, mount};
@@ -25,6 +26,7 @@ use crate::signals::Signals;
 use crate::voice::Voice;
 use crate::{children, ports, qga, say, service, session};
 use cmdline::CommandLine;
+use modules::Modules;
 
 /// What signals process 1 gets, and from whom.
 const SIGNALS: [libc::c_int; 5] = [
@@ -97,7 +99,7 @@ fn open_console() {
 fn boot() {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let line = CommandLine::parse(&line);
-    let failures = modules::load();
+    let failures = Modules::needed().load();
     // The modules bring the way to the VMM, so this is the first that it can hear.
     let voice = Voice::start(Role::Initramfs);
     session::serve();
@@ -115,7 +117,12 @@ fn boot() {
     voice.stage("root", StageState::Done);
     let names = network.join().ok().flatten();
     let outcome = match root::systemd(&line) {
-        Some(init) => hand_over(&init),
+        Some(init) => {
+            for failure in Modules::later().load() {
+                voice.failed("modules", &failure);
+            }
+            hand_over(&init)
+        }
         None => become_init(&voice, names.as_ref()),
     };
     if let Err(error) = outcome {
@@ -146,7 +153,13 @@ fn hand_over(init: &Path) -> io::Result<()> {
 
 /// The root has none: this process stays.
 fn become_init(voice: &Voice, names: Option<&Names>) -> io::Result<()> {
+    let later = Modules::later();
     root::enter()?;
+    let (set_up, over) = channel();
+    later.load_after(over, {
+        let voice = voice.clone();
+        move |why| voice.failed("modules", why)
+    });
     voice.role(Role::Init);
     let more = MountFlags::NOSUID | MountFlags::NOEXEC;
     for (kind, place, flags, data) in [
@@ -182,5 +195,6 @@ fn become_init(voice: &Voice, names: Option<&Names>) -> io::Result<()> {
     qga::serve();
     ports::watch(voice);
     service::set_up(voice);
+    drop(set_up);
     Ok(())
 }
