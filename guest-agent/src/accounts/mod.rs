@@ -77,15 +77,15 @@ struct Change {
     shadow: Table,
     group: Table,
     gshadow: Table,
+    /// subuid and subgid, where they change.
+    subordinate: Vec<Table>,
     _lock: Lock,
 }
 
 impl Change {
     fn commit(self) -> io::Result<()> {
-        for table in [self.passwd, self.shadow, self.group, self.gshadow] {
-            table.commit()?;
-        }
-        Ok(())
+        let own = [self.passwd, self.shadow, self.group, self.gshadow];
+        table::commit(own.into_iter().chain(self.subordinate))
     }
 
     fn groups_of(&self, wanted: &[String]) -> Result<(), String> {
@@ -121,6 +121,7 @@ impl Accounts {
             shadow: Table::read(&self.etc.join("shadow"))?,
             group: Table::read(&self.etc.join("group"))?,
             gshadow: Table::read(&self.etc.join("gshadow"))?,
+            subordinate: Vec::new(),
         })
     }
 
@@ -277,8 +278,8 @@ impl Accounts {
         change.join(&new.name, &new.groups);
         if !new.system {
             for file in ["subuid", "subgid"] {
-                self.add_subordinate(file, &new.name, &defs)
-                    .map_err(failed)?;
+                let table = self.add_subordinate(file, &new.name, &defs);
+                change.subordinate.extend(table.map_err(failed)?);
             }
         }
         change.commit().map_err(failed)?;
@@ -291,16 +292,21 @@ impl Accounts {
     }
 
     /// A range of numbers for the user's own namespaces (subuid(5)), where the root has such.
-    fn add_subordinate(&self, file: &str, name: &str, defs: &LoginDefs) -> io::Result<()> {
+    fn add_subordinate(
+        &self,
+        file: &str,
+        name: &str,
+        defs: &LoginDefs,
+    ) -> io::Result<Option<Table>> {
         let path = self.etc.join(file);
         if !path.exists() {
-            return Ok(());
+            return Ok(None);
         }
         let mut table = Table::read(&path)?;
         if let Some((start, count)) = allocate::range(&table, defs.subordinate(file)) {
             table.push(&[name, &start.to_string(), &count.to_string()]);
         }
-        table.commit()
+        Ok(Some(table))
     }
 
     fn shadow(&self, user: &str, with: impl FnOnce(&mut Table)) -> Result<(), String> {

@@ -100,33 +100,58 @@ impl Table {
         self.lines.push(fields.join(":"));
     }
 
-    /// Writes what has changed, in one step: a guest that is cut off has the old file or the new
-    /// one. The old one stays beside it with a dash after its name.
-    pub fn commit(self) -> io::Result<()> {
+    /// Writes beside it what has changed, and nothing where nothing has. The old file stays with a dash
+    /// after its name.
+    fn stage(self) -> io::Result<Option<Staged>> {
         let Some(before) = self.before else {
-            return Ok(());
+            return Ok(None);
         };
         let mut text = self.lines.join("\n");
         text.push('\n');
         if text == before && !self.touched {
-            return Ok(());
+            return Ok(None);
         }
         let old = fs::metadata(&self.path)?;
-        let beside = |mark: &str| {
-            let mut name = self.path.clone().into_os_string();
-            name.push(mark);
-            PathBuf::from(name)
-        };
-        for (mark, text) in [("-", &before), ("+", &text)] {
-            let path = beside(mark);
+        let write = |mark: &str, text: &str| {
+            let path = beside(&self.path, mark);
             let mut file = new_file(&path)?;
             file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
             fchown(&file, Some(old.uid()), Some(old.gid()))?;
             file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-        }
-        fs::rename(beside("+"), &self.path)
+            Ok::<_, io::Error>(file)
+        };
+        write("-", &before)?;
+        let file = write("+", &text)?;
+        let path = self.path;
+        Ok(Some(Staged { path, file }))
     }
+}
+
+/// What a table is to be, beside what it is.
+struct Staged {
+    path: PathBuf,
+    file: File,
+}
+
+/// Writes what has changed in them, which are of one file system: a guest that is cut off has each old
+/// file or the new one, whole.
+pub fn commit(tables: impl IntoIterator<Item = Table>) -> io::Result<()> {
+    let mut staged = Vec::new();
+    for table in tables {
+        staged.extend(table.stage()?);
+    }
+    // All at once, for each wait for the disk is one of a guest's longest.
+    if let Some(any) = staged.first() {
+        rustix::fs::syncfs(&any.file)?;
+    }
+    let put = |Staged { path, .. }: Staged| fs::rename(beside(&path, "+"), &path);
+    staged.into_iter().try_for_each(put)
+}
+
+fn beside(path: &Path, mark: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(mark);
+    PathBuf::from(name)
 }
 
 /// A file that nobody but root can read before it has its rights, and that is no link to another.

@@ -84,12 +84,15 @@ fn is_executable(path: &Path) -> bool {
 }
 
 /// Runs every executable in `folder`, by name, one after the other, with `prefix` before it; a line
-/// for each that failed.
-pub fn run_folder(folder: &Path, prefix: &[String]) -> Vec<String> {
+/// for each that failed. Before the first `begin` is called, if there is one.
+pub fn run_folder(folder: &Path, prefix: &[String], begin: impl FnOnce()) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut scripts: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     scripts.retain(|path| is_executable(path));
     scripts.sort_unstable();
+    if !scripts.is_empty() {
+        begin();
+    }
     let run = |script: &PathBuf| {
         let mut words: Vec<&OsStr> = prefix.iter().map(OsStr::new).collect();
         words.push(script.as_os_str());

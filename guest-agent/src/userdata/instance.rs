@@ -1,12 +1,14 @@
 //! The folder of an instance, and what has been done for it already.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::files;
+use crate::say;
 use crate::seed::Seed;
 
 /// How often something is done.
@@ -37,6 +39,8 @@ impl Frequency {
 pub struct Instance {
     state: PathBuf,
     folder: PathBuf,
+    /// Something was begun that is not on stable storage yet.
+    unsettled: AtomicBool,
 }
 
 impl Instance {
@@ -69,6 +73,7 @@ impl Instance {
         let instance = Self {
             state: state.to_owned(),
             folder,
+            unsettled: AtomicBool::new(false),
         };
         instance.remember(&seed.instance_id)?;
         let file = |name: &str| instance.folder.join(name);
@@ -114,7 +119,8 @@ impl Instance {
     }
 
     /// Calls `with` unless it was called before, under this name and so often. It counts as called
-    /// from its beginning: one that cuts the guest off is not called again.
+    /// from its beginning: one that cuts the guest off, and has called [`Instance::settle`] before, is not
+    /// called again.
     pub fn run(&self, name: &str, frequency: Frequency, with: impl FnOnce()) -> io::Result<()> {
         let semaphore = match frequency {
             Frequency::Always => {
@@ -136,9 +142,21 @@ impl Instance {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let seconds = now.unwrap_or_default().as_secs_f64();
         writeln!(file, "{}: {seconds}", std::process::id())?;
-        file.sync_all()?;
+        self.unsettled.store(true, Ordering::Relaxed);
         with();
         Ok(())
+    }
+
+    /// Puts what was begun on stable storage: to be called before a command of the user's, which may cut
+    /// the guest off. A wait for the disk is one of a guest's longest, so nothing else waits for it.
+    pub fn settle(&self) {
+        if self.unsettled.swap(false, Ordering::Relaxed) {
+            let settled = File::open(&self.state)
+                .and_then(|folder| rustix::fs::syncfs(folder).map_err(Into::into));
+            if let Err(error) = settled {
+                say!("{}: {error}", self.state.display());
+            }
+        }
     }
 }
 

@@ -252,6 +252,7 @@ impl Consumer<'_> {
         let text = text.strip_prefix(b"#cloud-boothook").unwrap_or(&text);
         files::write(&path, text.trim_ascii_start(), 0o700)
             .map_err(|error| format!("{}: {error}", path.display()))?;
+        self.instance.settle();
         Program::new(&[&path])
             .env("INSTANCE_ID", &self.seed.instance_id)
             .run()

@@ -62,6 +62,7 @@ pub fn end(context: &Context) -> Result<(), String> {
     let Some(node) = context.get("power_state") else {
         return Ok(());
     };
+    context.instance.settle();
     if !holds(node)? {
         return Ok(());
     }

@@ -13,6 +13,7 @@ pub fn bootcmd(context: &Context) -> Result<(), String> {
     let path = context.instance.path("bootcmd.sh");
     files::write(&path, script.as_bytes(), 0o700)
         .map_err(|error| format!("{}: {error}", path.display()))?;
+    context.instance.settle();
     let done = Program::new(&["/bin/sh".as_ref(), path.as_os_str()])
         .env("INSTANCE_ID", &context.seed.instance_id)
         .run();
