@@ -1,8 +1,11 @@
-//! `ci/bench agent`: how long a guest's user-data waits for its first line, by Peapod's agent and by the
-//! cloud-init of the same disk, in turns, where KVM works; and what the agent costs once it has nothing
+//! `ci/bench agent`: how long a guest's user-data waits for its first line, by Peapod's agent and by
+//! cloud-init on the same root, in turns, where KVM works; and what the agent costs once it has nothing
 //! to do.
 //!
-//! The guest's own clock is read: from when its kernel started the first process to the line.
+//! The guest's own clock is read. The agent's time is from when the kernel started the first process;
+//! cloud-init's from when its first stage was started, in a guest that was up, one stage after the
+//! other. With `--systemd` on a disk with systemd too, where both wait for that and cloud-init's time is
+//! from the first process as well.
 
 #![allow(
     clippy::expect_used,
@@ -11,8 +14,9 @@
     clippy::unwrap_used
 )]
 
-use std::path::Path;
-use std::process::Command;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
@@ -26,13 +30,24 @@ const SETTLED: Duration = Duration::from_secs(5);
 const SAYS: &str = "now=$(cut -d' ' -f1 /proc/uptime); \
     init=$(dmesg | sed -n 's/^\\[ *\\([0-9.]*\\)\\] Run .* as init process$/\\1/p' | head -n 1); \
     echo first-line $now $init >/dev/console";
+/// Cloud-init where nobody has run it: its seed comes on the standard input.
+const CLOUD_INIT: &str = "rm -rf /var/lib/cloud /run/cloud-init && seed=/var/lib/cloud/seed/nocloud && \
+    mkdir -p $seed && cat >$seed/user-data && echo instance-id: again >$seed/meta-data && \
+    echo begun $(cut -d' ' -f1 /proc/uptime) >/dev/console; cloud-init init --local; \
+    cloud-init init; cloud-init modules --mode=config; cloud-init modules --mode=final";
 /// The seed story's and a configuration, in one word each.
 const KINDS: [&str; 2] = ["a script", "#cloud-config"];
+const PLAIN: &str = "cloud-init.ext4";
+const SYSTEMD: &str = "debian.img";
+
 #[derive(Parser)]
 struct Options {
     /// How often each is measured; the medians are told.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
+    /// A disk with systemd too.
+    #[arg(long)]
+    systemd: bool,
 }
 
 /// The marks: a twentieth, and 4 MiB.
@@ -54,63 +69,119 @@ fn user_data(kind: usize) -> String {
     }
 }
 
-/// A fresh guest's seconds to its first line, and what its agent has of memory then, in MiB.
-fn boot(kind: usize, agent: &str) -> (f64, f64) {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let (disk, base) = overlay(directory.path(), "debian.img", "raw");
-    let manifest = Manifest::new("agent", "").root(&disk).memory("1Gi");
-    let file = manifest.user_data(&user_data(kind)).write(directory.path());
-    let state = directory.path().join("state");
-    let options = ["--format", "root=qcow2", "--agent", agent, "--backing-dir"];
-    let places = [&base, Path::new("--state-dir"), &state];
-    let words = options.iter().map(Path::new).chain(places);
-    let vm = Vm::run(&file, words);
-    vm.wait_console("first-line ", 1, LIMIT);
-    let console = vm.console();
-    let line = console.lines().find_map(|l| l.split_once("first-line "));
-    let mut numbers = line.unwrap().1.split_whitespace().map(|n| n.parse::<f64>());
-    let (now, init) = (numbers.next().unwrap(), numbers.next().expect(&console));
-    let memory = match agent {
-        "off" => 0.0,
-        _ => at_rest(&state),
-    };
-    (now.unwrap() - init.unwrap(), memory)
+/// A fresh guest of an image.
+struct Guest {
+    vm: Vm,
+    directory: tempfile::TempDir,
 }
 
-/// The proportional share of what is called so in the guest.
-fn at_rest(state: &Path) -> f64 {
-    std::thread::sleep(SETTLED);
-    let script = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *peapod*) \
-        cat $p/smaps_rollup;; esac; done | awk '/^Pss:/ { n += $2 } END { print n }'";
-    let mut command = Command::new(peapod());
-    command
-        .arg("exec")
-        .arg(state)
-        .args(["--", "sh", "-c", script]);
-    let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let kib: f64 = said.trim().parse().expect("the agent's memory");
-    kib / 1024.0
+impl Guest {
+    fn start(root: &str, user_data: &str, agent: &str) -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (disk, base) = overlay(directory.path(), root, "raw");
+        let manifest = Manifest::new("agent", "").root(&disk).memory("1Gi");
+        let file = manifest.user_data(user_data).write(directory.path());
+        let state = directory.path().join("state");
+        let options = ["--format", "root=qcow2", "--agent", agent, "--backing-dir"];
+        let places = [&base, Path::new("--state-dir"), &state];
+        let words = options.iter().map(Path::new).chain(places);
+        let vm = Vm::run(&file, words);
+        Self { vm, directory }
+    }
+
+    /// The numbers behind the first of a word on the console.
+    fn told(&self, word: &str) -> Vec<f64> {
+        self.vm.wait_console(word, 1, LIMIT);
+        let console = self.vm.console();
+        let line = console.lines().find_map(|line| line.split_once(word));
+        let numbers = line.unwrap().1.split_whitespace();
+        numbers.map(|n| n.parse().expect(&console)).collect()
+    }
+
+    /// Seconds from the first process to the first line.
+    fn first_line(&self) -> f64 {
+        let told = self.told("first-line ");
+        told[0] - told[1]
+    }
+
+    /// What a script of the guest's prints that reads `input`.
+    fn run(&self, script: &str, input: &str) -> String {
+        let state: PathBuf = self.directory.path().join("state");
+        let mut command = Command::new(peapod());
+        command.args(["exec", "-i"]).arg(state);
+        command.args(["--", "sh", "-c", script]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The proportional share of what is called so in the guest, in MiB.
+    fn agent_at_rest(&self) -> f64 {
+        std::thread::sleep(SETTLED);
+        let script = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *peapod*|/init*) \
+            cat $p/smaps_rollup;; esac; done | awk '/^Pss:/ { n += $2 } END { print n }'";
+        let kib: f64 = self
+            .run(script, "")
+            .trim()
+            .parse()
+            .expect("the agent's memory");
+        kib / 1024.0
+    }
+}
+
+/// Seconds from cloud-init's first stage to the first line, in a guest that had nothing to do.
+fn by_cloud_init(kind: usize) -> f64 {
+    let guest = Guest::start(PLAIN, "#!/bin/sh\n", "auto");
+    guest.vm.wait_log("ready", LIMIT);
+    guest.run(CLOUD_INIT, &user_data(kind));
+    guest.told("first-line ")[0] - guest.told("begun ")[0]
 }
 
 fn main() {
-    let rounds = Options::parse().rounds;
+    let options = Options::parse();
     let mut records = Vec::new();
     let mut memory = Vec::new();
-    for (number, kind) in KINDS.iter().enumerate() {
+    let roots: &[&str] = match options.systemd {
+        true => &[PLAIN, SYSTEMD],
+        false => &[PLAIN],
+    };
+    for (root, (number, kind)) in roots
+        .iter()
+        .flat_map(|root| KINDS.iter().enumerate().map(move |kind| (*root, kind)))
+    {
         let (mut ours, mut peer) = (Vec::new(), Vec::new());
         // The first is not counted: it reads the disk.
-        for round in 0..=rounds {
-            let (a, b) = (boot(number, "auto"), boot(number, "off"));
-            eprintln!("    {kind}: {:.2} s, cloud-init {:.2} s", a.0, b.0);
+        for round in 0..=options.rounds {
+            let guest = Guest::start(root, &user_data(number), "auto");
+            let first_line = guest.first_line();
+            let at_rest = guest.agent_at_rest();
+            drop(guest);
+            let cloud_init = match root {
+                PLAIN => by_cloud_init(number),
+                _ => Guest::start(root, &user_data(number), "off").first_line(),
+            };
+            eprintln!("    {root}, {kind}: {first_line:.2} s, cloud-init {cloud_init:.2} s");
             if round > 0 {
-                ours.push(a.0);
-                peer.push(b.0);
-                memory.push(a.1);
+                ours.push(first_line);
+                peer.push(cloud_init);
+                memory.push(at_rest);
             }
         }
-        let name = format!("/init to the first line of {kind}");
-        let mark = Some(Mark::AtMost(TWENTIETH));
+        // With systemd both wait for it, and no mark is set.
+        let (name, mark) = match root {
+            PLAIN => (
+                format!("/init to the first line of {kind}"),
+                Some(Mark::AtMost(TWENTIETH)),
+            ),
+            _ => (
+                format!("/init to the first line of {kind}, with systemd"),
+                None,
+            ),
+        };
         records.push(Record::new(&name, "s", &ours, ("cloud-init", &peer), mark));
     }
     let mark = Some(Mark::AtMost(1.0));
