@@ -10,6 +10,7 @@ pub mod cli;
 pub mod guest;
 pub mod http;
 pub mod init;
+mod labels;
 pub mod netconfig;
 pub mod network;
 pub mod ports;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
@@ -29,10 +29,15 @@ const NETWORK: (&str, &str, &str) = (
     "sysinit.target.wants",
 );
 
+/// Where this program is below the runtime folder.
+pub fn program(run: &Path) -> PathBuf {
+    run.join(PROGRAM)
+}
+
 /// Puts this program, which lies at `from`, and its units below `run`, the runtime folder: nothing
 /// of it is on the disk.
 pub fn install(run: &Path, from: &Path) -> io::Result<()> {
-    let program = run.join(PROGRAM);
+    let program = program(run);
     if let Some(folder) = program.parent() {
         fs::create_dir_all(folder)?;
     }

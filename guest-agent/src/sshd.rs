@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 use crate::accounts::{Accounts, User};
+use crate::labels;
 use crate::userdata::files;
 
 const SSHD_CONFIG: &str = "/etc/ssh/sshd_config";
@@ -272,6 +273,7 @@ fn make_folders(folder: &Path, user: &User) -> io::Result<()> {
         make_folders(above, user)?;
     }
     fs::create_dir(folder)?;
+    labels::wrote(folder);
     let own = folder.starts_with(&user.home) && folder != user.home;
     let (mode, uid, gid) = match own {
         true => (0o700, user.uid, user.gid),
@@ -315,7 +317,7 @@ pub fn set_option(keyword: &str, value: &str) -> io::Result<bool> {
     if !text.lines().any(|line| line.starts_with(&include)) {
         return set_in(main, &text, keyword, value, 0o644);
     }
-    fs::create_dir_all(&folder)?;
+    files::make_folders(folder.as_ref())?;
     let file = Path::new(&folder).join("50-cloud-init.conf");
     let text = fs::read_to_string(&file).unwrap_or_default();
     set_in(&file, &text, keyword, value, 0o600)

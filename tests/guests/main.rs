@@ -24,6 +24,7 @@ mod memory;
 mod network;
 mod qga;
 mod refused;
+mod selinux;
 mod shared;
 mod snapshot;
 mod soak;

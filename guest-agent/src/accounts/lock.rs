@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::labels;
 use rustix::fs::{FlockOperation, fcntl_lock};
 
 /// As long as lckpwdf(3) waits.
@@ -33,7 +34,8 @@ impl Lock {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(path)?;
+            .open(&path)?;
+        labels::wrote(&path);
         while let Err(error) = fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             wait(end, error.into())?;
         }

@@ -16,6 +16,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::userdata::files;
 use lock::Lock;
 use login_defs::LoginDefs;
 pub use password::{hash, random};
@@ -408,10 +409,7 @@ fn make_home(etc: &Path, home: &Path, uid: u32, gid: u32, mode: u32) -> io::Resu
     if home.exists() {
         return Ok(());
     }
-    if let Some(parent) = home.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    fs::create_dir(home)?;
+    files::make_folders(home)?;
     let skeleton = etc.join("skel");
     if skeleton.is_dir() {
         copy_below(&skeleton, home, uid, gid)?;

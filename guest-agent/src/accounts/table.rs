@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use crate::labels;
+
 /// Such a file. A line that is none of a name is kept as it is.
 #[derive(Debug)]
 pub struct Table {
@@ -118,6 +120,7 @@ impl Table {
             file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
             fchown(&file, Some(old.uid()), Some(old.gid()))?;
             file.write_all(text.as_bytes())?;
+            labels::copy(&self.path, &path)?;
             Ok::<_, io::Error>(file)
         };
         write("-", &before)?;
@@ -144,7 +147,10 @@ pub fn commit(tables: impl IntoIterator<Item = Table>) -> io::Result<()> {
     if let Some(any) = staged.first() {
         rustix::fs::syncfs(&any.file)?;
     }
-    let put = |Staged { path, .. }: Staged| fs::rename(beside(&path, "+"), &path);
+    let put = |Staged { path, .. }: Staged| {
+        labels::wrote(&beside(&path, "-"));
+        fs::rename(beside(&path, "+"), &path)
+    };
     staged.into_iter().try_for_each(put)
 }
 

@@ -22,7 +22,7 @@ use rustix::process::{chroot, fchdir, setsid};
 
 use super::cmdline::CommandLine;
 use super::root::SYSTEMD;
-use crate::{say, service};
+use crate::{labels, say, service};
 
 /// Where the VMM's archive has this program: `rdinit=`.
 pub const PROGRAM: &str = "/peapod/agent";
@@ -112,6 +112,7 @@ fn reach_root() -> io::Result<bool> {
     fchdir(root)?;
     chroot(".")?;
     if has_systemd(&line) && left == Some(true) {
+        labels::label_program(&proc, &service::program(Path::new(RUN)))?;
         return Ok(true);
     }
     wait_until_writable();

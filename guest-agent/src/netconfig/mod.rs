@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::children;
 use crate::init::ahead;
+use crate::labels;
 use crate::seed;
 use crate::signals::Signals;
 use crate::userdata::report::Report;
@@ -326,7 +327,7 @@ fn write(rendered: &[File], below: &Path) -> Result<(), String> {
         let written: io::Result<()> = files::write(&path, text.as_bytes(), mode(&path));
         written.map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    Ok(())
+    labels::put_right()
 }
 
 /// What may hold a secret is root's; systemd-networkd is not root.

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::Line;
+use crate::labels;
 use crate::protocol::{self, Kind, Reply, stream};
 
 const PIECE: usize = 256 << 10;
@@ -103,7 +104,8 @@ impl New {
         self.file.sync_all()?;
         fs::rename(&self.place, path)?;
         self.finished = true;
-        Ok(())
+        labels::wrote(path);
+        labels::put_right().map_err(io::Error::other)
     }
 }
 

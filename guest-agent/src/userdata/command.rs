@@ -14,6 +14,7 @@ use rustix::termios::tcdrain;
 
 use crate::accounts::Accounts;
 use crate::children;
+use crate::labels;
 
 /// Where the output goes, beside the console.
 const OUTPUT: &str = "/var/log/cloud-init-output.log";
@@ -130,6 +131,7 @@ fn log() -> io::Result<File> {
     options.append(true).mode(0o640);
     match options.clone().create_new(true).open(OUTPUT) {
         Ok(file) => {
+            labels::wrote(OUTPUT.as_ref());
             fchown(&file, Some(0), Accounts::of_this_root().gid("adm"))?;
             Ok(file)
         }

@@ -6,6 +6,7 @@ use std::fs;
 use super::instance::Instance;
 use super::report::Report;
 use crate::accounts::Accounts;
+use crate::labels;
 use crate::seed::Seed;
 use crate::yaml::Node;
 
@@ -36,6 +37,13 @@ impl Context<'_> {
     /// An item failed; the module goes on.
     pub fn failed(&self, module: &str, why: &str) {
         self.report.failed(module, why);
+    }
+
+    /// Gives what was written SELinux's labels.
+    pub fn label(&self) {
+        if let Err(why) = labels::put_right() {
+            self.failed("selinux", &why);
+        }
     }
 }
 

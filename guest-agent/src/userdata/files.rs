@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use crate::labels;
+
 /// Writes a file and what folders it lacks, with this mode whatever it had before. It is never open
 /// to more than its mode lets in.
 pub fn write(path: &Path, data: &[u8], mode: u32) -> io::Result<()> {
@@ -18,7 +20,7 @@ pub fn append(path: &Path, data: &[u8], mode: u32) -> io::Result<()> {
 
 fn open_and_write(path: &Path, data: &[u8], mode: u32, append: bool) -> io::Result<()> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        make_folders(folder)?;
     }
     let mut file = OpenOptions::new()
         .write(true)
@@ -28,7 +30,18 @@ fn open_and_write(path: &Path, data: &[u8], mode: u32, append: bool) -> io::Resu
         .mode(mode & 0o600)
         .open(path)?;
     file.write_all(data)?;
+    labels::wrote(path);
     file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
+}
+
+/// Makes a folder and those above it that are not there.
+pub fn make_folders(folder: &Path) -> io::Result<()> {
+    let missing = folder.ancestors().take_while(|above| !above.exists());
+    if let Some(first) = missing.last() {
+        fs::create_dir_all(folder)?;
+        labels::wrote(first);
+    }
+    Ok(())
 }
 
 /// Writes a file that keeps the mode it has; a new one gets this.

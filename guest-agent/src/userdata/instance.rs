@@ -48,7 +48,7 @@ impl Instance {
     pub fn open(state: &Path, seed: &Seed) -> io::Result<Self> {
         let folder = state.join("instances").join(folder_name(&seed.instance_id));
         for part in ["handlers", "scripts", "sem"] {
-            fs::create_dir_all(folder.join(part))?;
+            files::make_folders(&folder.join(part))?;
         }
         for part in [
             "data",
@@ -60,7 +60,7 @@ impl Instance {
             "seed",
             "sem",
         ] {
-            fs::create_dir_all(state.join(part))?;
+            files::make_folders(&state.join(part))?;
         }
         let link = state.join("instance");
         if fs::read_link(&link).ok().as_ref() != Some(&folder) {

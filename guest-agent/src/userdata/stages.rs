@@ -115,6 +115,8 @@ fn run_list(list: &str, context: &mut Context) {
             continue;
         }
         run_module(name, frequency.flatten(), context);
+        // The next may have a program that reads what it wrote.
+        context.label();
     }
 }
 

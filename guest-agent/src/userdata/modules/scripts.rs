@@ -45,7 +45,11 @@ fn shared(context: &Context, name: &str) -> Result<(), String> {
 }
 
 fn run(context: &Context, module: &str, folder: &Path, prefix: &[String]) -> Result<(), String> {
-    for why in run_folder(folder, prefix, || context.instance.settle()) {
+    let begin = || {
+        context.label();
+        context.instance.settle();
+    };
+    for why in run_folder(folder, prefix, begin) {
         context.failed(module, &why);
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::people;
+use crate::labels;
 use crate::sshd;
 use crate::userdata::command::Program;
 use crate::userdata::context::Context;
@@ -147,11 +148,13 @@ fn make_keys(context: &Context) {
         if Path::new(&path).exists() {
             continue;
         }
-        let made = fs::create_dir_all(FOLDER)
+        let made = files::make_folders(FOLDER.as_ref())
             .map_err(|error| error.to_string())
             .and_then(|()| {
                 Program::new(&["ssh-keygen", "-q", "-t", &kind, "-N", "", "-f", &path]).run()
             });
+        labels::wrote(path.as_ref());
+        labels::wrote(format!("{path}.pub").as_ref());
         if let Err(why) = made {
             context.failed(MODULE, &format!("a host key of kind {kind}: {why}"));
         }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use crate::labels;
 use crate::userdata::context::{Context, Family};
 use crate::userdata::files;
 
@@ -47,5 +48,7 @@ fn set(zone: &str, file: &Path, clock: bool) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    symlink(file, local)
+    symlink(file, local)?;
+    labels::wrote(local);
+    Ok(())
 }
