@@ -7,9 +7,18 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::accounts::{Accounts, User};
 use crate::labels;
+use crate::userdata::command::Program;
 use crate::userdata::files;
 
 const SSHD_CONFIG: &str = "/etc/ssh/sshd_config";
+/// The server's unit: Debian's name for it, and others'.
+const SERVERS: [&str; 2] = ["ssh.service", "sshd.service"];
+/// Where a distribution's and an administrator's units are.
+const UNITS: [&str; 3] = [
+    "/etc/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
 
 /// What a line of authorized_keys may begin its key with (sshd(8)).
 const TYPES: [&str; 22] = [
@@ -302,6 +311,39 @@ fn keyword_of(line: &str) -> Option<(&str, &str)> {
         .split_once(|c: char| c.is_whitespace())
         .or_else(|| line.split_once('='))?;
     Some((key, value.trim()))
+}
+
+/// Has a server that runs, or that could not start for want of keys, begin anew: its keys are others.
+pub fn restart() -> Result<(), String> {
+    let Some(unit) = unit() else {
+        return Ok(());
+    };
+    let has_failed = Program::new(&["systemctl", "is-failed", "--quiet", unit]).run();
+    let verb = match has_failed {
+        Ok(()) => "restart",
+        // One that is yet to start reads them then.
+        Err(_) => "try-restart",
+    };
+    Program::new(&["systemctl", "--no-block", verb, unit]).run()
+}
+
+/// Has a server that runs read its configuration again.
+pub fn reload() -> Result<(), String> {
+    match unit() {
+        Some(unit) => Program::new(&["systemctl", "try-reload-or-restart", unit]).run(),
+        None => Ok(()),
+    }
+}
+
+/// The server's unit, where systemd runs and has one.
+fn unit() -> Option<&'static str> {
+    let is_there = |unit: &&str| {
+        let mut folders = UNITS.iter().map(|folder| Path::new(folder).join(unit));
+        folders.any(|path| path.exists())
+    };
+    let running = Path::new("/run/systemd/system").is_dir();
+    let mut names = SERVERS.into_iter().filter(|_| running);
+    names.find(is_there)
 }
 
 /// Sets a keyword of sshd_config(5), in a file of its own where sshd reads such. Whether it changed.

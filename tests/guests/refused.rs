@@ -95,6 +95,16 @@ fn a_field_that_is_not_supported_yet_is_named() {
 }
 
 #[test]
+fn a_seed_for_an_agent_that_is_not_there_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root.img");
+    std::os::unix::fs::symlink(image("grub.img").canonicalize().unwrap(), &root).unwrap();
+    let refusal = Refusal::new(|m| m.root(&root));
+    let said = refusal.says(&["--agent", "off", "--seed", "vsock"]);
+    assert!(said.contains("--seed vsock: Peapod's agent asks"), "{said}");
+}
+
+#[test]
 fn a_missing_or_truncated_kernel_is_named() {
     let refusal = Refusal::new(|m| m);
     ends(

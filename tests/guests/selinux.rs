@@ -61,6 +61,10 @@ fn under_an_enforcing_policy_the_agent_does_its_work_and_labels_what_it_writes()
     for kind in ["shadow_t", "system_cron_spool_t", "ssh_home_t"] {
         assert!(labels.contains(kind), "{labels}");
     }
+    // The server has the keys that were made, and not those that it came up with.
+    let served = run("ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d' ' -f3");
+    let key = run("cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub");
+    assert!(!key.is_empty() && served == key, "{served:?} {key:?}");
     let status = run("cloud-init status --long");
     assert!(status.contains("status: done"), "{status}");
     vm.signal(libc::SIGTERM);

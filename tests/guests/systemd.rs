@@ -97,7 +97,8 @@ fn without_the_agent_the_disks_cloud_init_reads_the_same_seed() {
     let root = directory.path().join("root.img");
     copy("debian.img", &root);
     let script = "echo user-data-ran >/dev/console; echo ran >>/root/ran\n";
-    let manifest = manifest("debian", script, &root);
+    // Another name than its neighbour's, which is asked by it.
+    let manifest = manifest("by-cloud-init", script, &root);
     let mut vm = Vm::run(&manifest, ["--agent", "off"]);
     vm.wait_console("user-data-ran", 1, 4 * BOOT);
     vm.wait_console("Cloud-init v. 22", 1, BOOT);

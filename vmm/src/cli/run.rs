@@ -208,6 +208,11 @@ pub enum Error {
     /// What a disk's own boot loader cannot be told.
     #[error("--{0}: the disk is booted by UEFI, and its own boot loader decides; leave it out")]
     NotByFirmware(&'static str),
+    /// A seed that only Peapod's agent asks for.
+    #[error(
+        "--seed vsock: Peapod's agent asks for it, and is not there: booting {0}; leave it out"
+    )]
+    SeedForNobody(String),
     /// The disk's kernel is not found, and UEFI cannot be had.
     #[error("{0}; by UEFI it would boot: {1}")]
     NeitherWay(#[source] disks::entries::Error, Box<Error>),
@@ -345,6 +350,9 @@ pub fn plan(
 
     let disks = finder.plan(&machine)?;
     let chosen = boot::choose(args, &machine, &finder, &disks, given, &place.cache)?;
+    if seed.is_some() && !chosen.has_agent {
+        return Err(Error::SeedForNobody(chosen.what));
+    }
     let (state_dir, entry) = state_dir(place.state_dir.as_ref(), &machine)?;
     let state_lock = lock(&state_dir)?;
     let booted = chosen.keep(&state_dir)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{people, ssh};
 use crate::accounts::{self, NewUser};
 use crate::sshd;
-use crate::userdata::command::{Program, tell};
+use crate::userdata::command::tell;
 use crate::userdata::context::Context;
 use crate::userdata::files;
 use crate::yaml::{Node, Value};
@@ -373,14 +373,8 @@ fn allow_ssh(context: &Context) -> Result<(), String> {
     let changed = sshd::set_option("PasswordAuthentication", value)
         .map_err(|error| format!("sshd_config: {error}"))?;
     // A server that runs has read the old one.
-    if changed && Path::new("/run/systemd/system").is_dir() {
-        return Program::new(&[
-            "systemctl",
-            "try-reload-or-restart",
-            "ssh.service",
-            "sshd.service",
-        ])
-        .run();
+    match changed {
+        true => sshd::reload(),
+        false => Ok(()),
     }
-    Ok(())
 }

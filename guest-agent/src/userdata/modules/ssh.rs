@@ -36,6 +36,10 @@ pub fn run(context: &Context) -> Result<(), String> {
         Some(keys) => given_keys(context, keys),
         None => make_keys(context),
     }
+    // It may have come up before them, and have none or another instance's; it may not read what has a
+    // label of its own and not that.
+    context.label();
+    let restarted = sshd::restart();
     let user = people::default_user(&context.config);
     let mut keys = match context.config.flag("allow_public_ssh_keys", true) {
         true => context.seed.public_keys(),
@@ -50,9 +54,10 @@ pub fn run(context: &Context) -> Result<(), String> {
         }
         keys.extend(more.scalars());
     }
-    let mut outcome = Ok(());
+    let mut outcome =
+        restarted.map_err(|why| format!("the server goes on with its old keys: {why}"));
     if let Some(user) = &user {
-        outcome = sshd::add(&context.accounts, user, &keys, None);
+        outcome = outcome.and(sshd::add(&context.accounts, user, &keys, None));
     }
     let options = match context.config.flag("disable_root", true) {
         true => {

@@ -38,10 +38,12 @@ pub(super) fn files(args: &Options, images: &[PathBuf]) -> Result<(PathBuf, Path
 /// What is booted.
 pub(super) struct Chosen {
     kernel: Kernel,
-    what: String,
+    /// For a person.
+    pub(super) what: String,
     cmdline: Option<String>,
     initramfs: Source,
-    has_agent: bool,
+    /// Whether Peapod's agent goes in with it.
+    pub(super) has_agent: bool,
 }
 
 /// The same with its files open.
