@@ -33,6 +33,6 @@ libfuzzer_sys::fuzz_target!(|said: &[u8]| {
         }
     });
     let _ = qga.run(&["true".to_owned()], Duration::from_secs(1), 100);
-    let _ = qga.os();
+    let _ = qga.info();
     guest.join().unwrap();
 });
