@@ -168,3 +168,25 @@ fn a_guest_is_told_of_a_full_host_and_lives_on() {
     assert!(console.contains("dd-ended-1"), "{console}");
     assert!(console.contains("still-read"), "{console}");
 }
+
+/// Each CPU writes a part of a raw disk by a queue of its own, and another reads it back.
+#[test]
+fn a_disk_with_a_queue_for_each_cpu_holds_what_each_wrote() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("raw.img");
+    empty_disk(&disk, 32 << 20);
+    let script = "echo queues-$(ls /sys/block/vdb/mq | wc -l)\n\
+        for i in 0 1 2 3; do dd if=/dev/urandom of=/tmp/$i bs=1M count=8 status=none; done\n\
+        for i in 0 1 2 3; do taskset -c $i dd if=/tmp/$i of=/dev/vdb bs=1M seek=$((i * 8)) \
+            oflag=direct status=none & done; wait\n\
+        for i in 0 1 2 3; do taskset -c $((3 - i)) dd if=/dev/vdb bs=1M skip=$((i * 8)) count=8 \
+            iflag=direct status=none | cmp - /tmp/$i && echo same-$i; done\n\
+        busybox poweroff\n";
+    let manifest = Manifest::new("queues", script).cores(4).disk("data", &disk);
+    let mut vm = Vm::run(&manifest.multi_queue().write(directory.path()), [""; 0]);
+    assert_eq!(vm.wait(BOOT), 0);
+    let console = vm.console();
+    for said in ["queues-4", "same-0", "same-1", "same-2", "same-3"] {
+        assert!(console.contains(said), "{said}: {console}");
+    }
+}

@@ -22,6 +22,7 @@ pub struct Manifest {
     watchdog: Option<String>,
     liveness: Option<&'static str>,
     efi: bool,
+    multi_queue: bool,
 }
 
 impl Manifest {
@@ -42,6 +43,7 @@ impl Manifest {
             watchdog: None,
             liveness: None,
             efi: false,
+            multi_queue: false,
         }
     }
 
@@ -122,6 +124,12 @@ impl Manifest {
         self
     }
 
+    /// A disk has a queue for each CPU.
+    pub fn multi_queue(mut self) -> Self {
+        self.multi_queue = true;
+        self
+    }
+
     /// Writes the manifest into `directory` and returns the file's path.
     pub fn write(&self, directory: &Path) -> PathBuf {
         let path = directory.join(format!("{}.yaml", self.name));
@@ -154,6 +162,9 @@ impl Manifest {
                 yaml,
                 "      watchdog: {{name: dog, i6300esb: {{action: {action}}}}}"
             );
+        }
+        if self.multi_queue {
+            yaml += "      blockMultiQueue: true\n";
         }
         yaml += "      disks:\n";
         let names = ["root"]
