@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
@@ -36,13 +36,21 @@ const GLANCE: Duration = Duration::from_millis(5);
 
 static WRITTEN: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
+fn written() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    WRITTEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_loaded() -> bool {
+    Path::new(POLICY).exists()
+}
+
 /// A file was written, or a folder made, with all that is in it.
 pub fn wrote(path: &Path) {
     // What is below /run is of this boot only, and has what it was made with.
-    if path.starts_with("/run") || !Path::new(POLICY).exists() {
+    if path.starts_with("/run") || !is_loaded() {
         return;
     }
-    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut written = written();
     if written.len() < MOST {
         written.insert(path.to_owned());
     }
@@ -50,7 +58,7 @@ pub fn wrote(path: &Path) {
 
 /// Gives a file that is to take another's place the label of that.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    if !Path::new(POLICY).exists() {
+    if !is_loaded() {
         return Ok(());
     }
     let mut label = [0; LONGEST];
@@ -61,11 +69,10 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Gives what was written since the last time its label.
 pub fn put_right() -> Result<(), String> {
-    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let written = std::mem::take(&mut *written).into_iter();
-    let written: Vec<PathBuf> = written
-        .filter(|path| path.symlink_metadata().is_ok())
-        .collect();
+    // Not held while a program runs, whose output may begin a log.
+    let written = std::mem::take(&mut *written());
+    let is_there = |path: &PathBuf| path.symlink_metadata().is_ok();
+    let written: Vec<PathBuf> = written.into_iter().filter(is_there).collect();
     for some in written.chunks(TOLD) {
         let words = ["restorecon".as_ref(), "-R".as_ref()].into_iter();
         let words: Vec<&Path> = words.chain(some.iter().map(PathBuf::as_path)).collect();

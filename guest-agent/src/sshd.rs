@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::accounts::{Accounts, User};
 use crate::labels;
-use crate::userdata::command::Program;
+use crate::userdata::command::{Program, has_systemd};
 use crate::userdata::files;
 
 const SSHD_CONFIG: &str = "/etc/ssh/sshd_config";
@@ -341,9 +341,7 @@ fn unit() -> Option<&'static str> {
         let mut folders = UNITS.iter().map(|folder| Path::new(folder).join(unit));
         folders.any(|path| path.exists())
     };
-    let running = Path::new("/run/systemd/system").is_dir();
-    let mut names = SERVERS.into_iter().filter(|_| running);
-    names.find(is_there)
+    SERVERS.into_iter().find(is_there).filter(|_| has_systemd())
 }
 
 /// Sets a keyword of sshd_config(5), in a file of its own where sshd reads such. Whether it changed.

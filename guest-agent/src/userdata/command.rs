@@ -73,6 +73,11 @@ impl Program {
     }
 }
 
+/// Whether systemd runs the guest (sd_booted(3)).
+pub fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 /// Whether the guest has a program of this name.
 pub fn exists(name: &str) -> bool {
     PATH.split(':')

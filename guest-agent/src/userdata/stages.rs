@@ -74,6 +74,7 @@ pub fn run(seed: &Seed, base: &Node, report: &Report) {
         }
         run_list(list, &mut context);
     }
+    context.label();
     report.finish(&datasource(seed));
     if let Err(why) = modules::power_state::end(&context) {
         report.failed("power_state_change", &why);
@@ -114,9 +115,9 @@ fn run_list(list: &str, context: &mut Context) {
             context.failed(list, &item.wrong("", why));
             continue;
         }
-        run_module(name, frequency.flatten(), context);
-        // The next may have a program that reads what it wrote.
+        // It may have a program that reads what was written before.
         context.label();
+        run_module(name, frequency.flatten(), context);
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use crate::userdata::command::Program;
+use crate::userdata::command::{Program, has_systemd};
 use crate::userdata::context::Context;
 use crate::userdata::files;
 use crate::yaml::{Node, Value};
@@ -60,7 +60,7 @@ pub fn run(context: &Context) -> Result<(), String> {
     }
     if changed {
         commands.push(&["mount", "-a"]);
-        if Path::new("/run/systemd/system").is_dir() {
+        if has_systemd() {
             commands.push(&["systemctl", "daemon-reload"]);
         }
     }
@@ -74,8 +74,7 @@ pub fn run(context: &Context) -> Result<(), String> {
 
 /// The lines that the configuration asks for, every field of them.
 fn asked(context: &Context, known: &[&str]) -> Result<Vec<Line>, String> {
-    let systemd = Path::new("/run/systemd/system").is_dir();
-    let options = match systemd {
+    let options = match has_systemd() {
         true => "defaults,nofail,_netdev",
         false => "defaults,nobootwait",
     };

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::packages;
-use crate::userdata::command::{Program, exists};
+use crate::userdata::command::{Program, exists, has_systemd};
 use crate::userdata::context::{Context, Family};
 use crate::userdata::{files, jinja};
 use crate::yaml::Node;
@@ -135,7 +135,7 @@ pub fn run(context: &Context) -> Result<(), String> {
     if !installed && let Some(package) = client.package {
         packages::install(context, &[package.to_owned()])?;
     }
-    if Path::new("/run/systemd/system").is_dir() {
+    if has_systemd() {
         let service = own("service_name").unwrap_or_else(|| {
             match redhat && client.name != "systemd-timesyncd" {
                 true => format!("{}d", client.service),

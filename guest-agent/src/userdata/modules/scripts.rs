@@ -45,11 +45,7 @@ fn shared(context: &Context, name: &str) -> Result<(), String> {
 }
 
 fn run(context: &Context, module: &str, folder: &Path, prefix: &[String]) -> Result<(), String> {
-    let begin = || {
-        context.label();
-        context.instance.settle();
-    };
-    for why in run_folder(folder, prefix, begin) {
+    for why in run_folder(folder, prefix, || context.instance.settle()) {
         context.failed(module, &why);
     }
     Ok(())
