@@ -92,23 +92,19 @@ pub(super) fn read(
         .take("rng")
         .and_then(|f| f.object(p, schema::EMPTY))
         .is_some();
-    let mut unless_told = |name| {
+    let mut switch = |name, untold| {
         let told = devices.take(name).and_then(|f| f.boolean(p));
-        told.unwrap_or(true)
+        told.unwrap_or(untold)
     };
-    let autoattach = unless_told("autoattachPodInterface");
-    let balloon = unless_told("autoattachMemBalloon");
-    let interfaces = devices.take("interfaces");
-    let watchdog = devices.take("watchdog").and_then(|f| watchdog(&f, p));
-    let mut if_told = |name| {
-        let told = devices.take(name).and_then(|f| f.boolean(p));
-        told.unwrap_or(false)
-    };
-    let block_multi_queue = if_told("blockMultiQueue");
-    if if_told("networkInterfaceMultiqueue") {
+    let autoattach = switch("autoattachPodInterface", true);
+    let balloon = switch("autoattachMemBalloon", true);
+    let block_multi_queue = switch("blockMultiQueue", false);
+    if switch("networkInterfaceMultiqueue", false) {
         warnings
             .push("the interface has one pair of queues, whatever the number of CPUs".to_owned());
     }
+    let interfaces = devices.take("interfaces");
+    let watchdog = devices.take("watchdog").and_then(|f| watchdog(&f, p));
     accept_what_is_so(&mut devices);
     devices.finish(p);
 

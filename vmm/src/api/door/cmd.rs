@@ -116,10 +116,13 @@ impl Launcher {
         }
     }
 
-    fn is_frozen(&self, frozen: bool) {
-        if let Some(vm) = self.0.vm() {
-            vm.is_frozen(frozen);
+    /// Has the guest's file systems stand still or go on, which its domain then says.
+    async fn set_frozen(&self, frozen: bool, how: agent::Request) -> Answer<Response> {
+        let asked = self.agent(how).await?;
+        if let (Ok(_), Some(vm)) = (&asked, self.0.vm()) {
+            vm.set_frozen(frozen);
         }
+        answer(asked.map(drop))
     }
 
     /// What the guest says of itself, as KubeVirt's API has it.
@@ -320,13 +323,12 @@ impl Cmd for Launcher {
     async fn freeze_virtual_machine(&self, request: Request<FreezeRequest>) -> Answer<Response> {
         let seconds = u32::try_from(request.into_inner().unfreeze_timeout_seconds).ok();
         let seconds = seconds.filter(|seconds| *seconds > 0);
-        let asked = self.agent(agent::Request::Freeze { seconds }).await?;
-        answer(asked.map(|_| self.is_frozen(true)))
+        self.set_frozen(true, agent::Request::Freeze { seconds })
+            .await
     }
 
     async fn unfreeze_virtual_machine(&self, _: Request<VmiRequest>) -> Answer<Response> {
-        let asked = self.agent(agent::Request::Thaw).await?;
-        answer(asked.map(|_| self.is_frozen(false)))
+        self.set_frozen(false, agent::Request::Thaw).await
     }
 }
 

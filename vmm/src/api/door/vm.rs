@@ -62,7 +62,7 @@ impl Vm {
     }
 
     /// The guest's file systems stand still from now on, or go on.
-    pub fn is_frozen(&self, frozen: bool) {
+    pub fn set_frozen(&self, frozen: bool) {
         self.known().guest.set_frozen(frozen);
         self.running.changes().tell();
     }

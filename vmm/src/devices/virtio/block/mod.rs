@@ -262,11 +262,6 @@ impl Job for BlockJob {
         if let (TIMER, Some(limiter)) = (token, limiter) {
             limiter.borrow_mut().heard();
         }
-        // What was not allowed before is now, of whatever queue.
-        let kicked = match token {
-            TIMER => (self.first..count).chain(0..self.first),
-            _ => (token as usize..token as usize + 1).chain(0..0),
-        };
         let allowed = || limiter.is_none_or(|it| it.borrow_mut().allows(Instant::now()));
         let mut execute = |chain: Chain<'_>| {
             let before = counters.moved();
@@ -277,8 +272,10 @@ impl Job for BlockJob {
             }
             written
         };
-        for index in kicked {
-            if let Some(queue) = self.queues.get_mut(index) {
+        for index in (self.first..count).chain(0..self.first) {
+            // What was not allowed before is now, of whatever queue.
+            let is_meant = token == TIMER || token == index as u64;
+            if let Some(queue) = self.queues.get_mut(index).filter(|_| is_meant) {
                 queue.serve_while(&self.memory, &self.trouble, allowed, &mut execute);
             }
         }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use virtio_queue::QueueT;
 
+use super::QUEUE_SIZE;
 use super::counters::Counters;
 use super::disk::Disk;
 use super::request::{self, Request, SERIAL};
@@ -15,9 +16,6 @@ use crate::devices::virtio::{ActiveQueue, GuestMemory};
 /// A driver may make requests available without end: after so long what is under way is waited for,
 /// and whoever wants the disk at rest has it.
 const LONGEST: Duration = Duration::from_millis(20);
-
-/// How many chains are given back at once at most.
-const ROOM: usize = 128;
 
 /// What is there for a turn.
 pub struct Turn<'t> {
@@ -93,7 +91,8 @@ impl Turn<'_> {
         let count = self.queues.len();
         let mut found = false;
         for index in (self.first..count).chain(0..self.first) {
-            if !self.under_way.has_room() || self.over.len() >= ROOM {
+            // No more are given back at once than a ring has.
+            if !self.under_way.has_room() || self.over.len() >= usize::from(QUEUE_SIZE) {
                 // The next has the place that becomes free.
                 self.first = index;
                 return Ok(false);
