@@ -15,7 +15,7 @@
 )]
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ impl Guest {
 
     /// What a script of the guest's prints that reads `input`.
     fn run(&self, script: &str, input: &str) -> String {
-        let state: PathBuf = self.directory.path().join("state");
+        let state = self.directory.path().join("state");
         let mut command = Command::new(peapod());
         command.args(["exec", "-i"]).arg(state);
         command.args(["--", "sh", "-c", script]);

@@ -6,11 +6,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use kubevirt_rpc::cmd::cmd_client::CmdClient;
 use kubevirt_rpc::cmd::{EmptyRequest, ExecRequest, FreezeRequest, GuestPingRequest};
 use peapod_tests::handler::{Handler, about};
 use peapod_tests::{Vm, image, peapod, until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tonic::transport::Channel;
 
 use super::{BOOT, SOON};
 
@@ -108,6 +110,18 @@ fn probe(directory: &Path, arguments: &[&str]) -> Output {
     command.args(who).args(arguments).output().unwrap()
 }
 
+/// The domain, as the launcher has it when it is asked.
+fn domain_now(handler: &Handler, client: &mut CmdClient<Channel>) -> Value {
+    let domain = handler.call(client.get_domain(EmptyRequest {}));
+    serde_json::from_str(&domain.unwrap().into_inner().domain).unwrap()
+}
+
+/// What the launcher says that the guest is and has.
+fn guest_info(handler: &Handler, client: &mut CmdClient<Channel>) -> Value {
+    let info = handler.call(client.get_guest_info(EmptyRequest {}));
+    serde_json::from_str(&info.unwrap().into_inner().guest_info_response).unwrap()
+}
+
 fn status(domain: &Value) -> (&str, &str) {
     let status = &domain["Status"];
     let text = |name: &str| status[name].as_str().unwrap_or_default();
@@ -141,8 +155,7 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
         agent == "connected" && domain["Status"]["OSInfo"]["Id"] == "debian"
     };
     handler.wait("which system the guest has", BOOT, is_booted);
-    let domain = handler.call(client.get_domain(EmptyRequest {}));
-    let domain: Value = serde_json::from_str(&domain.unwrap().into_inner().domain).unwrap();
+    let domain = domain_now(&handler, &mut client);
     assert!(is_booted("", &domain), "{domain:#}");
     let card = &domain["Status"]["Interfaces"][0];
     assert_eq!(card["Ip"], "10.0.2.2", "{domain:#}");
@@ -192,9 +205,7 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
     assert!(stats["Net"][0]["TxPkts"].as_u64() > Some(0), "{stats}");
     assert_eq!(stats["Block"][0]["Name"], "vda", "{stats}");
     assert!(stats["Block"][0]["RdBytes"].as_u64() > Some(0), "{stats}");
-    let info = handler.call(client.get_guest_info(EmptyRequest {}));
-    let info: Value =
-        serde_json::from_str(&info.unwrap().into_inner().guest_info_response).unwrap();
+    let info = guest_info(&handler, &mut client);
     assert_eq!(info["hostname"], "details");
     assert_eq!(info["os"]["id"], "debian");
     let mounted = handler.call(client.get_filesystems(EmptyRequest {}));
@@ -217,8 +228,7 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
     });
     let thawed = handler.call(client.unfreeze_virtual_machine(about(&vmi)));
     assert!(thawed.unwrap().into_inner().success);
-    let domain = handler.call(client.get_domain(EmptyRequest {}));
-    let domain: Value = serde_json::from_str(&domain.unwrap().into_inner().domain).unwrap();
+    let domain = domain_now(&handler, &mut client);
     assert_eq!(domain["Status"]["FSFreezeStatus"]["Status"], "thawed");
 
     let reset = handler.call(client.reset_virtual_machine(about(&vmi)));
@@ -337,9 +347,7 @@ fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_
     ];
     let ran = probe(directory.path(), &program);
     assert_eq!(ran.status.code(), Some(3), "{ran:?}");
-    let info = handler.call(client.get_guest_info(EmptyRequest {}));
-    let info: Value =
-        serde_json::from_str(&info.unwrap().into_inner().guest_info_response).unwrap();
+    let info = guest_info(&handler, &mut client);
     assert_eq!(info["os"]["id"], "debian", "{info:#}");
     let disks = info["fsInfo"]["disks"].as_array().unwrap();
     assert!(

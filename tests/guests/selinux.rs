@@ -1,10 +1,9 @@
 //! A root under SELinux, enforcing: Debian with the reference policy.
 
-use std::process::Command;
-
-use peapod_tests::{Manifest, Vm, image, overlay, peapod};
+use peapod_tests::{Manifest, Vm, image, overlay};
 
 use super::BOOT;
+use super::life::said;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEVuZHM7IE5vd2hlcmUgZWxzZSE= anna@home";
 /// The modules whose files have labels of their own, and a script that has to be allowed its work.
@@ -13,13 +12,9 @@ const USER_DATA: &str = "#cloud-config\n\
     write_files: [{path: /etc/cron.d/tidy, content: ''}, {path: /srv/www/index.html, content: hi}]\n\
     runcmd: ['id -Z', 'systemctl is-system-running --wait || true', 'echo written >/srv/by-runcmd']\n";
 
-/// What a program of the guest prints, whatever its status.
+/// What a shell of the guest's prints.
 fn run(script: &str) -> String {
-    let output = Command::new(peapod())
-        .args(["exec", "selinux", "--", "sh", "-c", script])
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap()
+    said(&["exec", "selinux", "--", "sh", "-c", script])
 }
 
 #[test]

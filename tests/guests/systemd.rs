@@ -7,7 +7,7 @@ use std::process::Command;
 
 use peapod_tests::{Manifest, Vm, image, peapod};
 
-use super::{BOOT, SOON};
+use super::{BOOT, SOON, life};
 
 fn copy(name: &str, root: &Path) {
     let copied = Command::new("cp")
@@ -30,13 +30,7 @@ fn grow(disk: &Path) -> u64 {
 /// What the user-data of a VM that is ready has said. The console may have lost some of it to the
 /// getty that started meanwhile and emptied the line.
 fn said(name: &str) -> String {
-    let log = "/var/log/cloud-init-output.log";
-    let cat = Command::new(peapod())
-        .args(["exec", name, "--", "cat", log])
-        .output();
-    let cat = cat.unwrap();
-    assert!(cat.status.success(), "{cat:?}");
-    String::from_utf8(cat.stdout).unwrap()
+    life::said(&["exec", name, "--", "cat", "/var/log/cloud-init-output.log"])
 }
 
 /// With two cores, written beside its root.

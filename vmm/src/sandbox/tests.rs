@@ -16,6 +16,13 @@ fn again(test: &str, word: &str) -> Output {
         .unwrap()
 }
 
+/// The same where nothing may go wrong in there.
+fn again_well(test: &str, word: &str) {
+    let output = again(test, word);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
+
 fn word() -> Option<String> {
     std::env::var(AGAIN).ok()
 }
@@ -73,10 +80,7 @@ fn a_call_that_a_thread_has_no_need_of_ends_the_process_with_a_line_that_names_b
 #[test]
 fn a_thread_works_and_starts_others_by_the_one_that_may() {
     let Some(_) = word() else {
-        let output = again("a_thread_works_and_starts_others_by_the_one_that_may", "go");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        return;
+        return again_well("a_thread_works_and_starts_others_by_the_one_that_may", "go");
     };
     enter(&Files::default()).unwrap();
     let sum = spawn_named(Kind::Vcpu, "vcpu0", || {
@@ -94,10 +98,7 @@ fn a_thread_works_and_starts_others_by_the_one_that_may() {
 #[test]
 fn a_thread_that_gives_memory_back_opens_nothing() {
     let Some(_) = word() else {
-        let output = again("a_thread_that_gives_memory_back_opens_nothing", "go");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        return;
+        return again_well("a_thread_that_gives_memory_back_opens_nothing", "go");
     };
     enter(&Files::default()).unwrap();
     let given = spawn(Kind::Vsock, give_memory_back);
@@ -107,10 +108,7 @@ fn a_thread_that_gives_memory_back_opens_nothing() {
 #[test]
 fn the_thread_of_a_disk_may_enter_a_ring() {
     let Some(_) = word() else {
-        let output = again("the_thread_of_a_disk_may_enter_a_ring", "go");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        return;
+        return again_well("the_thread_of_a_disk_may_enter_a_ring", "go");
     };
     enter(&Files::default()).unwrap();
     // There is none to enter.
@@ -125,10 +123,7 @@ fn only_the_files_that_were_named_can_be_opened() {
         std::fs::create_dir(directory.path().join("state")).unwrap();
         std::fs::write(directory.path().join("other"), "other").unwrap();
         let path = directory.path().to_str().unwrap();
-        let output = again("only_the_files_that_were_named_can_be_opened", path);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        return;
+        return again_well("only_the_files_that_were_named_can_be_opened", path);
     };
     let directory = std::path::PathBuf::from(word);
     let (other, state) = (directory.join("other"), directory.join("state"));

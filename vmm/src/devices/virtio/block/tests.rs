@@ -32,6 +32,11 @@ fn image(directory: &Path, sectors: usize) -> std::path::PathBuf {
     path
 }
 
+/// A request's header (section 5.2.6).
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
 /// Executes one request: its type, sector and buffers (address, length, flags) behind the header.
 fn request(
     memory: &GuestMemory,
@@ -40,9 +45,7 @@ fn request(
     sector: u64,
     buffers: &[(u64, u32, u16)],
 ) -> u32 {
-    let mut header = [0; 16];
-    header[..4].copy_from_slice(&kind.to_le_bytes());
-    header[8..].copy_from_slice(&sector.to_le_bytes());
+    let header = header(kind, sector);
     memory.write_slice(&header, GuestAddress(HEADER)).unwrap();
     let mut descriptors = vec![RawDescriptor::from(Descriptor::new(HEADER, 16, 0, 0))];
     for (at, len, flags) in buffers {
@@ -246,7 +249,7 @@ fn write_a_mib(limits: limit::Limits) -> (std::time::Duration, Arc<Counters>) {
     driver.start();
     let start = Instant::now();
     let mut ask = |kind: u32, sector: u64, data: &[(u64, u32, u16)]| {
-        let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        let header = header(kind, sector);
         let at = GuestAddress(BUFFERS);
         driver.memory.write_slice(&header, at).unwrap();
         let mut buffers = vec![(BUFFERS, 16, 0)];
@@ -277,7 +280,7 @@ fn much_at_once(disk: Box<dyn Disk>) {
     driver.start();
     let (data, back, control) = (BUFFERS, BUFFERS + COUNT * PAGE, BUFFERS + 2 * COUNT * PAGE);
     let ask = |driver: &mut Driver, n: u64, kind: u32, buffer: Option<(u64, u32, u16)>| {
-        let header = [&kind.to_le_bytes()[..], &[0; 4], &(n * 8).to_le_bytes()].concat();
+        let header = header(kind, n * 8);
         let at = control + n * 32;
         driver
             .memory
@@ -380,8 +383,7 @@ fn much_by_three(disk: Box<dyn Disk>) {
             driver.memory.write_slice(&bytes, at).unwrap();
             for n in 0..COUNT {
                 let at = status(queue, n) - 16;
-                let sector = page(queue, n).to_le_bytes();
-                let header = [&kind.to_le_bytes()[..], &[0; 4], &sector].concat();
+                let header = header(kind, page(queue, n));
                 let to = GuestAddress(at);
                 driver.memory.write_slice(&header, to).unwrap();
                 driver
