@@ -20,7 +20,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::config::Config;
 use crate::control::{Control, Desk, Kept};
 use crate::counters::Counters;
-use crate::flow::ring::{LARGE, Pool};
+use crate::flow::ring::Pool;
+use crate::flow::tcp::MOST_PROMISED;
 use crate::flow::{Key, Outlet, Verdict};
 use crate::forward::{ForwardError, Forwards};
 use crate::gate::Gate;
@@ -359,7 +360,7 @@ impl Run<'_> {
 
     /// What a connection is promised room for, as many as there are.
     fn promise(&self) -> usize {
-        (PROMISES / self.table.len().max(1)).clamp(LEAST_PROMISE, LARGE)
+        (PROMISES / self.table.len().max(1)).clamp(LEAST_PROMISE, MOST_PROMISED)
     }
 
     fn insert(&mut self, flow: Flow) -> Option<u32> {

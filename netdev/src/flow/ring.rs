@@ -3,53 +3,57 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 
+/// The sizes of a ring. The first is enough for a request and its answer; the last keeps a stream going
+/// while the guest, ourselves and the host's peer take turns on one CPU: with less, each waits for the
+/// others' wake-ups.
+const SIZES: [usize; 3] = [8 << 10, 256 << 10, MOST];
 /// Most bytes that a ring keeps.
-pub const LARGE: usize = 256 << 10;
-/// What a ring takes first: enough for a request and its answer.
-const SMALL: usize = 8 << 10;
-/// Large pieces of memory in use beyond which none is taken for what a socket has to read: 64 MiB.
-const MAX_LARGE: usize = 256;
+pub const MOST: usize = 1 << 20;
+/// Memory in use by rings beyond the smallest, beyond which none is taken for what a socket has to read:
+/// 64 MiB; rings of the largest size take no more than half of it, so that many flows have some each.
+const BUDGET: usize = 64 << 20;
 /// Free pieces of each size that are kept for the next flow.
-const KEPT: usize = 8;
+const KEPT: [usize; 3] = [8, 4, 1];
 
 /// The memory of all rings.
 #[derive(Debug, Default)]
 pub struct Pool {
-    small: Vec<Box<[u8]>>,
-    large: Vec<Box<[u8]>>,
-    large_in_use: usize,
+    free: [Vec<Box<[u8]>>; 3],
+    in_use: usize,
 }
 
 impl Pool {
-    fn take_small(&mut self) -> Box<[u8]> {
-        self.small
-            .pop()
-            .unwrap_or_else(|| vec![0; SMALL].into_boxed_slice())
-    }
-
-    fn take_large(&mut self) -> Box<[u8]> {
-        self.large_in_use += 1;
-        self.large
-            .pop()
-            .unwrap_or_else(|| vec![0; LARGE].into_boxed_slice())
+    /// A piece of one of [`SIZES`].
+    fn take(&mut self, size: usize) -> Box<[u8]> {
+        if size > SIZES[0] {
+            self.in_use += size;
+        }
+        let kept = SIZES.iter().zip(&mut self.free).find(|(s, _)| **s == size);
+        kept.and_then(|(_, free)| free.pop())
+            .unwrap_or_else(|| vec![0; size].into_boxed_slice())
     }
 
     fn give(&mut self, bytes: Box<[u8]>) {
-        let kept = match bytes.len() {
-            0 => return,
-            LARGE => {
-                self.large_in_use -= 1;
-                &mut self.large
-            }
-            _ => &mut self.small,
-        };
-        if kept.len() < KEPT {
-            kept.push(bytes);
+        let size = bytes.len();
+        if size > SIZES[0] {
+            self.in_use -= size;
         }
+        let kinds = SIZES.iter().zip(&mut self.free).zip(KEPT);
+        for ((of, free), kept) in kinds {
+            if *of == size && free.len() < kept {
+                return free.push(bytes);
+            }
+        }
+    }
+
+    /// Whether a socket's bytes may have a piece of `size`.
+    fn affords(&self, size: usize) -> bool {
+        let budget = if size < MOST { BUDGET } else { BUDGET / 2 };
+        self.in_use + size <= budget
     }
 }
 
-/// A ring of at most [`LARGE`] bytes.
+/// A ring of at most [`MOST`] bytes.
 #[derive(Debug, Default)]
 pub struct Ring {
     bytes: Box<[u8]>,
@@ -71,21 +75,21 @@ impl Ring {
     /// Makes room for more where memory allows it: a full ring grows while few have. Returns how
     /// much there is.
     pub fn make_room(&mut self, pool: &mut Pool) -> usize {
-        let more = pool.large_in_use < MAX_LARGE;
-        self.make_room_if(more, pool)
+        self.make_room_if(Pool::affords, pool)
     }
 
-    fn make_room_if(&mut self, more: bool, pool: &mut Pool) -> usize {
-        if self.bytes.is_empty() {
-            self.bytes = pool.take_small();
-        } else if self.len == self.bytes.len() && self.bytes.len() < LARGE && more {
-            self.grow(pool);
+    fn make_room_if(&mut self, allowed: impl Fn(&Pool, usize) -> bool, pool: &mut Pool) -> usize {
+        if self.len == self.bytes.len() {
+            let next = SIZES.into_iter().find(|size| *size > self.len);
+            if let Some(size) = next.filter(|size| *size == SIZES[0] || allowed(pool, *size)) {
+                self.grow(size, pool);
+            }
         }
         self.bytes.len() - self.len
     }
 
-    fn grow(&mut self, pool: &mut Pool) {
-        let mut bytes = pool.take_large();
+    fn grow(&mut self, size: usize, pool: &mut Pool) {
+        let mut bytes = pool.take(size);
         let mut at = 0;
         for part in self.parts(0..self.len) {
             if let Some(place) = bytes.get_mut(at..at + part.len()) {
@@ -117,10 +121,10 @@ impl Ring {
     }
 
     /// Puts `bytes` behind what there is, and returns how many of them had room: all, up to
-    /// [`LARGE`] together, for whoever was told that it may send must not find that it may not.
+    /// [`MOST`] together, for whoever was told that it may send must not find that it may not.
     pub fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) -> usize {
         let wanted = bytes.len();
-        while !bytes.is_empty() && self.make_room_if(true, pool) > 0 {
+        while !bytes.is_empty() && self.make_room_if(|_, _| true, pool) > 0 {
             let mut count = 0;
             for mut place in self.spare() {
                 let n = place.len().min(bytes.len());
@@ -188,7 +192,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_a_queue_of_bytes(
-            steps in prop::collection::vec((any::<bool>(), 0..20_000_usize), 0..60),
+            steps in prop::collection::vec((any::<bool>(), 0..60_000_usize), 0..80),
         ) {
             let (mut ring, mut pool) = (Ring::default(), Pool::default());
             let mut model: VecDeque<u8> = VecDeque::new();
@@ -199,7 +203,7 @@ mod tests {
                         .map(|_| { next = next.wrapping_add(1); next })
                         .collect();
                     let taken = ring.push(&bytes, &mut pool);
-                    prop_assert_eq!(taken, count.min(LARGE - model.len()));
+                    prop_assert_eq!(taken, count.min(MOST - model.len()));
                     model.extend(&bytes[..taken]);
                 } else {
                     ring.consume(count, &mut pool);
@@ -217,8 +221,7 @@ mod tests {
     #[test]
     fn an_empty_ring_holds_no_memory_and_the_pool_s_is_bounded() {
         let mut pool = Pool::default();
-        let mut rings: Vec<Ring> = (0..MAX_LARGE + 10).map(|_| Ring::default()).collect();
-        let mut taken = 0;
+        let mut rings: Vec<Ring> = (0..BUDGET / SIZES[1]).map(|_| Ring::default()).collect();
         for ring in &mut rings {
             loop {
                 let room = ring.make_room(&mut pool);
@@ -226,15 +229,16 @@ mod tests {
                     break;
                 }
                 ring.filled(room);
-                taken += room;
             }
         }
-        assert_eq!(taken, MAX_LARGE * LARGE + 10 * SMALL);
+        let of = |size| rings.iter().filter(|ring| ring.len() == size).count();
+        assert_eq!(SIZES.map(of), [93, 132, 31]);
+        assert!(pool.in_use <= BUDGET);
         for ring in &mut rings {
-            ring.consume(LARGE, &mut pool);
+            ring.consume(MOST, &mut pool);
             assert!(ring.bytes.is_empty());
         }
-        assert_eq!(pool.large_in_use, 0);
-        assert_eq!((pool.small.len(), pool.large.len()), (KEPT, KEPT));
+        assert_eq!(pool.in_use, 0);
+        assert_eq!(pool.free.each_ref().map(Vec::len), KEPT);
     }
 }

@@ -17,11 +17,13 @@ use std::net::{IpAddr, Shutdown, TcpStream};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::ring::{LARGE, Pool, Ring};
+use super::ring::{MOST, Pool, Ring};
 use super::{Carried, Key, Outlet, Verdict};
 use crate::counters::Counters;
 use crate::wire::{Flags, Segment, SegmentHeader};
 
+/// What a guest is told that it may send at most: no more than a ring has room for.
+pub const MOST_PROMISED: usize = MOST / 2;
 /// Our window's scale: a ring in units that 16 bits hold.
 const SCALE: u8 = 7;
 /// What a peer takes that does not say (RFC 9293, section 3.7.1).
@@ -170,7 +172,7 @@ impl Tcp {
             ahead: Vec::new(),
             expected: 0,
             edge: 0,
-            limit: limit.min(LARGE) as u32,
+            limit: limit.min(MOST_PROMISED) as u32,
             writable: true,
             guest_ended: false,
             shut: false,
@@ -194,7 +196,7 @@ impl Tcp {
 
     /// Windows are told from `limit` bytes from now on; what was told stays.
     pub fn set_limit(&mut self, limit: usize) {
-        self.limit = limit.min(LARGE) as u32;
+        self.limit = limit.min(MOST_PROMISED) as u32;
     }
 
     /// What epoll saw at the socket; `ending` is its end or an error.
@@ -843,7 +845,7 @@ mod tests {
             guest_port: 1,
             remote,
         };
-        let mut tcp = Tcp::new(key, socket, State::Open, 0, LARGE);
+        let mut tcp = Tcp::new(key, socket, State::Open, 0, MOST_PROMISED);
         tcp.edge = window;
         (tcp, peer)
     }
