@@ -3,6 +3,7 @@
 mod control;
 mod guest;
 mod host;
+mod poll;
 mod probe;
 mod table;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use crate::service::ndp;
 use crate::wire::{Icmp, Mac, Unreachable, header_len, write_header};
 use guest::Batch;
 use host::Spare;
+use poll::Polling;
 use probe::Probes;
 use table::{Flow, Table};
 
@@ -71,6 +73,7 @@ pub struct Engine {
     started: Instant,
     spare: Spare,
     gate: Gate,
+    busy_poll: bool,
 }
 
 /// One run: everything that ends with the guest.
@@ -90,6 +93,7 @@ pub struct Run<'a> {
     /// The guest may have more frames, of which the link will not tell.
     more: bool,
     probes: Probes,
+    polling: Polling,
     /// How fast the guest may begin flows.
     new_flows: Option<Pace>,
     /// When the gateway advertises itself as IPv6's router again.
@@ -115,6 +119,7 @@ impl Engine {
             started: Instant::now(),
             spare: Spare::default(),
             gate: Gate::default(),
+            busy_poll: false,
         })
     }
 
@@ -131,6 +136,14 @@ impl Engine {
     /// Passes `gate` before each turn in which it may touch the guest.
     pub fn pass(&mut self, gate: Gate) {
         self.gate = gate;
+    }
+
+    /// Looks for a request's answer for up to 50 us instead of sleeping until it comes, as long as
+    /// they follow each other soon, where this process may use a CPU beyond the `guest`'s, by its
+    /// affinity and its cgroup's cpu.max.
+    pub fn poll_beside(&mut self, guest: usize) {
+        let cpus = std::thread::available_parallelism();
+        self.busy_poll = cpus.is_ok_and(|cpus| cpus.get() > guest);
     }
 
     /// Serves the guest behind `link` until `stop` can be read. Then every flow is reset; the
@@ -183,6 +196,7 @@ impl Engine {
             blocked: Vec::new(),
             more: false,
             probes: Probes::default(),
+            polling: Polling::new(false),
             new_flows: None,
             advertisement: None,
             now: clock(),
@@ -191,6 +205,7 @@ impl Engine {
             let forwards = run.engine.forwards.ports();
             run.probes = Probes::new(forwards.filter_map(|(_, port)| port.tcp()), run.now);
         }
+        run.polling = Polling::new(run.engine.busy_poll);
         run.new_flows = run.engine.config.policy.new_flows.map(|rate| {
             // Those of a second at once.
             Pace::new(rate.into(), Duration::from_secs(1), run.now)
@@ -240,15 +255,10 @@ impl Run<'_> {
     /// Deals with what there is to deal with, waiting for it if `wait`; false after `stop`.
     pub fn turn(&mut self, wait: bool) -> io::Result<bool> {
         let mut events = [EpollEvent::default(); EVENTS];
-        let patience = if wait && !self.more {
-            self.patience()
+        let count = if wait && !self.more {
+            self.wait(&mut events)?
         } else {
-            0
-        };
-        let count = match self.epoll.wait(patience, &mut events) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
+            self.ready(0, &mut events)?
         };
         let gate = self.engine.gate.clone();
         let _pass = gate.pass();
@@ -272,9 +282,46 @@ impl Run<'_> {
             self.frames();
         }
         self.timers();
+        self.polling
+            .moved(self.link.moved(), self.pool.is_at_rest());
         self.link.flush();
         self.engine.counters.flows.set(self.table.len() as u64);
         Ok(going)
+    }
+
+    /// Waits for events: looks for them for a moment where that pays, and sleeps then. None where
+    /// the guest has frames of which it did not tell.
+    fn wait(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        let start = Instant::now();
+        let mut count = 0;
+        if let Some(until) = self.polling.until(start) {
+            self.link.quiet(true);
+            while count == 0 && !self.more && Instant::now() < until {
+                // Whoever else has something to do on this CPU does it first.
+                std::thread::yield_now();
+                count = self.ready(0, events)?;
+                self.more = self.link.waits();
+            }
+        }
+        if count == 0 && !self.more {
+            {
+                let gate = self.engine.gate.clone();
+                let _pass = gate.pass();
+                self.more = self.link.quiet(false);
+            }
+            let patience = if self.more { 0 } else { self.patience() };
+            count = self.ready(patience, events)?;
+        }
+        self.polling.waited(start.elapsed());
+        Ok(count)
+    }
+
+    /// The events that there are, or come within so many milliseconds; any number if negative.
+    fn ready(&self, patience: i32, events: &mut [EpollEvent]) -> io::Result<usize> {
+        match self.epoll.wait(patience, events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            result => result,
+        }
     }
 
     /// When the next timer ends, if any runs.

@@ -46,6 +46,11 @@ impl Pool {
         }
     }
 
+    /// Whether no ring holds more than a request or its answer.
+    pub fn is_at_rest(&self) -> bool {
+        self.in_use == 0
+    }
+
     /// Whether a socket's bytes may have a piece of `size`.
     fn affords(&self, size: usize) -> bool {
         let budget = if size < MOST { BUDGET } else { BUDGET / 2 };

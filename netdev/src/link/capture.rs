@@ -292,6 +292,11 @@ impl<'a> Captured<'a> {
     pub fn new(link: Metered<'a>, capture: Option<Box<Capture>>) -> Self {
         Self { link, capture }
     }
+
+    /// Bytes of frames since the last [`Link::flush`], both ways.
+    pub fn moved(&self) -> u64 {
+        self.link.moved()
+    }
 }
 
 impl Link for Captured<'_> {
@@ -331,6 +336,14 @@ impl Link for Captured<'_> {
 
     fn capabilities(&self) -> Capabilities {
         self.link.capabilities()
+    }
+
+    fn quiet(&mut self, quiet: bool) -> bool {
+        self.link.quiet(quiet)
+    }
+
+    fn waits(&mut self) -> bool {
+        self.link.waits()
     }
 }
 

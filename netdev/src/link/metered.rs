@@ -36,6 +36,14 @@ impl<'a> Metered<'a> {
     }
 }
 
+impl Metered<'_> {
+    /// Bytes of frames since the last [`Link::flush`], both ways.
+    pub fn moved(&self) -> u64 {
+        let tallies = self.out.iter().chain(&self.into);
+        tallies.map(|(_, bytes)| bytes).sum()
+    }
+}
+
 impl Link for Metered<'_> {
     fn receive(&mut self, place: &mut [u8]) -> Option<Received> {
         let received = self.link.receive(place)?;
@@ -78,6 +86,14 @@ impl Link for Metered<'_> {
 
     fn capabilities(&self) -> Capabilities {
         self.link.capabilities()
+    }
+
+    fn quiet(&mut self, quiet: bool) -> bool {
+        self.link.quiet(quiet)
+    }
+
+    fn waits(&mut self) -> bool {
+        self.link.waits()
     }
 }
 

@@ -86,6 +86,18 @@ pub trait Link {
 
     /// What the guest's driver takes.
     fn capabilities(&self) -> Capabilities;
+
+    /// The guest need not tell of frames that it sends, for they are looked for by [`Link::waits`];
+    /// or it has to again, and then true says that some came meanwhile. It is a hint: descriptors
+    /// may be ready all the same, and are where a link knows no better.
+    fn quiet(&mut self, _quiet: bool) -> bool {
+        false
+    }
+
+    /// Whether there are frames of which a quiet guest did not tell.
+    fn waits(&mut self) -> bool {
+        false
+    }
 }
 
 /// The longest frame: Ethernet and the largest packet.

@@ -108,7 +108,8 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         let (hostname, forwards) = (plan.machine.hostname.clone(), plan.forwards.clone());
         let config = plan.network.config(&pod, (v4, v6), hostname, forwards);
         let mtu = config.mtu;
-        let engine = Engine::new(config)?;
+        let mut engine = Engine::new(config)?;
+        engine.poll_beside(plan.machine.topology.vcpus() as usize);
         network = Some(engine.control());
         let net = Net::new(engine, mac, mtu);
         devices.push(Plugged::new(NET_SLOT, ("net", ""), net));

@@ -229,7 +229,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let config = config(args)?;
     process::raise_descriptor_limit();
     process::give_large_buffers_back();
-    let engine = Engine::new(config).map_err(Failure::input)?;
+    let mut engine = Engine::new(config).map_err(Failure::input)?;
+    engine.poll_beside(1);
     let listener = Listener::bind(&args.socket, false).map_err(Failure::Input)?;
     let pid = args.pid.as_ref().map(|path| {
         let file = File::create(path);

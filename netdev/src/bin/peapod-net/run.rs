@@ -32,7 +32,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     process::raise_descriptor_limit();
     process::give_large_buffers_back();
     let stop = process::stop_signals().map_err(Failure::runtime)?;
-    let engine = Engine::new(config.clone()).map_err(Failure::input)?;
+    let mut engine = Engine::new(config.clone()).map_err(Failure::input)?;
+    engine.poll_beside(1);
     let control = args.control.as_deref();
     let control = control.map(|path| Listener::bind(path, true)).transpose();
     let control = control.map_err(Failure::Input)?;
@@ -44,7 +45,6 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         io::stdout().flush().map_err(Failure::runtime)
     };
     if let Some(target) = &args.side.netns {
-        let mut engine = engine;
         let interface = args.interface.as_deref().unwrap_or("eth0");
         // Before there are threads: it forks.
         let tap = netns::tap(target, interface, &config, args.config_net);

@@ -81,6 +81,8 @@ pub struct VirtqueueLink {
     /// Whether there is something to tell the driver of, in each direction.
     given: bool,
     taken: bool,
+    /// The driver need not kick for frames.
+    quiet: bool,
     /// The driver broke a queue: nothing goes through until it resets the device.
     broken: bool,
     /// Hears of that.
@@ -129,6 +131,7 @@ impl VirtqueueLink {
             capabilities: capabilities(features),
             given: false,
             taken: false,
+            quiet: false,
             broken: false,
             report: Box::new(|| {}),
         }
@@ -187,7 +190,7 @@ impl VirtqueueLink {
                     datagrams: header::datagrams(&header),
                 }));
             }
-            if !self.transmit.queue.enable_notification(&self.memory)? {
+            if self.quiet || !self.transmit.queue.enable_notification(&self.memory)? {
                 return Ok(None);
             }
         }
@@ -382,6 +385,21 @@ impl Link for VirtqueueLink {
 
     fn capabilities(&self) -> Capabilities {
         self.capabilities
+    }
+
+    fn quiet(&mut self, quiet: bool) -> bool {
+        let was = std::mem::replace(&mut self.quiet, quiet);
+        was && !quiet
+            && self.guarded(|link| Ok(link.transmit.queue.enable_notification(&link.memory)?))
+    }
+
+    fn waits(&mut self) -> bool {
+        self.quiet
+            && self.guarded(|link| {
+                let queue = &link.transmit.queue;
+                let available = queue.avail_idx(&link.memory, Ordering::Acquire)?;
+                Ok(available.0 != queue.next_avail())
+            })
     }
 }
 

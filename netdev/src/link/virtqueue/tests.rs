@@ -171,3 +171,36 @@ fn the_driver_switches_offloads_and_no_other_feature() {
     assert_eq!(answer(), 1, "a command that is not known here");
     assert_eq!(link.capabilities(), checksum_only);
 }
+
+#[test]
+fn a_quiet_driver_need_not_kick_and_its_frames_are_found_all_the_same() {
+    /// VIRTQ_USED_F_NO_NOTIFY (virtio 1.2, section 2.7.10).
+    const NO_NOTIFY: u16 = 1;
+    let memory = memory();
+    let ring = MockSplitQueue::create(&memory, GuestAddress(0x4000), 16);
+    let (mut link, _rx) = link(&memory, &[], &[]);
+    link.transmit = active(ring.create_queue().unwrap());
+    let send = || {
+        let frame = [buffer(0x1_0000, 12 + 20, 0)];
+        ring.add_desc_chains(&frame, 0).unwrap();
+    };
+    let flags = || memory.read_obj::<u16>(ring.used_addr()).unwrap();
+    let frame = &mut [0; 100];
+    assert!(!link.quiet(false), "it never was");
+    assert_eq!(link.receive(frame), None);
+    assert_eq!(flags(), 0);
+    link.quiet(true);
+    assert_eq!(link.receive(frame), None);
+    assert_eq!(flags(), NO_NOTIFY);
+    assert!(!link.waits());
+    send();
+    assert!(link.waits());
+    assert!(link.receive(frame).is_some());
+    assert!(!link.waits());
+    assert!(!link.quiet(false));
+    assert_eq!(flags(), 0, "it has to kick again");
+    link.quiet(true);
+    assert_eq!(link.receive(frame), None);
+    send();
+    assert!(link.quiet(false), "one came before it knew");
+}
