@@ -2,6 +2,7 @@
 #![no_main]
 
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use peapod::devices::virtio::block::disk::Disk;
@@ -20,6 +21,10 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let last = disk.size().saturating_sub(2048);
     for at in [0, 2048.min(last), last] {
         if disk.size() >= 2048 {
+            // As a ring would.
+            if let Some((file, place)) = disk.place(at, 2048, true) {
+                let _ = file.write_all_at(&[2; 2048], place);
+            }
             let _ = (disk.read(&slice, at), disk.write(&slice, at));
             let _ = (disk.zero(at, 2048, true), disk.flush());
         }

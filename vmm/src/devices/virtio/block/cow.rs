@@ -41,6 +41,11 @@ impl CowDisk {
         self.written.has(cluster)
     }
 
+    /// Bytes of a cluster, of which the last may be shorter.
+    fn len_of(&self, cluster: u64) -> u64 {
+        CLUSTER.min(self.base.size() - cluster * CLUSTER)
+    }
+
     /// The pieces of `at..at + len` by cluster: cluster, place and length.
     fn pieces(at: u64, len: u64) -> impl Iterator<Item = (u64, u64, u64)> {
         let mut next = at;
@@ -58,7 +63,7 @@ impl CowDisk {
             return Ok(());
         }
         let start = cluster * CLUSTER;
-        let whole = CLUSTER.min(self.base.size() - start);
+        let whole = self.len_of(cluster);
         if len < whole {
             let mut buffer = vec![0; usize::try_from(whole).map_err(io::Error::other)?];
             self.base
@@ -116,6 +121,24 @@ impl Disk for CowDisk {
             zero_at(&self.layer, place, len, unmap)?;
         }
         Ok(())
+    }
+
+    fn place(&mut self, at: u64, len: u64, write: bool) -> Option<(&File, u64)> {
+        let mut is_ours = true;
+        let mut is_base = true;
+        for (cluster, _, part) in Self::pieces(at, len) {
+            let ours = self.is_ours(cluster);
+            is_base &= !ours;
+            is_ours &= ours || (write && part == self.len_of(cluster));
+        }
+        if write && is_ours {
+            Self::pieces(at, len).for_each(|(cluster, ..)| self.written.add(cluster));
+        }
+        match (is_ours, is_base) {
+            (true, _) => Some((&self.layer, at)),
+            (false, true) if !write => self.base.place(at, len, false),
+            _ => None,
+        }
     }
 
     fn layer(&self) -> Option<Layer> {

@@ -31,8 +31,14 @@ pub trait Disk: Send {
     fn flush(&mut self) -> io::Result<()>;
     /// The bytes read as zeros after this; `unmap` lets their storage go.
     fn zero(&mut self, at: u64, len: u64, unmap: bool) -> io::Result<()>;
-    /// The file that has its bytes, each at its own place, where there is one.
+    /// The file whose stable storage is the disk's: a flush of the one is a flush of the other.
     fn file(&self) -> Option<&File> {
+        None
+    }
+    /// Where in a file `len` bytes from `at` lie, one behind the other, if they do and may be read
+    /// there, or written if `write`, past the disk. They lie there until the disk is asked to write
+    /// or to zero something.
+    fn place(&mut self, _at: u64, _len: u64, _write: bool) -> Option<(&File, u64)> {
         None
     }
     /// What was written to it, where that goes with the VM.
@@ -198,6 +204,10 @@ impl Disk for RawDisk {
 
     fn file(&self) -> Option<&File> {
         Some(&self.file)
+    }
+
+    fn place(&mut self, at: u64, _: u64, _: bool) -> Option<(&File, u64)> {
+        Some((&self.file, at))
     }
 
     fn layer(&self) -> Option<Layer> {

@@ -63,14 +63,14 @@ pub struct Block {
 struct Storage {
     disk: Box<dyn Disk>,
     limiter: Option<RefCell<Limiter>>,
-    /// By which its file is asked for much at once, where it is one, and there is no limit to keep.
+    /// By which its files are asked for much at once, where there is no limit to keep.
     ring: Option<Ring>,
 }
 
 impl Storage {
     fn new(disk: Box<dyn Disk>, limiter: Option<Limiter>) -> Self {
         let mut ring = None;
-        if limiter.is_none() && disk.file().is_some() {
+        if limiter.is_none() {
             match Ring::new(QUEUE_SIZE) {
                 Ok(made) => ring = Some(made),
                 Err(error) => tracing::debug!("block: one request at a time: io_uring: {error}"),

@@ -1,4 +1,4 @@
-//! Requests of a disk that is a file, many at once, by io_uring.
+//! Requests of a disk whose bytes lie in files, many at once, by io_uring.
 //!
 //! Nothing is under way when a turn is over: what is asked for in a turn is waited for in it, and what
 //! the driver makes available meanwhile goes with it. So a snapshot, a reset and a discard find the disk
@@ -90,11 +90,11 @@ impl<'m> UnderWay<'m> {
         !self.free.is_empty() || self.slots.len() < self.depth
     }
 
-    /// Asks `file`, the disk's, for what `request` wants. It begins when somebody waits. The request
-    /// comes back where there is no room, or nothing to ask a file for.
+    /// Asks `file`, one of the disk's, for what `request` wants of it at `at`. It begins when somebody
+    /// waits. The request comes back where there is no room, or nothing to ask a file for.
     pub fn ask(
         &mut self,
-        file: &File,
+        (file, at): (&File, u64),
         origin: Origin,
         request: Request<'m>,
     ) -> Result<(), Request<'m>> {
@@ -103,8 +103,8 @@ impl<'m> UnderWay<'m> {
         let (table, count) = (data.as_ptr(), data.len() as u32);
         let entry = match request.ask {
             _ if !self.has_room() => return Err(request),
-            Ask::Read(at) if is_data => opcode::Readv::new(fd, table, count).offset(at).build(),
-            Ask::Write(at) if is_data => opcode::Writev::new(fd, table, count).offset(at).build(),
+            Ask::Read(_) if is_data => opcode::Readv::new(fd, table, count).offset(at).build(),
+            Ask::Write(_) if is_data => opcode::Writev::new(fd, table, count).offset(at).build(),
             Ask::Flush => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
             _ => return Err(request),
         };
@@ -120,8 +120,8 @@ impl<'m> UnderWay<'m> {
         let entry = entry.user_data(slot as u64);
         // SAFETY: the table of buffers lies on the heap and stays in its slot, and the buffers in the
         // guest's memory, until the kernel has said that it is done: a slot is emptied then only, and
-        // all of them are waited for before this is dropped. The file is the disk's, which is open
-        // longer.
+        // all of them are waited for before this is dropped. The file is one of the disk's,
+        // which are open longer.
         let pushed = unsafe { self.ring.0.submission().push(&entry) };
         match (pushed, self.slots.get_mut(slot)) {
             (Ok(()), Some(place)) => {

@@ -1,16 +1,18 @@
 //! Requests as a driver makes them, and as a hostile one does.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use proptest::prelude::*;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use super::cow::CowDisk;
 use super::disk::{DiskError, RawDisk};
+use super::qcow2::{BackingFiles, Qcow2Disk};
 use super::*;
 
 const WRITE: u16 = 2;
@@ -358,10 +360,44 @@ fn many_requests_at_once_are_all_done_and_none_takes_another_s_place() {
             .is_some()
     );
     much_at_once(Box::new(disk()));
-    // Without a file of its own it takes them one at a time.
     much_at_once(Box::new(
         CowDisk::new(Box::new(disk()), directory.path()).unwrap(),
     ));
+    let image = directory.path().join("image");
+    let mut create = std::process::Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2"]);
+    assert!(create.arg(&image).arg("1M").status().unwrap().success());
+    let image = Qcow2Disk::open(&image, false, BackingFiles::None).unwrap();
+    much_at_once(Box::new(image));
+}
+
+#[test]
+fn a_layer_s_bytes_lie_in_it_once_all_of_them_are_written_and_below_it_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let base = RawDisk::open(&image(directory.path(), 512), true).unwrap();
+    let mut disk = CowDisk::new(Box::new(base), directory.path()).unwrap();
+    let first = |place: Option<(&fs::File, u64)>| {
+        place.map(|(file, at)| {
+            let mut byte = [0; 1];
+            let n = file.read_at(&mut byte, at).unwrap();
+            byte[..n].to_vec()
+        })
+    };
+    const CLUSTER: u64 = 64 << 10;
+    assert_eq!(first(disk.place(512, CLUSTER, false)), Some(vec![1]));
+    assert!(
+        disk.place(0, 512, true).is_none(),
+        "the rest is copied first"
+    );
+    let mut bytes = [9; 512];
+    disk.write(&VolatileSlice::from(&mut bytes[..]), 512)
+        .unwrap();
+    assert_eq!(first(disk.place(0, CLUSTER, false)), Some(vec![0]));
+    assert_eq!(first(disk.place(512, 512, true)), Some(vec![9]));
+    assert!(disk.place(512, CLUSTER, false).is_none(), "in two files");
+    // What is written whole needs nothing from below.
+    assert!(disk.place(CLUSTER, 2 * CLUSTER, true).is_some());
+    assert_eq!(first(disk.place(CLUSTER, 512, false)), Some(vec![]));
 }
 
 /// The device under a driver with three queues, each of which asks for pages of its own at once: all of

@@ -7,8 +7,9 @@ use virtio_queue::QueueT;
 use super::QUEUE_SIZE;
 use super::counters::Counters;
 use super::disk::Disk;
-use super::request::{self, Request, SERIAL};
+use super::request::{self, Ask, Request, SERIAL};
 use super::ring::{Origin, UnderWay};
+use crate::devices::virtio::buffers;
 use crate::devices::virtio::queue::{Chain, QueueError, next};
 use crate::devices::virtio::trouble::Trouble;
 use crate::devices::virtio::{ActiveQueue, GuestMemory};
@@ -25,7 +26,7 @@ pub struct Turn<'t> {
     pub first: usize,
     /// The guest's memory.
     pub memory: &'t GuestMemory,
-    /// The disk, which has a file.
+    /// The disk.
     pub disk: &'t mut dyn Disk,
     /// What the guest knows it by.
     pub serial: &'t [u8; SERIAL],
@@ -33,7 +34,7 @@ pub struct Turn<'t> {
     pub counters: &'t Counters,
     /// Where the driver's mistakes go.
     pub trouble: &'t Trouble,
-    /// What the disk's file is asked for.
+    /// What the disk's files are asked for.
     pub under_way: UnderWay<'t>,
     /// Chains to give back, and how many bytes were written to each.
     pub over: Vec<(Origin, u32)>,
@@ -132,10 +133,17 @@ impl Turn<'_> {
 }
 
 impl<'t> Turn<'t> {
-    /// Asks the disk's file; what it cannot be asked for comes back.
+    /// Asks the file where the request's bytes lie; what no file can be asked for comes back.
     fn ask(&mut self, origin: Origin, request: Request<'t>) -> Result<(), Request<'t>> {
-        match self.disk.file() {
-            Some(file) => self.under_way.ask(file, origin, request),
+        let len = buffers::len(&request.data) as u64;
+        let place = match request.ask {
+            Ask::Read(at) => self.disk.place(at, len, false),
+            Ask::Write(at) => self.disk.place(at, len, true),
+            Ask::Flush => self.disk.file().map(|file| (file, 0)),
+            _ => None,
+        };
+        match place {
+            Some(place) => self.under_way.ask(place, origin, request),
             None => Err(request),
         }
     }

@@ -8,24 +8,26 @@ mod ordered;
 #[cfg(test)]
 mod tests;
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+use imago::{
+    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, Storage, StorageOpenOptions,
+};
 use vm_memory::VolatileSlice;
 
 use super::disk::{self, Disk, DiskError};
 pub use header::MAGIC;
 use header::{Backing, Header};
-use ordered::{Layout, Ordered};
+use ordered::{Direct, Layout, Ordered};
 
 /// Images that hold each other's rest, at most.
 const MAX_CHAIN: usize = 16;
-/// What is read or written at once: the guest's memory is shared, and imago wants slices that
-/// are not.
+/// What imago is asked for at once: the guest's memory is shared, and it wants slices that are not.
 const PIECE: usize = 256 << 10;
 
 /// The backing files that an image may have.
@@ -36,6 +38,9 @@ pub enum BackingFiles<'a> {
     /// Those below these directories.
     Below(&'a [PathBuf]),
 }
+
+/// A file, and where in it.
+type Place<'a> = Option<(&'a fs::File, u64)>;
 
 /// A qcow2 image with its backing files, in `S`.
 pub struct Qcow2Disk<S: Storage + 'static = File> {
@@ -75,12 +80,58 @@ impl<S: Storage> Qcow2Disk<S> {
         Ok(())
     }
 
-    /// A piece of `len` bytes at most, to copy through.
-    fn piece(&mut self, len: usize) -> Vec<u8> {
-        let mut piece = std::mem::take(&mut self.piece);
-        piece.resize(len.min(PIECE), 0);
-        piece
+    /// How many of the `len` bytes from `at` lie one behind the other, and where in a file, if they may
+    /// be read there, or written if `write`, past imago.
+    fn run(&self, at: u64, len: u64, write: bool) -> io::Result<(Place<'_>, u64)> {
+        let (mapping, run) = self.image.get_mapping(at, len)?;
+        let direct = match mapping {
+            Mapping::Raw {
+                storage,
+                offset,
+                writable,
+                ..
+            } if writable || !write => {
+                let file = storage.direct(offset, run, write);
+                file.map(|file| (file, offset))
+            }
+            _ => None,
+        };
+        // Behind the end there is nothing, and the caller knows where that is.
+        Ok((direct, if run == 0 { len } else { run }))
     }
+
+    /// Has `step` move `len` bytes from `at` on, a run of them at a time: it is told how many were moved
+    /// before, and how many are to be now, which is no more than a piece where there is no file to ask.
+    fn runs(
+        &self,
+        at: u64,
+        len: usize,
+        write: bool,
+        mut step: impl FnMut(&FormatAccess<Ordered<S>>, Place<'_>, usize, usize) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            let left = len - done;
+            let (direct, run) = self.run(at + done as u64, left as u64, write)?;
+            let most = if direct.is_some() {
+                left
+            } else {
+                left.min(PIECE)
+            };
+            let run = usize::try_from(run).map_or(most, |run| run.min(most));
+            step(&self.image, direct, done, run)?;
+            done += run;
+        }
+        Ok(())
+    }
+}
+
+/// Room for `len` bytes in `piece`, which keeps it.
+fn room(piece: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if piece.len() < len {
+        piece.resize(len, 0);
+    }
+    piece.get_mut(..len).unwrap_or_default()
 }
 
 fn open(
@@ -91,7 +142,7 @@ fn open(
 ) -> Result<(FormatAccess<Ordered<File>>, Header), DiskError> {
     let bad = |why: String| DiskError::Image(path.to_owned(), why);
     let failed = |error: io::Error| bad(format!("damaged: {error}"));
-    let (file, _) = disk::open(path, read_only)?;
+    let (file, end) = disk::open(path, read_only)?;
     let header = header::read(&file, path).map_err(bad)?;
     let backing = match &header.backing {
         None => None,
@@ -107,9 +158,10 @@ fn open(
         true => Layout::default(),
         false => header.layout(&file, path).map_err(bad)?,
     };
+    let direct = Direct::new(file.try_clone().map_err(failed)?, end);
     let options = StorageOpenOptions::new().write(!read_only);
     let file = File::from_open_file(file, options).map_err(failed)?;
-    let file = Ordered::new(file, layout);
+    let file = Ordered::new(file, layout, Some(direct));
     let image = Qcow2::<Ordered<File>>::builder(file)
         .write(!read_only)
         .backing(backing)
@@ -129,9 +181,10 @@ fn open_backing(
         return open(path, true, allowed, depth).map(|(image, _)| image);
     }
     let failed = |error| DiskError::Open(path.to_owned(), error);
-    let (file, _) = disk::open(path, true)?;
+    let (file, end) = disk::open(path, true)?;
+    let direct = Direct::new(file.try_clone().map_err(failed)?, end);
     let file = File::from_open_file(file, StorageOpenOptions::new()).map_err(failed)?;
-    let file = Ordered::new(file, Layout::default());
+    let file = Ordered::new(file, Layout::default(), Some(direct));
     let raw = Raw::builder(file)
         .open(DenyImplicitOpenGate::default())
         .map_err(failed)?;
@@ -204,14 +257,15 @@ impl<S: Storage> Disk for Qcow2Disk<S> {
     }
 
     fn read(&mut self, to: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
-        let mut piece = self.piece(to.len());
-        let result = (0..to.len()).step_by(PIECE).try_for_each(|done| {
-            let len = PIECE.min(to.len() - done);
-            let part = piece.get_mut(..len).unwrap_or_default();
-            self.image.read(&mut *part, at + done as u64)?;
-            to.subslice(done, len)
-                .map_err(io::Error::other)?
-                .copy_from(part);
+        let mut piece = std::mem::take(&mut self.piece);
+        let result = self.runs(at, to.len(), false, |image, direct, done, len| {
+            let to = to.subslice(done, len).map_err(io::Error::other)?;
+            if let Some((file, place)) = direct {
+                return disk::read_at(file, &to, place);
+            }
+            let part = room(&mut piece, len);
+            image.read(&mut *part, at + done as u64)?;
+            to.copy_from(part);
             Ok(())
         });
         self.piece = piece;
@@ -219,17 +273,23 @@ impl<S: Storage> Disk for Qcow2Disk<S> {
     }
 
     fn write(&mut self, from: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
-        let mut piece = self.piece(from.len());
-        let result = (0..from.len()).step_by(PIECE).try_for_each(|done| {
-            let len = PIECE.min(from.len() - done);
-            let part = piece.get_mut(..len).unwrap_or_default();
-            from.subslice(done, len)
-                .map_err(io::Error::other)?
-                .copy_to(part);
-            self.image.write(&*part, at + done as u64)
+        let mut piece = std::mem::take(&mut self.piece);
+        let result = self.runs(at, from.len(), true, |image, direct, done, len| {
+            let from = from.subslice(done, len).map_err(io::Error::other)?;
+            if let Some((file, place)) = direct {
+                return disk::write_at(file, &from, place);
+            }
+            let part = room(&mut piece, len);
+            from.copy_to(part);
+            image.write(&*part, at + done as u64)
         });
         self.piece = piece;
         result
+    }
+
+    fn place(&mut self, at: u64, len: u64, write: bool) -> Option<(&fs::File, u64)> {
+        let (direct, run) = self.run(at, len, write).ok()?;
+        direct.filter(|_| run >= len)
     }
 
     fn flush(&mut self) -> io::Result<()> {

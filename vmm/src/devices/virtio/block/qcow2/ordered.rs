@@ -9,7 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use imago::Storage;
@@ -78,10 +80,37 @@ impl State {
 pub(super) struct Ordered<S> {
     file: S,
     state: Mutex<State>,
+    direct: Option<Direct>,
+}
+
+/// The same file, for whoever reads and writes it past imago.
+#[derive(Debug)]
+pub(super) struct Direct {
+    file: fs::File,
+    /// It is at least so long.
+    end: AtomicU64,
+}
+
+impl Direct {
+    /// `file`, which is `end` bytes long.
+    pub(super) fn new(file: fs::File, end: u64) -> Self {
+        let end = AtomicU64::new(end);
+        Self { file, end }
+    }
+
+    /// Whether it is at least so long; behind its end an image has zeros.
+    fn reaches(&self, end: u64) -> bool {
+        if self.end.load(Ordering::Relaxed) < end {
+            // A block device's is 0 here, and what it was at first goes on.
+            let now = self.file.metadata().map_or(0, |metadata| metadata.len());
+            self.end.fetch_max(now, Ordering::Relaxed);
+        }
+        self.end.load(Ordering::Relaxed) >= end
+    }
 }
 
 impl<S: Storage> Ordered<S> {
-    pub(super) fn new(file: S, layout: Layout) -> Self {
+    pub(super) fn new(file: S, layout: Layout, direct: Option<Direct>) -> Self {
         let state = State {
             layout,
             ..State::default()
@@ -89,7 +118,25 @@ impl<S: Storage> Ordered<S> {
         Self {
             file,
             state: Mutex::new(state),
+            direct,
         }
+    }
+
+    /// The file, where `len` bytes of the guest's at `at` may be read past imago, or written if `write`:
+    /// there are so many, or none of them is a table's.
+    pub(super) fn direct(&self, at: u64, len: u64, write: bool) -> Option<&fs::File> {
+        let direct = self.direct.as_ref()?;
+        let end = at.checked_add(len)?;
+        let state = self.state();
+        let cluster = state.layout.cluster.max(1);
+        let is_free = match write {
+            // An image may say that the guest's bytes lie where its own tables do.
+            true => (at - at % cluster..end)
+                .step_by(usize::try_from(cluster).ok()?)
+                .all(|cluster| state.kind(cluster.max(at)) == Kind::Other),
+            false => direct.reaches(end),
+        };
+        is_free.then_some(&direct.file)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

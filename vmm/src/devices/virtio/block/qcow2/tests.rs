@@ -137,6 +137,56 @@ fn what_qemu_img_made_is_read_as_qemu_img_reads_it() {
     }
 }
 
+#[test]
+fn bytes_that_lie_in_one_place_of_a_file_are_found_there_and_no_others() {
+    let folder = folder(&[
+        "qemu-img convert -c -O qcow2 raw compressed",
+        "qemu-img convert -O qcow2 raw whole",
+        "qemu-img create -q -f qcow2 -b raw -F raw overlay",
+    ]);
+    let place = |name, at, len, write| {
+        let mut disk = open_below(folder.path(), name, false).unwrap();
+        let found = disk.place(at, len, write);
+        found.map(|(file, place)| {
+            let mut bytes = vec![0; len as usize];
+            file.read_exact_at(&mut bytes, place).unwrap();
+            bytes
+        })
+    };
+    let of = |at: usize, len: usize| Some(content()[at..at + len].to_vec());
+    // The first 192 KiB lie in a row, the next are zeros and lie nowhere.
+    assert_eq!(place("whole", 1024, 128 << 10, false), of(1024, 128 << 10));
+    assert_eq!(place("whole", 1024, 128 << 10, true), of(1024, 128 << 10));
+    assert_eq!(place("whole", 128 << 10, 128 << 10, false), None);
+    assert_eq!(place("compressed", 0, 512, false), None);
+    assert_eq!(place("overlay", 512, 4096, false), of(512, 4096));
+    assert_eq!(place("overlay", 512, 4096, true), None, "the image below");
+}
+
+#[test]
+fn an_image_s_own_tables_are_not_written_past_imago() {
+    let folder = folder(&["qemu-img convert -O qcow2 raw disk"]);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(folder.path().join("disk"))
+        .unwrap();
+    let entry = |at: u64| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        u64::from_be_bytes(bytes) & ordered::PLACE
+    };
+    // Its first cluster is said to lie where the table is that says so.
+    let l1 = entry(40);
+    let copied = 1 << 63;
+    let lie = l1 | copied;
+    file.write_all_at(&lie.to_be_bytes(), entry(l1)).unwrap();
+    let mut disk = open_below(folder.path(), "disk", false).unwrap();
+    assert!(disk.place(0, 512, false).is_some());
+    assert!(disk.place(0, 512, true).is_none());
+    assert!(disk.place(64 << 10, 512, true).is_some());
+}
+
 #[derive(Debug, Clone)]
 enum Change {
     Write(u8),
@@ -164,8 +214,15 @@ fn make(disk: &mut dyn Disk, model: &mut [u8], change: &Change, at: usize, len: 
         Change::Write(byte) => {
             let mut bytes = vec![*byte; len];
             model[at..at + len].copy_from_slice(&bytes);
-            let slice = VolatileSlice::from(bytes.as_mut_slice());
-            disk.write(&slice, at as u64).unwrap();
+            // Every other one as a ring writes it.
+            let past = byte.is_multiple_of(2);
+            match disk.place(at as u64, len as u64, true).filter(|_| past) {
+                Some((file, place)) => file.write_all_at(&bytes, place).unwrap(),
+                None => {
+                    let slice = VolatileSlice::from(bytes.as_mut_slice());
+                    disk.write(&slice, at as u64).unwrap();
+                }
+            }
         }
         Change::Flush => disk.flush().unwrap(),
         zero => {
@@ -387,7 +444,7 @@ fn a_power_cut_at_any_place_leaves_what_was_flushed_and_nothing_corrupt() {
                 events: Arc::clone(&events),
             };
             let note = |event| events.lock().unwrap().push(event);
-            let image = Qcow2::<Ordered<Recorder>>::builder(Ordered::new(recorder, layout));
+            let image = Qcow2::<Ordered<Recorder>>::builder(Ordered::new(recorder, layout, None));
             let image = image.write(true).backing(None).data_file(None);
             let image = image.open(DenyImplicitOpenGate::default()).unwrap();
             let mut disk = Qcow2Disk {
