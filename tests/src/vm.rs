@@ -138,12 +138,43 @@ impl Drop for Vm {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let (console, log) = (self.console(), self.log());
-            eprintln!("--- console ---\n{console}\n--- log ---\n{log}");
+            let threads = threads(self.pid());
+            eprintln!("--- console ---\n{console}\n--- log ---\n{log}\n{threads}");
         }
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What each thread of a process does that is stuck: its name, its state and CPU time (proc(5), of
+/// `stat` the fields 3, 14 and 15), where in the kernel it waits, and in which call; twice, for what
+/// goes on meanwhile. Nothing of one that has ended.
+fn threads(pid: u32) -> String {
+    let mut said = String::new();
+    for _ in 0..2 {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            break;
+        };
+        for task in tasks.flatten() {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let stat = read("stat");
+            let fields = stat
+                .rsplit_once(')')
+                .map_or("", |(_, rest)| rest)
+                .split(' ');
+            let fields: Vec<&str> = fields.collect();
+            let [state, user, system] = [1, 12, 13].map(|n| fields.get(n).copied().unwrap_or(""));
+            let (name, place, call) = (read("comm"), read("wchan"), read("syscall"));
+            let (name, call) = (name.trim(), call.trim());
+            said += &format!("{name}: {state} {user}+{system} {place} {call}\n");
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    if said.is_empty() {
+        return said;
+    }
+    format!("--- threads ---\n{said}")
 }
 
 /// What a pipe has said so far, read by a thread of its own.
