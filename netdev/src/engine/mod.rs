@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::config::Config;
 use crate::control::{Control, Desk, Kept};
 use crate::counters::Counters;
-use crate::flow::ring::Pool;
+use crate::flow::ring::{Pool, SIZES};
 use crate::flow::tcp::MOST_PROMISED;
 use crate::flow::{Key, Outlet, Verdict};
 use crate::forward::{ForwardError, Forwards};
@@ -94,6 +94,8 @@ pub struct Run<'a> {
     more: bool,
     probes: Probes,
     polling: Polling,
+    /// A flow of this turn has more under way to the guest than an answer.
+    streams: bool,
     /// How fast the guest may begin flows.
     new_flows: Option<Pace>,
     /// When the gateway advertises itself as IPv6's router again.
@@ -162,6 +164,8 @@ impl Engine {
         let event = EpollEvent::new(EventSet::IN, STOP << KIND);
         run.epoll.ctl(ControlOperation::Add, stop, event)?;
         while run.turn(true)? {}
+        // Whoever has the guest's rings next hears of what is in them.
+        run.link.quiet(false);
         Ok(())
     }
 
@@ -197,6 +201,7 @@ impl Engine {
             more: false,
             probes: Probes::default(),
             polling: Polling::new(false),
+            streams: false,
             new_flows: None,
             advertisement: None,
             now: clock(),
@@ -282,15 +287,15 @@ impl Run<'_> {
             self.frames();
         }
         self.timers();
-        self.polling
-            .moved(self.link.moved(), self.pool.is_at_rest());
+        let whole = !std::mem::take(&mut self.streams);
+        self.polling.moved(self.link.moved(), whole);
         self.link.flush();
         self.engine.counters.flows.set(self.table.len() as u64);
         Ok(going)
     }
 
-    /// Waits for events: looks for them for a moment where that pays, and sleeps then. None where
-    /// the guest has frames of which it did not tell.
+    /// Waits for events, or for frames of which the guest did not tell: looks for them for a moment
+    /// where that pays, and sleeps then.
     fn wait(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
         let start = Instant::now();
         let mut count = 0;
@@ -405,9 +410,13 @@ impl Run<'_> {
         packet
     }
 
-    /// What a connection is promised room for, as many as there are.
+    /// What a connection is promised room for, as many as there are: as much as a ring holds that takes
+    /// no more than its share.
     fn promise(&self) -> usize {
-        (PROMISES / self.table.len().max(1)).clamp(LEAST_PROMISE, MOST_PROMISED)
+        let share = PROMISES / self.table.len().max(1);
+        let whole = SIZES.into_iter().rfind(|size| *size <= share);
+        let promise = whole.filter(|size| *size > SIZES[0]).unwrap_or(share);
+        promise.clamp(LEAST_PROMISE, MOST_PROMISED)
     }
 
     fn insert(&mut self, flow: Flow) -> Option<u32> {
@@ -453,6 +462,7 @@ impl Run<'_> {
         if verdict == Verdict::Keep && tcp.is_done() {
             verdict = Verdict::Done;
         }
+        self.streams |= tcp.under_way() > SIZES[0];
         self.table.account(index);
         self.judge(index, verdict);
     }

@@ -3,59 +3,54 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 
-/// The sizes of a ring. The first is enough for a request and its answer; the last keeps a stream going
-/// while the guest, ourselves and the host's peer take turns on one CPU: with less, each waits for the
-/// others' wake-ups.
-const SIZES: [usize; 3] = [8 << 10, 256 << 10, MOST];
-/// Most bytes that a ring keeps.
+/// Most bytes that a ring keeps: a stream keeps going while the guest, ourselves and the host's peer
+/// take turns on one CPU. With less, each waits for the others' wake-ups.
 pub const MOST: usize = 1 << 20;
-/// Memory in use by rings beyond the smallest, beyond which none is taken for what a socket has to read:
-/// 64 MiB; rings of the largest size take no more than half of it, so that many flows have some each.
+/// The sizes of a ring. The first is enough for a request and its answer.
+pub const SIZES: [usize; 5] = [SMALL, 64 << 10, MIDDLE, MOST / 2, MOST];
+const SMALL: usize = 8 << 10;
+const MIDDLE: usize = 256 << 10;
+/// What rings beyond the smallest take of memory for what sockets have to read: 64 MiB, and those of the
+/// largest size no more than half of it, so that many flows have some each.
 const BUDGET: usize = 64 << 20;
 /// Free pieces of each size that are kept for the next flow.
-const KEPT: [usize; 3] = [8, 4, 1];
+const KEPT: [usize; 5] = [8, 4, 4, 1, 1];
 
 /// The memory of all rings.
 #[derive(Debug, Default)]
 pub struct Pool {
-    free: [Vec<Box<[u8]>>; 3],
+    free: [Vec<Box<[u8]>>; 5],
+    /// Of the budget.
     in_use: usize,
 }
 
 impl Pool {
     /// A piece of one of [`SIZES`].
     fn take(&mut self, size: usize) -> Box<[u8]> {
-        if size > SIZES[0] {
-            self.in_use += size;
-        }
         let kept = SIZES.iter().zip(&mut self.free).find(|(s, _)| **s == size);
         kept.and_then(|(_, free)| free.pop())
             .unwrap_or_else(|| vec![0; size].into_boxed_slice())
     }
 
     fn give(&mut self, bytes: Box<[u8]>) {
-        let size = bytes.len();
-        if size > SIZES[0] {
-            self.in_use -= size;
-        }
         let kinds = SIZES.iter().zip(&mut self.free).zip(KEPT);
-        for ((of, free), kept) in kinds {
-            if *of == size && free.len() < kept {
+        for ((size, free), kept) in kinds {
+            if *size == bytes.len() && free.len() < kept {
                 return free.push(bytes);
             }
         }
     }
 
-    /// Whether no ring holds more than a request or its answer.
-    pub fn is_at_rest(&self) -> bool {
-        self.in_use == 0
-    }
-
     /// Whether a socket's bytes may have a piece of `size`.
     fn affords(&self, size: usize) -> bool {
         let budget = if size < MOST { BUDGET } else { BUDGET / 2 };
-        self.in_use + size <= budget
+        size == SMALL || self.in_use + size <= budget
     }
+}
+
+/// What a piece of `size` costs of the budget.
+fn cost(size: usize) -> usize {
+    if size > SMALL { size } else { 0 }
 }
 
 /// A ring of at most [`MOST`] bytes.
@@ -64,6 +59,9 @@ pub struct Ring {
     bytes: Box<[u8]>,
     start: usize,
     len: usize,
+    /// It holds what a socket had to read, and is paid of the budget. What the guest was told that it
+    /// may send has to have room in any case.
+    is_paid: bool,
 }
 
 impl Ring {
@@ -77,17 +75,15 @@ impl Ring {
         self.len == 0
     }
 
-    /// Makes room for more where memory allows it: a full ring grows while few have. Returns how
-    /// much there is.
+    /// Makes room for more of what a socket has to read, where memory allows it: a full ring grows
+    /// while few have. Returns how much there is.
     pub fn make_room(&mut self, pool: &mut Pool) -> usize {
-        self.make_room_if(Pool::affords, pool)
-    }
-
-    fn make_room_if(&mut self, allowed: impl Fn(&Pool, usize) -> bool, pool: &mut Pool) -> usize {
         if self.len == self.bytes.len() {
-            let next = SIZES.into_iter().find(|size| *size > self.len);
-            if let Some(size) = next.filter(|size| *size == SIZES[0] || allowed(pool, *size)) {
+            let next = [SMALL, MIDDLE, MOST].into_iter().find(|s| *s > self.len);
+            if let Some(size) = next.filter(|size| pool.affords(*size)) {
+                pool.in_use += cost(size);
                 self.grow(size, pool);
+                self.is_paid = true;
             }
         }
         self.bytes.len() - self.len
@@ -102,7 +98,15 @@ impl Ring {
             }
             at += part.len();
         }
-        pool.give(std::mem::replace(&mut self.bytes, bytes));
+        self.give_back(pool);
+        self.bytes = bytes;
+    }
+
+    fn give_back(&mut self, pool: &mut Pool) {
+        if std::mem::take(&mut self.is_paid) {
+            pool.in_use -= cost(self.bytes.len());
+        }
+        pool.give(std::mem::take(&mut self.bytes));
         self.start = 0;
     }
 
@@ -129,7 +133,12 @@ impl Ring {
     /// [`MOST`] together, for whoever was told that it may send must not find that it may not.
     pub fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) -> usize {
         let wanted = bytes.len();
-        while !bytes.is_empty() && self.make_room_if(|_, _| true, pool) > 0 {
+        let all = self.len + wanted;
+        if all > self.bytes.len() && self.bytes.len() < MOST {
+            let size = SIZES.into_iter().find(|size| *size >= all);
+            self.grow(size.unwrap_or(MOST), pool);
+        }
+        while !bytes.is_empty() && self.len < self.bytes.len() {
             let mut count = 0;
             for mut place in self.spare() {
                 let n = place.len().min(bytes.len());
@@ -181,8 +190,8 @@ impl Ring {
 
     /// Drops everything.
     pub fn clear(&mut self, pool: &mut Pool) {
-        pool.give(std::mem::take(&mut self.bytes));
-        (self.start, self.len) = (0, 0);
+        self.give_back(pool);
+        self.len = 0;
     }
 }
 
@@ -226,7 +235,7 @@ mod tests {
     #[test]
     fn an_empty_ring_holds_no_memory_and_the_pool_s_is_bounded() {
         let mut pool = Pool::default();
-        let mut rings: Vec<Ring> = (0..BUDGET / SIZES[1]).map(|_| Ring::default()).collect();
+        let mut rings: Vec<Ring> = (0..BUDGET / MIDDLE).map(|_| Ring::default()).collect();
         for ring in &mut rings {
             loop {
                 let room = ring.make_room(&mut pool);
@@ -237,13 +246,33 @@ mod tests {
             }
         }
         let of = |size| rings.iter().filter(|ring| ring.len() == size).count();
-        assert_eq!(SIZES.map(of), [93, 132, 31]);
+        assert_eq!([SMALL, MIDDLE, MOST].map(of), [93, 132, 31]);
         assert!(pool.in_use <= BUDGET);
         for ring in &mut rings {
             ring.consume(MOST, &mut pool);
             assert!(ring.bytes.is_empty());
         }
         assert_eq!(pool.in_use, 0);
-        assert_eq!(pool.free.each_ref().map(Vec::len), KEPT);
+        let kept = pool.free.each_ref().map(Vec::len);
+        assert_eq!(kept, [8, 0, 4, 0, 1]);
+    }
+
+    #[test]
+    fn what_a_guest_may_send_has_room_in_any_case_and_takes_none_from_what_sockets_have() {
+        let mut pool = Pool::default();
+        for (count, size) in [(1, SMALL), (SMALL + 1, 64 << 10), (300 << 10, MOST / 2)] {
+            let mut ring = Ring::default();
+            assert_eq!(ring.push(&vec![7; count], &mut pool), count);
+            assert_eq!((ring.bytes.len(), pool.in_use), (size, 0));
+            ring.clear(&mut pool);
+        }
+        let mut other = Ring::default();
+        while other.len() < MOST {
+            let room = other.make_room(&mut pool);
+            other.filled(room);
+        }
+        assert_eq!(pool.in_use, MOST);
+        other.clear(&mut pool);
+        assert_eq!(pool.in_use, 0);
     }
 }

@@ -784,6 +784,11 @@ impl Tcp {
         }
     }
 
+    /// Bytes that the guest has not acknowledged, or not got.
+    pub fn under_way(&self) -> usize {
+        self.outbox.len()
+    }
+
     /// Whether both sides have ended and everything was acknowledged.
     pub fn is_done(&self) -> bool {
         self.fin_sent && self.next == self.unacknowledged && self.shut && !self.acknowledge

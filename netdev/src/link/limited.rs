@@ -111,6 +111,8 @@ impl Link for Limited<'_> {
         false
     }
 
+    // Not quiet: what is held back for its rate waits, and is not to be looked for.
+
     fn flush(&mut self) {
         self.link.flush();
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::super::{SegmentKind, Segments};
@@ -174,33 +174,46 @@ fn the_driver_switches_offloads_and_no_other_feature() {
 
 #[test]
 fn a_quiet_driver_need_not_kick_and_its_frames_are_found_all_the_same() {
-    /// VIRTQ_USED_F_NO_NOTIFY (virtio 1.2, section 2.7.10).
-    const NO_NOTIFY: u16 = 1;
-    let memory = memory();
-    let ring = MockSplitQueue::create(&memory, GuestAddress(0x4000), 16);
-    let (mut link, _rx) = link(&memory, &[], &[]);
-    link.transmit = active(ring.create_queue().unwrap());
-    let send = || {
-        let frame = [buffer(0x1_0000, 12 + 20, 0)];
-        ring.add_desc_chains(&frame, 0).unwrap();
-    };
-    let flags = || memory.read_obj::<u16>(ring.used_addr()).unwrap();
-    let frame = &mut [0; 100];
-    assert!(!link.quiet(false), "it never was");
-    assert_eq!(link.receive(frame), None);
-    assert_eq!(flags(), 0);
-    link.quiet(true);
-    assert_eq!(link.receive(frame), None);
-    assert_eq!(flags(), NO_NOTIFY);
-    assert!(!link.waits());
-    send();
-    assert!(link.waits());
-    assert!(link.receive(frame).is_some());
-    assert!(!link.waits());
-    assert!(!link.quiet(false));
-    assert_eq!(flags(), 0, "it has to kick again");
-    link.quiet(true);
-    assert_eq!(link.receive(frame), None);
-    send();
-    assert!(link.quiet(false), "one came before it knew");
+    const SIZE: u16 = 16;
+    for by_event in [false, true] {
+        let memory = memory();
+        let ring = MockSplitQueue::create(&memory, GuestAddress(0x4000), SIZE);
+        let (mut link, _rx) = link(&memory, &[], &[]);
+        let mut queue: Queue = ring.create_queue().unwrap();
+        queue.set_event_idx(by_event);
+        link.transmit = active(queue);
+        let sent = std::cell::Cell::new(0_u16);
+        let send = || {
+            let frame = [buffer(0x1_0000, 12 + 20, 0)];
+            ring.add_desc_chains(&frame, 0).unwrap();
+            sent.set(sent.get() + 1);
+        };
+        // Virtio 1.2, sections 2.7.8 and 2.7.10: the used ring's flags, or what follows it.
+        let has_to_kick = || {
+            let (used, event) = (ring.used_addr(), 4 + 8 * u64::from(SIZE));
+            let at = if by_event { event } else { 0 };
+            let said: u16 = memory.read_obj(used.unchecked_add(at)).unwrap();
+            said == if by_event { sent.get() } else { 0 }
+        };
+        let frame = &mut [0; 100];
+        assert!(!link.quiet(false), "it never was");
+        send();
+        assert!(link.receive(frame).is_some());
+        assert_eq!(link.receive(frame), None);
+        assert!(has_to_kick());
+        link.quiet(true);
+        assert!(!link.waits());
+        send();
+        assert!(link.waits());
+        assert!(link.receive(frame).is_some());
+        assert_eq!(link.receive(frame), None);
+        assert!(!link.waits());
+        assert!(!has_to_kick());
+        assert!(!link.quiet(false));
+        assert!(has_to_kick());
+        link.quiet(true);
+        assert_eq!(link.receive(frame), None);
+        send();
+        assert!(link.quiet(false), "one came before it knew");
+    }
 }
