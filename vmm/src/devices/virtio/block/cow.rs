@@ -24,6 +24,9 @@ impl CowDisk {
     /// A fresh layer over `base`, whose storage is an unnamed file in `directory`.
     pub fn new(base: Box<dyn Disk>, directory: &Path) -> Result<Self, DiskError> {
         let layer = unnamed(directory)?;
+        // A cluster that is discarded whole is a hole, and not the end.
+        let sized = layer.set_len(base.size());
+        sized.map_err(|error| DiskError::Open(directory.to_owned(), error))?;
         let written = Written::none(base.size());
         Ok(Self::over(base, layer, written))
     }
@@ -57,7 +60,7 @@ impl CowDisk {
         })
     }
 
-    /// Makes a cluster ours before `len` bytes of it are written.
+    /// Has in the layer what a cluster keeps of the base when `len` bytes of it are written.
     fn copy_up(&mut self, cluster: u64, len: u64) -> io::Result<()> {
         if self.is_ours(cluster) {
             return Ok(());
@@ -70,7 +73,6 @@ impl CowDisk {
                 .read(&VolatileSlice::from(buffer.as_mut_slice()), start)?;
             self.layer.write_all_at(&buffer, start)?;
         }
-        self.written.add(cluster);
         Ok(())
     }
 }
@@ -106,6 +108,7 @@ impl Disk for CowDisk {
         for (cluster, place, len) in Self::pieces(at, from.len() as u64) {
             self.copy_up(cluster, len)?;
             write_at(&self.layer, &part(from, place - at, len)?, place)?;
+            self.written.add(cluster);
         }
         Ok(())
     }
@@ -119,26 +122,18 @@ impl Disk for CowDisk {
         for (cluster, place, len) in Self::pieces(at, len) {
             self.copy_up(cluster, len)?;
             zero_at(&self.layer, place, len, unmap)?;
+            self.written.add(cluster);
         }
         Ok(())
     }
 
     fn place(&mut self, at: u64, len: u64, write: bool) -> Option<(&File, u64)> {
-        let mut is_ours = true;
-        let mut is_base = true;
-        for (cluster, _, part) in Self::pieces(at, len) {
-            let ours = self.is_ours(cluster);
-            is_base &= !ours;
-            is_ours &= ours || (write && part == self.len_of(cluster));
+        let clusters = || Self::pieces(at, len).map(|(cluster, ..)| self.is_ours(cluster));
+        if clusters().all(|ours| ours) {
+            return Some((&self.layer, at));
         }
-        if write && is_ours {
-            Self::pieces(at, len).for_each(|(cluster, ..)| self.written.add(cluster));
-        }
-        match (is_ours, is_base) {
-            (true, _) => Some((&self.layer, at)),
-            (false, true) if !write => self.base.place(at, len, false),
-            _ => None,
-        }
+        let is_base = !write && clusters().all(|ours| !ours);
+        is_base.then(|| self.base.place(at, len, false)).flatten()
     }
 
     fn layer(&self) -> Option<Layer> {

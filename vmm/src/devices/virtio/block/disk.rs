@@ -36,8 +36,8 @@ pub trait Disk: Send {
         None
     }
     /// Where in a file `len` bytes from `at` lie, one behind the other, if they do and may be read
-    /// there, or written if `write`, past the disk. They lie there until the disk is asked to write
-    /// or to zero something.
+    /// there, or written if `write`, past the disk. They lie there until the disk is asked to zero
+    /// something, or to write what does not lie so.
     fn place(&mut self, _at: u64, _len: u64, _write: bool) -> Option<(&File, u64)> {
         None
     }

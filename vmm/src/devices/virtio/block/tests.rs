@@ -395,9 +395,14 @@ fn a_layer_s_bytes_lie_in_it_once_all_of_them_are_written_and_below_it_before() 
     assert_eq!(first(disk.place(0, CLUSTER, false)), Some(vec![0]));
     assert_eq!(first(disk.place(512, 512, true)), Some(vec![9]));
     assert!(disk.place(512, CLUSTER, false).is_none(), "in two files");
-    // What is written whole needs nothing from below.
-    assert!(disk.place(CLUSTER, 2 * CLUSTER, true).is_some());
-    assert_eq!(first(disk.place(CLUSTER, 512, false)), Some(vec![]));
+    // Not even where nothing from below is needed: who reads it meanwhile finds what was.
+    assert!(disk.place(CLUSTER, CLUSTER, true).is_none());
+    let last = disk.size() - CLUSTER;
+    disk.zero(last, CLUSTER, true).unwrap();
+    assert_eq!(first(disk.place(last, CLUSTER, false)), Some(vec![0]));
+    disk.read(&VolatileSlice::from(&mut bytes[..]), disk.size() - 512)
+        .unwrap();
+    assert_eq!(bytes, [0; 512]);
 }
 
 /// The device under a driver with three queues, each of which asks for pages of its own at once: all of

@@ -123,20 +123,19 @@ impl<S: Storage> Ordered<S> {
     }
 
     /// The file, where `len` bytes of the guest's at `at` may be read past imago, or written if `write`:
-    /// there are so many, or none of them is a table's.
+    /// there are so many, for imago is to know where the file ends, and none that is written is a
+    /// table's.
     pub(super) fn direct(&self, at: u64, len: u64, write: bool) -> Option<&fs::File> {
         let direct = self.direct.as_ref()?;
         let end = at.checked_add(len)?;
         let state = self.state();
         let cluster = state.layout.cluster.max(1);
-        let is_free = match write {
-            // An image may say that the guest's bytes lie where its own tables do.
-            true => (at - at % cluster..end)
+        // An image may say that the guest's bytes lie where its own tables do.
+        let is_free = !write
+            || (at - at % cluster..end)
                 .step_by(usize::try_from(cluster).ok()?)
-                .all(|cluster| state.kind(cluster.max(at)) == Kind::Other),
-            false => direct.reaches(end),
-        };
-        is_free.then_some(&direct.file)
+                .all(|cluster| state.kind(cluster.max(at)) == Kind::Other);
+        (is_free && direct.reaches(end)).then_some(&direct.file)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
