@@ -61,6 +61,22 @@ pub fn reap() -> bool {
     }
 }
 
+/// Runs a program to its end, for a test: other tests reap as process 1 does, and would take the end of a
+/// child that is waited for by itself.
+#[cfg(test)]
+pub fn run(command: &mut Command) -> ExitStatus {
+    let child = spawn(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    loop {
+        reap();
+        if let Ok(status) = child
+            .ended
+            .recv_timeout(std::time::Duration::from_millis(5))
+        {
+            return status;
+        }
+    }
+}
+
 /// How a child ended, for a person; `None` where it succeeded.
 pub fn failure(status: ExitStatus) -> Option<String> {
     match (status.code(), status.signal()) {

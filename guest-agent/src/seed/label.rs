@@ -85,13 +85,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for (bits, label) in [("12", "cidata"), ("16", "CIDATA"), ("32", "cidata")] {
             let path = directory.path().join(bits);
-            let made = std::process::Command::new("mkfs.vfat")
-                .args(["-C", "-F", bits, "-n", label])
-                .arg(&path)
-                .arg("40000")
-                .output()
-                .expect("mkfs.vfat (package dosfstools)");
-            assert!(made.status.success(), "{made:?}");
+            // Of the package dosfstools.
+            let mut mkfs = std::process::Command::new("mkfs.vfat");
+            mkfs.args(["-C", "-F", bits, "-n", label]).arg(&path);
+            let made = crate::children::run(mkfs.arg("40000"));
+            assert!(made.success(), "{made:?}");
             let found = read(&mut std::fs::File::open(&path).unwrap())
                 .unwrap()
                 .unwrap();
