@@ -64,16 +64,22 @@ impl Iterator for Descriptors<'_> {
     }
 }
 
-/// The next chain; an error where the driver's index is farther ahead than the ring is long.
-pub fn next<'a>(
-    queue: &mut Queue,
-    memory: &'a GuestMemoryMmap,
-) -> Result<Option<Chain<'a>>, QueueError> {
+/// How many chains the driver has made available and nobody has taken; an error where its index is
+/// farther ahead than the ring is long.
+pub fn available(queue: &Queue, memory: &GuestMemoryMmap) -> Result<u16, QueueError> {
     let available = queue.avail_idx(memory, Ordering::Acquire)? - Wrapping(queue.next_avail());
     if available.0 > queue.size() {
         return Err(QueueError(virtio_queue::Error::InvalidAvailRingIndex));
     }
-    if available.0 == 0 {
+    Ok(available.0)
+}
+
+/// The next chain, of those that are [`available`].
+pub fn next<'a>(
+    queue: &mut Queue,
+    memory: &'a GuestMemoryMmap,
+) -> Result<Option<Chain<'a>>, QueueError> {
+    if available(queue, memory)? == 0 {
         return Ok(None);
     }
     // A head that is no descriptor would be found there for ever.

@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::config::Config;
 use crate::control::{Control, Desk, Kept};
 use crate::counters::Counters;
-use crate::flow::ring::{Pool, SIZES};
+use crate::flow::ring::{Pool, SIZES, SMALL};
 use crate::flow::tcp::MOST_PROMISED;
 use crate::flow::{Key, Outlet, Verdict};
 use crate::forward::{ForwardError, Forwards};
@@ -94,8 +94,6 @@ pub struct Run<'a> {
     more: bool,
     probes: Probes,
     polling: Polling,
-    /// A flow of this turn has more under way to the guest than an answer.
-    streams: bool,
     /// How fast the guest may begin flows.
     new_flows: Option<Pace>,
     /// When the gateway advertises itself as IPv6's router again.
@@ -186,6 +184,7 @@ impl Engine {
         };
         let counters = self.counters.clone();
         let link = Captured::new(Metered::new(link, counters), self.capture.take());
+        let polling = Polling::new(self.busy_poll);
         let mut run = Run {
             engine: self,
             link,
@@ -200,8 +199,7 @@ impl Engine {
             blocked: Vec::new(),
             more: false,
             probes: Probes::default(),
-            polling: Polling::new(false),
-            streams: false,
+            polling,
             new_flows: None,
             advertisement: None,
             now: clock(),
@@ -210,7 +208,6 @@ impl Engine {
             let forwards = run.engine.forwards.ports();
             run.probes = Probes::new(forwards.filter_map(|(_, port)| port.tcp()), run.now);
         }
-        run.polling = Polling::new(run.engine.busy_poll);
         run.new_flows = run.engine.config.policy.new_flows.map(|rate| {
             // Those of a second at once.
             Pace::new(rate.into(), Duration::from_secs(1), run.now)
@@ -287,8 +284,7 @@ impl Run<'_> {
             self.frames();
         }
         self.timers();
-        let whole = !std::mem::take(&mut self.streams);
-        self.polling.moved(self.link.moved(), whole);
+        self.polling.moved(self.link.moved());
         self.link.flush();
         self.engine.counters.flows.set(self.table.len() as u64);
         Ok(going)
@@ -415,7 +411,7 @@ impl Run<'_> {
     fn promise(&self) -> usize {
         let share = PROMISES / self.table.len().max(1);
         let whole = SIZES.into_iter().rfind(|size| *size <= share);
-        let promise = whole.filter(|size| *size > SIZES[0]).unwrap_or(share);
+        let promise = whole.filter(|size| *size > SMALL).unwrap_or(share);
         promise.clamp(LEAST_PROMISE, MOST_PROMISED)
     }
 
@@ -462,7 +458,7 @@ impl Run<'_> {
         if verdict == Verdict::Keep && tcp.is_done() {
             verdict = Verdict::Done;
         }
-        self.streams |= tcp.under_way() > SIZES[0];
+        self.polling.under_way(tcp.under_way());
         self.table.account(index);
         self.judge(index, verdict);
     }

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::flow::ring::SMALL;
+
 /// How long is looked after something came.
 const MOST: Duration = Duration::from_micros(50);
 /// Who waited no longer than this the last time will hardly wait longer the next.
@@ -16,6 +18,8 @@ pub struct Polling {
     allowed: bool,
     soon: bool,
     light: bool,
+    /// A flow of this turn has more under way to the guest than an answer.
+    streams: bool,
 }
 
 impl Polling {
@@ -25,6 +29,7 @@ impl Polling {
             allowed,
             soon: false,
             light: false,
+            streams: false,
         }
     }
 
@@ -38,9 +43,15 @@ impl Polling {
         self.soon = wait < SOON;
     }
 
-    /// A turn has moved so many bytes, and none are left over from it if it was `whole`.
-    pub fn moved(&mut self, bytes: u64, whole: bool) {
-        self.light = bytes < LIGHT && whole;
+    /// A flow of this turn has so many bytes under way to the guest.
+    pub fn under_way(&mut self, bytes: usize) {
+        self.streams |= bytes > SMALL;
+    }
+
+    /// The turn is over, and has moved so many bytes.
+    pub fn moved(&mut self, bytes: u64) {
+        let streams = std::mem::take(&mut self.streams);
+        self.light = bytes < LIGHT && !streams;
     }
 }
 
@@ -51,17 +62,18 @@ mod tests {
     #[test]
     fn only_what_comes_soon_and_is_little_is_waited_for_awake() {
         let now = Instant::now();
-        for (allowed, wait, bytes, whole, polls) in [
-            (true, Duration::ZERO, 100, true, true),
-            (false, Duration::ZERO, 100, true, false),
-            (true, SOON, 100, true, false),
-            (true, Duration::ZERO, LIGHT, true, false),
-            (true, Duration::ZERO, 100, false, false),
+        for (allowed, wait, bytes, under_way, polls) in [
+            (true, Duration::ZERO, 100, SMALL, true),
+            (false, Duration::ZERO, 100, SMALL, false),
+            (true, SOON, 100, SMALL, false),
+            (true, Duration::ZERO, LIGHT, SMALL, false),
+            (true, Duration::ZERO, 100, SMALL + 1, false),
         ] {
             let mut polling = Polling::new(allowed);
             assert_eq!(polling.until(now), None, "nothing has come yet");
             polling.waited(wait);
-            polling.moved(bytes, whole);
+            polling.under_way(under_way);
+            polling.moved(bytes);
             assert_eq!(polling.until(now).is_some(), polls);
         }
     }

@@ -6,9 +6,10 @@ use std::ops::Range;
 /// Most bytes that a ring keeps: a stream keeps going while the guest, ourselves and the host's peer
 /// take turns on one CPU. With less, each waits for the others' wake-ups.
 pub const MOST: usize = 1 << 20;
-/// The sizes of a ring. The first is enough for a request and its answer.
+/// The sizes of a ring.
 pub const SIZES: [usize; 5] = [SMALL, 64 << 10, MIDDLE, MOST / 2, MOST];
-const SMALL: usize = 8 << 10;
+/// Enough for a request and its answer.
+pub const SMALL: usize = 8 << 10;
 const MIDDLE: usize = 256 << 10;
 /// What rings beyond the smallest take of memory for what sockets have to read: 64 MiB, and those of the
 /// largest size no more than half of it, so that many flows have some each.
@@ -25,26 +26,30 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// The free pieces of one of [`SIZES`], and how many are kept.
+    fn kept(&mut self, size: usize) -> Option<(&mut Vec<Box<[u8]>>, usize)> {
+        let index = SIZES.iter().position(|known| *known == size)?;
+        Some((self.free.get_mut(index)?, *KEPT.get(index)?))
+    }
+
     /// A piece of one of [`SIZES`].
     fn take(&mut self, size: usize) -> Box<[u8]> {
-        let kept = SIZES.iter().zip(&mut self.free).find(|(s, _)| **s == size);
-        kept.and_then(|(_, free)| free.pop())
-            .unwrap_or_else(|| vec![0; size].into_boxed_slice())
+        let kept = self.kept(size).and_then(|(free, _)| free.pop());
+        kept.unwrap_or_else(|| vec![0; size].into_boxed_slice())
     }
 
     fn give(&mut self, bytes: Box<[u8]>) {
-        let kinds = SIZES.iter().zip(&mut self.free).zip(KEPT);
-        for ((size, free), kept) in kinds {
-            if *size == bytes.len() && free.len() < kept {
-                return free.push(bytes);
-            }
+        if let Some((free, most)) = self.kept(bytes.len())
+            && free.len() < most
+        {
+            free.push(bytes);
         }
     }
 
     /// Whether a socket's bytes may have a piece of `size`.
     fn affords(&self, size: usize) -> bool {
         let budget = if size < MOST { BUDGET } else { BUDGET / 2 };
-        size == SMALL || self.in_use + size <= budget
+        self.in_use + cost(size) <= budget
     }
 }
 
@@ -138,20 +143,17 @@ impl Ring {
             let size = SIZES.into_iter().find(|size| *size >= all);
             self.grow(size.unwrap_or(MOST), pool);
         }
-        while !bytes.is_empty() && self.len < self.bytes.len() {
-            let mut count = 0;
-            for mut place in self.spare() {
-                let n = place.len().min(bytes.len());
-                let (now, later) = bytes.split_at_checked(n).unwrap_or_default();
-                if let Some(place) = place.get_mut(..n) {
-                    place.copy_from_slice(now);
-                }
-                bytes = later;
-                count += n;
+        for mut place in self.spare() {
+            let n = place.len().min(bytes.len());
+            let (now, later) = bytes.split_at_checked(n).unwrap_or_default();
+            if let Some(place) = place.get_mut(..n) {
+                place.copy_from_slice(now);
             }
-            self.filled(count);
+            bytes = later;
         }
-        wanted - bytes.len()
+        let pushed = wanted - bytes.len();
+        self.filled(pushed);
+        pushed
     }
 
     /// A range of it, as its two pieces; what is beyond its end is left out.

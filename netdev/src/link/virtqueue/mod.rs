@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::header::{self, Header};
 use super::{Capabilities, Link, Offload, Received};
-use crate::virtqueue::{BadChain, Chain, QueueError, descriptors, next};
+use crate::virtqueue::{BadChain, Chain, QueueError, available, descriptors, next};
 
 /// The features that a card of ours offers, whatever else its transport does.
 pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
@@ -394,12 +394,7 @@ impl Link for VirtqueueLink {
     }
 
     fn waits(&mut self) -> bool {
-        self.quiet
-            && self.guarded(|link| {
-                let queue = &link.transmit.queue;
-                let available = queue.avail_idx(&link.memory, Ordering::Acquire)?;
-                Ok(available.0 != queue.next_avail())
-            })
+        self.quiet && self.guarded(|link| Ok(available(&link.transmit.queue, &link.memory)? > 0))
     }
 }
 
