@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::disk::{Disk, DiskError, read_at, unnamed, write_at, zero_at};
+use super::disk::{Disk, DiskError, blank, read_at, write_at, zero_at};
 use crate::snapshot::layer::{CLUSTER, Layer, Source, Written};
 
 /// A layer that takes what is written over a base that stays as it is, and that goes with the
@@ -23,10 +23,8 @@ pub struct CowDisk {
 impl CowDisk {
     /// A fresh layer over `base`, whose storage is an unnamed file in `directory`.
     pub fn new(base: Box<dyn Disk>, directory: &Path) -> Result<Self, DiskError> {
-        let layer = unnamed(directory)?;
-        // A cluster that is discarded whole is a hole, and not the end.
-        let sized = layer.set_len(base.size());
-        sized.map_err(|error| DiskError::Open(directory.to_owned(), error))?;
+        // As long as the disk: a cluster that is discarded whole is a hole, and not the end.
+        let layer = blank(directory, base.size())?;
         let written = Written::none(base.size());
         Ok(Self::over(base, layer, written))
     }
@@ -42,11 +40,6 @@ impl CowDisk {
 
     fn is_ours(&self, cluster: u64) -> bool {
         self.written.has(cluster)
-    }
-
-    /// Bytes of a cluster, of which the last may be shorter.
-    fn len_of(&self, cluster: u64) -> u64 {
-        CLUSTER.min(self.base.size() - cluster * CLUSTER)
     }
 
     /// The pieces of `at..at + len` by cluster: cluster, place and length.
@@ -66,7 +59,7 @@ impl CowDisk {
             return Ok(());
         }
         let start = cluster * CLUSTER;
-        let whole = self.len_of(cluster);
+        let whole = CLUSTER.min(self.base.size() - start);
         if len < whole {
             let mut buffer = vec![0; usize::try_from(whole).map_err(io::Error::other)?];
             self.base

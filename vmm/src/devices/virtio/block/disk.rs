@@ -118,6 +118,14 @@ pub fn unnamed(directory: &Path) -> Result<File, DiskError> {
         .map_err(|error| DiskError::Open(directory.to_owned(), error))
 }
 
+/// The same with `size` bytes, all of them zeros.
+pub(super) fn blank(directory: &Path, size: u64) -> Result<File, DiskError> {
+    let file = unnamed(directory)?;
+    file.set_len(size)
+        .map_err(|error| DiskError::Open(directory.to_owned(), error))?;
+    Ok(file)
+}
+
 impl RawDisk {
     /// Opens and locks the image at `path`.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
@@ -133,11 +141,8 @@ impl RawDisk {
     /// An empty disk of `size` bytes, whose storage is an unnamed file in `directory`.
     pub fn empty(size: u64, directory: &Path) -> Result<Self, DiskError> {
         let size = whole(directory, size)?;
-        let file = unnamed(directory)?;
-        file.set_len(size)
-            .map_err(|error| DiskError::Open(directory.to_owned(), error))?;
         Ok(Self {
-            file: Arc::new(file),
+            file: Arc::new(blank(directory, size)?),
             size,
             read_only: false,
             passing: true,

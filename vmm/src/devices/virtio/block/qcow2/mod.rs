@@ -80,50 +80,59 @@ impl<S: Storage> Qcow2Disk<S> {
         Ok(())
     }
 
-    /// How many of the `len` bytes from `at` lie one behind the other, and where in a file, if they may
-    /// be read there, or written if `write`, past imago.
-    fn run(&self, at: u64, len: u64, write: bool) -> io::Result<(Place<'_>, u64)> {
-        let (mapping, run) = self.image.get_mapping(at, len)?;
-        let direct = match mapping {
-            Mapping::Raw {
-                storage,
-                offset,
-                writable,
-                ..
-            } if writable || !write => {
-                let file = storage.direct(offset, run, write);
-                file.map(|file| (file, offset))
-            }
-            _ => None,
-        };
-        // Behind the end there is nothing, and the caller knows where that is.
-        Ok((direct, if run == 0 { len } else { run }))
-    }
-
-    /// Has `step` move `len` bytes from `at` on, a run of them at a time: it is told how many were moved
-    /// before, and how many are to be now, which is no more than a piece where there is no file to ask.
-    fn runs(
-        &self,
-        at: u64,
-        len: usize,
-        write: bool,
-        mut step: impl FnMut(&FormatAccess<Ordered<S>>, Place<'_>, usize, usize) -> io::Result<()>,
-    ) -> io::Result<()> {
+    /// Fills the bytes from `at`, or has what they are written there if `write`.
+    fn transfer(&mut self, bytes: &VolatileSlice<'_>, at: u64, write: bool) -> io::Result<()> {
         let mut done = 0;
-        while done < len {
-            let left = len - done;
-            let (direct, run) = self.run(at + done as u64, left as u64, write)?;
-            let most = if direct.is_some() {
-                left
-            } else {
-                left.min(PIECE)
-            };
-            let run = usize::try_from(run).map_or(most, |run| run.min(most));
-            step(&self.image, direct, done, run)?;
-            done += run;
+        while done < bytes.len() {
+            let rest = bytes.offset(done).map_err(io::Error::other)?;
+            let (from, image) = (at + done as u64, &self.image);
+            let (direct, run) = run(image, from, rest.len() as u64, write)?;
+            let most = direct.map_or(PIECE, |_| rest.len()).min(rest.len());
+            let len = usize::try_from(run).map_or(most, |run| run.min(most));
+            let part = rest.subslice(0, len).map_err(io::Error::other)?;
+            match (direct, write) {
+                (Some((file, place)), false) => disk::read_at(file, &part, place)?,
+                (Some((file, place)), true) => disk::write_at(file, &part, place)?,
+                (None, false) => {
+                    let piece = room(&mut self.piece, len);
+                    image.read(&mut *piece, from)?;
+                    part.copy_from(piece);
+                }
+                (None, true) => {
+                    let piece = room(&mut self.piece, len);
+                    part.copy_to(piece);
+                    image.write(&*piece, from)?;
+                }
+            }
+            done += len;
         }
         Ok(())
     }
+}
+
+/// How many of the `len` bytes from `at` lie one behind the other, and where in a file, if they may be
+/// read there, or written if `write`, past imago.
+fn run<S: Storage>(
+    image: &FormatAccess<Ordered<S>>,
+    at: u64,
+    len: u64,
+    write: bool,
+) -> io::Result<(Place<'_>, u64)> {
+    let (mapping, run) = image.get_mapping(at, len)?;
+    let direct = match mapping {
+        Mapping::Raw {
+            storage,
+            offset,
+            writable,
+            ..
+        } if writable || !write => {
+            let file = storage.direct(offset, run, write);
+            file.map(|file| (file, offset))
+        }
+        _ => None,
+    };
+    // Behind the end there is nothing, and the caller knows where that is.
+    Ok((direct, if run == 0 { len } else { run }))
 }
 
 /// Room for `len` bytes in `piece`, which keeps it.
@@ -158,10 +167,8 @@ fn open(
         true => Layout::default(),
         false => header.layout(&file, path).map_err(bad)?,
     };
-    let direct = Direct::new(file.try_clone().map_err(failed)?, end);
     let options = StorageOpenOptions::new().write(!read_only);
-    let file = File::from_open_file(file, options).map_err(failed)?;
-    let file = Ordered::new(file, layout, Some(direct));
+    let file = storage(file, end, options, layout).map_err(failed)?;
     let image = Qcow2::<Ordered<File>>::builder(file)
         .write(!read_only)
         .backing(backing)
@@ -169,6 +176,18 @@ fn open(
         .open(DenyImplicitOpenGate::default())
         .map_err(failed)?;
     Ok((FormatAccess::new(image), header))
+}
+
+/// An image's file, of `end` bytes, as imago takes it.
+fn storage(
+    file: fs::File,
+    end: u64,
+    options: StorageOpenOptions,
+    layout: Layout,
+) -> io::Result<Ordered<File>> {
+    let direct = Direct::new(file.try_clone()?, end);
+    let file = File::from_open_file(file, options)?;
+    Ok(Ordered::new(file, layout, Some(direct)))
 }
 
 fn open_backing(
@@ -182,9 +201,8 @@ fn open_backing(
     }
     let failed = |error| DiskError::Open(path.to_owned(), error);
     let (file, end) = disk::open(path, true)?;
-    let direct = Direct::new(file.try_clone().map_err(failed)?, end);
-    let file = File::from_open_file(file, StorageOpenOptions::new()).map_err(failed)?;
-    let file = Ordered::new(file, Layout::default(), Some(direct));
+    let options = StorageOpenOptions::new();
+    let file = storage(file, end, options, Layout::default()).map_err(failed)?;
     let raw = Raw::builder(file)
         .open(DenyImplicitOpenGate::default())
         .map_err(failed)?;
@@ -257,38 +275,15 @@ impl<S: Storage> Disk for Qcow2Disk<S> {
     }
 
     fn read(&mut self, to: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
-        let mut piece = std::mem::take(&mut self.piece);
-        let result = self.runs(at, to.len(), false, |image, direct, done, len| {
-            let to = to.subslice(done, len).map_err(io::Error::other)?;
-            if let Some((file, place)) = direct {
-                return disk::read_at(file, &to, place);
-            }
-            let part = room(&mut piece, len);
-            image.read(&mut *part, at + done as u64)?;
-            to.copy_from(part);
-            Ok(())
-        });
-        self.piece = piece;
-        result
+        self.transfer(to, at, false)
     }
 
     fn write(&mut self, from: &VolatileSlice<'_>, at: u64) -> io::Result<()> {
-        let mut piece = std::mem::take(&mut self.piece);
-        let result = self.runs(at, from.len(), true, |image, direct, done, len| {
-            let from = from.subslice(done, len).map_err(io::Error::other)?;
-            if let Some((file, place)) = direct {
-                return disk::write_at(file, &from, place);
-            }
-            let part = room(&mut piece, len);
-            from.copy_to(part);
-            image.write(&*part, at + done as u64)
-        });
-        self.piece = piece;
-        result
+        self.transfer(from, at, true)
     }
 
     fn place(&mut self, at: u64, len: u64, write: bool) -> Option<(&fs::File, u64)> {
-        let (direct, run) = self.run(at, len, write).ok()?;
+        let (direct, run) = run(&self.image, at, len, write).ok()?;
         direct.filter(|_| run >= len)
     }
 
