@@ -61,20 +61,28 @@ pub fn reap() -> bool {
     }
 }
 
-/// Runs a program to its end, for a test: other tests reap as process 1 does, and would take the end of a
-/// child that is waited for by itself.
+/// From now on the children of all tests are reaped, as process 1 does it.
+#[cfg(test)]
+pub fn reap_always() {
+    use std::{sync::Once, thread, time::Duration};
+    static REAPER: Once = Once::new();
+    REAPER.call_once(|| {
+        thread::spawn(|| {
+            loop {
+                reap();
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+    });
+}
+
+/// Runs a program to its end, for a test: another may have [`reap_always`] take the end of a child that
+/// is waited for by itself.
 #[cfg(test)]
 pub fn run(command: &mut Command) -> ExitStatus {
+    reap_always();
     let child = spawn(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    loop {
-        reap();
-        if let Ok(status) = child
-            .ended
-            .recv_timeout(std::time::Duration::from_millis(5))
-        {
-            return status;
-        }
-    }
+    child.wait()
 }
 
 /// How a child ended, for a person; `None` where it succeeded.

@@ -106,8 +106,8 @@ pub fn spread(series: &[f64]) -> f64 {
     (most - least) / median(series)
 }
 
-/// The seconds of a CPU that a process has had so far.
-pub fn cpu_seconds(process: u32) -> io::Result<f64> {
+/// The seconds of a CPU that a process has had so far, or a thread of it (`PID/task/TID`).
+pub fn cpu_seconds(process: impl fmt::Display) -> io::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The name may have anything in it; the fields after it count from the third.
     let fields = stat.rsplit(") ").next().unwrap_or_default();

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::bench::cpu_seconds;
+
 /// The VMM under test: `PEAPOD_BIN`, else the one built beside this test.
 pub fn peapod() -> PathBuf {
     binary("PEAPOD_BIN", "peapod")
@@ -147,9 +149,9 @@ impl Drop for Vm {
     }
 }
 
-/// What each thread of a process does that is stuck: its name, its state and CPU time (proc(5), of
-/// `stat` the fields 3, 14 and 15), where in the kernel it waits, and in which call; twice, for what
-/// goes on meanwhile. Nothing of one that has ended.
+/// What each thread of a process does that is stuck: its name, its CPU time in seconds, where in the
+/// kernel it waits, and in which call, or that it runs (proc(5)); twice, for what goes on meanwhile.
+/// Nothing of one that has ended.
 fn threads(pid: u32) -> String {
     let mut said = String::new();
     for _ in 0..2 {
@@ -158,16 +160,11 @@ fn threads(pid: u32) -> String {
         };
         for task in tasks.flatten() {
             let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
-            let stat = read("stat");
-            let fields = stat
-                .rsplit_once(')')
-                .map_or("", |(_, rest)| rest)
-                .split(' ');
-            let fields: Vec<&str> = fields.collect();
-            let [state, user, system] = [1, 12, 13].map(|n| fields.get(n).copied().unwrap_or(""));
+            let id = task.file_name();
+            let cpu = cpu_seconds(format!("{pid}/task/{}", id.display())).unwrap_or_default();
             let (name, place, call) = (read("comm"), read("wchan"), read("syscall"));
             let (name, call) = (name.trim(), call.trim());
-            said += &format!("{name}: {state} {user}+{system} {place} {call}\n");
+            said += &format!("{name}: {cpu:.2} s {place} {call}\n");
         }
         std::thread::sleep(Duration::from_secs(1));
     }

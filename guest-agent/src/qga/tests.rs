@@ -145,12 +145,7 @@ fn a_file_is_written_and_read_and_its_handle_is_gone_in_the_end() {
 
 #[test]
 fn a_program_s_end_and_output_are_told_once() {
-    thread::spawn(|| {
-        loop {
-            children::reap();
-            thread::sleep(Duration::from_millis(5));
-        }
-    });
+    children::reap_always();
     let mut vmm = Vmm::new();
     let mut end = |arguments: Value| {
         let pid = vmm.returned("guest-exec", arguments)["pid"].clone();

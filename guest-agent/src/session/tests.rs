@@ -21,17 +21,9 @@ impl Said {
     }
 }
 
-/// Opens a session; the children that end meanwhile are reaped, as process 1 does it.
+/// Opens a session; the children that end meanwhile are reaped.
 fn session(request: &Request) -> UnixStream {
-    static REAPER: std::sync::Once = std::sync::Once::new();
-    REAPER.call_once(|| {
-        thread::spawn(|| {
-            loop {
-                children::reap();
-                thread::sleep(Duration::from_millis(5));
-            }
-        });
-    });
+    children::reap_always();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     thread::spawn(move || converse(theirs, true));
     protocol::write(&mut ours, &request.frame(7)).unwrap();
