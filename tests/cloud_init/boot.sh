@@ -22,6 +22,18 @@ mount --bind "$agent" "$root/opt/agent"
 ip link set lo up
 hostname localhost
 enter=(chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM=linux)
+# An authority that the root trusts, or not.
+if [ -d "$root/srv/tls" ]; then
+    "${enter[@]}" sh -ec 'exec 2>/dev/null
+        mkdir /run/tls; cd /run/tls
+        key="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+        openssl req -x509 $key -subj /CN=judge -keyout ca.key -out ca.pem
+        openssl req -x509 $key -subj /CN=server -addext subjectAltName=IP:127.0.0.1 \
+            -addext basicConstraints=critical,CA:FALSE -CA ca.pem -CAkey ca.key -keyout host.key -out host.pem
+        cat /etc/ssl/certs/ca-certificates.crt ca.pem >bundle'
+    [ ! -e "$root/srv/tls/trusted" ] ||
+        mount --bind "$root/run/tls/bundle" "$root/etc/ssl/certs/ca-certificates.crt"
+fi
 server=
 if [ -d "$root/srv/www" ]; then
     "${enter[@]}" python3 /opt/server.py &

@@ -1,6 +1,8 @@
-"""Serves /srv/www, and writes down what is posted, a field a line."""
+"""Serves /srv/www, over https too where there is a certificate, and writes down what is posted, a field a line."""
 import http.server
 import os
+import ssl
+import threading
 import urllib.parse
 
 
@@ -17,4 +19,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 os.chdir("/srv/www")
+if os.path.exists("/run/tls/host.pem"):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain("/run/tls/host.pem", "/run/tls/host.key")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 8443), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()

@@ -1,6 +1,7 @@
-//! Files over http, for `seedfrom`, `#include`, `write_files` and `phone_home`; by ureq.
+//! Files over http and https, for `seedfrom`, `#include`, `write_files` and `phone_home`; by ureq.
 
 mod names;
+mod tls;
 
 use std::thread;
 use std::time::Duration;
@@ -15,16 +16,13 @@ pub const STATUS: &str = "the server answered ";
 const PATIENCE: Duration = Duration::from_secs(5);
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
-/// With TLS the agent would be larger than it may (docs/cloud-init.md).
-const NO_HTTPS: &str = "the agent does not speak https: have an http server of the guest's own \
-    network hand it out, or put it into the user-data; a command of runcmd may use curl";
-
 fn agent() -> Agent {
     let config = Config::builder()
         .timeout_connect(Some(PATIENCE))
         .timeout_recv_response(Some(PATIENCE))
         .user_agent(concat!("peapod-agent/", env!("CARGO_PKG_VERSION")))
         .proxy(None)
+        .tls_config(tls::config())
         .build();
     Agent::with_parts(config, DefaultConnector::new(), names::Names)
 }
@@ -42,11 +40,13 @@ fn repeat<T>(
             Err(error) => error,
         };
         left -= 1;
+        if let Some(why) = tls::distrusted(&error) {
+            return Err(why);
+        }
         let why = match &error {
             // It will not say another thing in a second.
             Error::StatusCode(status @ 400..500) => return Err(format!("{STATUS}{status}")),
             Error::StatusCode(status) => format!("{STATUS}{status}"),
-            Error::TlsRequired => return Err(NO_HTTPS.to_owned()),
             Error::BadUri(_) | Error::BodyExceedsLimit(_) => {
                 return Err(error.to_string());
             }
@@ -84,26 +84,34 @@ pub fn post(
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpListener;
 
     use super::*;
 
     #[test]
-    fn https_is_refused_by_name_also_where_http_leads_to_it() {
-        for address in ["https://127.0.0.1/", "HTTPS://127.0.0.1/"] {
-            assert_eq!(get(address, 10).unwrap_err(), NO_HTTPS);
-        }
+    fn http_that_leads_to_https_goes_on_by_tls() {
+        let secure = TcpListener::bind("127.0.0.1:0").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/", listener.local_addr().unwrap());
+        let answer = format!(
+            "HTTP/1.1 302 Found\r\nLocation: HTTPS://{}/\r\nContent-Length: 0\r\n\
+             Connection: close\r\n\r\n",
+            secure.local_addr().unwrap()
+        );
         thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
             while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-            let answer = "HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1/\r\n\
-                Content-Length: 0\r\nConnection: close\r\n\r\n";
             stream.write_all(answer.as_bytes()).unwrap();
         });
-        assert_eq!(get(&address, 10).unwrap_err(), NO_HTTPS);
+        let first = thread::spawn(move || {
+            let mut first = [0];
+            secure.accept().unwrap().0.read_exact(&mut first).unwrap();
+            first[0]
+        });
+        agent().get(&address).call().unwrap_err();
+        // A handshake (RFC 8446, 5.1).
+        assert_eq!(first.join().unwrap(), 22);
     }
 }

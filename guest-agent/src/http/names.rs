@@ -28,12 +28,11 @@ pub struct Names;
 
 impl Resolve for Names {
     fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        // ureq would connect to port 80 first.
-        if uri.scheme() == Some(&Scheme::HTTPS) {
-            return Err(Error::TlsRequired);
-        }
         let host = uri.host().ok_or(Error::HostNotFound)?;
-        let port = uri.port_u16().unwrap_or(80);
+        let port = uri.port_u16().unwrap_or(match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTPS => 443,
+            _ => 80,
+        });
         let mut found = self.empty();
         for address in addresses(host).into_iter().take(16) {
             found.push(SocketAddr::new(address, port));
