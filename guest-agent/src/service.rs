@@ -57,12 +57,13 @@ pub fn install(run: &Path, from: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Does what the seed asks for, then says that the guest is ready.
-pub fn set_up(voice: &Voice) {
+/// Does what the seed asks for, to the network too where nobody else does, then says that the guest
+/// is ready.
+pub fn set_up(voice: &Voice, network: Option<userdata::Network>) {
     if let Err(error) = cli::install() {
         voice.failed("cloud-init", &error.to_string());
     }
-    userdata::run(voice);
+    userdata::run(voice, network);
     voice.ready();
 }
 
@@ -74,7 +75,7 @@ pub fn run() -> ExitCode {
     session::serve();
     qga::serve();
     ports::watch(&voice);
-    thread::spawn(move || set_up(&voice));
+    thread::spawn(move || set_up(&voice, None));
     loop {
         signals.wait();
         let _ = children::reap();

@@ -15,7 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::config::Config;
 use crate::link::tap::Tap;
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, Route};
 
 /// Which namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +142,7 @@ fn configure(name: &str, config: &Config) -> io::Result<()> {
         .map(|v6| (IpAddr::from(v6.guest), v6.prefix, IpAddr::from(v6.gateway)));
     for (address, prefix, gateway) in v4.into_iter().chain(v6) {
         netlink.add_address(link.index, address, prefix)?;
-        netlink.add_default_route(link.index, gateway)?;
+        netlink.add_route(link.index, &Route::leased_default(gateway))?;
     }
     Ok(())
 }

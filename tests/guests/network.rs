@@ -124,6 +124,55 @@ fn the_host_s_loopback_is_closed_to_the_guest() {
 }
 
 #[test]
+fn a_root_without_a_network_of_its_own_has_the_one_that_its_network_config_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind((outside(), 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = format!(
+        "cat /sys/class/net/enp1s0/mtu /etc/resolv.conf /proc/net/route\n\
+         ruby -rsocket -e 'puts Socket.ip_address_list.map(&:ip_address)
+         s = TCPSocket.new({:?}, {port}); s.write \"hello\"'\n\
+         echo done-here; busybox poweroff\n",
+        outside()
+    );
+    let manifest = Manifest::new("static", &script)
+        .network_data(
+            "version: 2\nethernets:\n  enp1s0:\n    addresses: [10.0.2.2/25, 10.77.0.2/16]\n    \
+             mtu: 1400\n    nameservers: {addresses: [192.0.2.53], search: [one.example]}\n    \
+             routes:\n    - {to: default, via: 10.0.2.1}\n    \
+             - {to: 198.18.0.0/15, via: 10.0.2.1, metric: 7}\nbridges: {br0: {}}\n",
+        )
+        .write(directory.path());
+    let vm = Vm::run(&manifest, [""; 0]);
+    vm.wait_console("done-here", 1, BOOT);
+    let console = vm.console().replace('\r', "");
+    for said in [
+        "\n1400\n",
+        "nameserver 192.0.2.53\nsearch one.example\n",
+        "\n10.0.2.2\n",
+        "\n10.77.0.2\n",
+        // /proc/net/route's: whereto, by whom, flags, metric, mask
+        "enp1s0\t00000000\t0102000A\t0003\t0\t0\t0\t00000000",
+        "enp1s0\t000012C6\t0102000A\t0003\t0\t0\t7\t0000FEFF",
+    ] {
+        assert!(console.contains(said), "{said:?}: {console}");
+    }
+    let mut said = String::new();
+    listener
+        .accept()
+        .unwrap()
+        .0
+        .read_to_string(&mut said)
+        .unwrap();
+    assert_eq!(said, "hello");
+    // What it cannot do is told, and the rest is done.
+    vm.wait_log(
+        "network-config failed: br0: a VLAN, a bond and a bridge need",
+        SOON,
+    );
+}
+
+#[test]
 fn a_guest_has_ipv6_where_its_pod_has_a_way_out_by_it() {
     let directory = tempfile::tempdir().unwrap();
     let script = "until grep ^fd1000000002 /proc/net/if_inet6; do sleep 0.2; done\n\

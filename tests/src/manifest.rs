@@ -17,6 +17,7 @@ pub struct Manifest {
     extra_disks: Vec<(String, PathBuf)>,
     ports: Vec<u16>,
     user_data: String,
+    network_data: String,
     grace: u32,
     reboot_policy: Option<&'static str>,
     watchdog: Option<String>,
@@ -38,6 +39,7 @@ impl Manifest {
             extra_disks: Vec::new(),
             ports: Vec::new(),
             user_data: format!("#!/bin/bash\n{script}"),
+            network_data: String::new(),
             grace: 60,
             reboot_policy: None,
             watchdog: None,
@@ -91,6 +93,12 @@ impl Manifest {
     /// Other user-data than a script.
     pub fn user_data(mut self, text: &str) -> Self {
         text.clone_into(&mut self.user_data);
+        self
+    }
+
+    /// What the seed says of the network.
+    pub fn network_data(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.network_data);
         self
     }
 
@@ -189,9 +197,17 @@ impl Manifest {
         for (name, image) in &self.extra_disks {
             let _ = write!(yaml, "  - name: {name}\n{}", host_disk(image));
         }
-        yaml += "  - name: seed\n    cloudInitNoCloud:\n      userData: |\n";
-        for line in self.user_data.lines() {
-            let _ = writeln!(yaml, "        {line}");
+        yaml += "  - name: seed\n    cloudInitNoCloud:\n";
+        for (key, text) in [
+            ("userData", &self.user_data),
+            ("networkData", &self.network_data),
+        ] {
+            if !text.is_empty() {
+                let _ = writeln!(yaml, "      {key}: |");
+            }
+            for line in text.lines() {
+                let _ = writeln!(yaml, "        {line}");
+            }
         }
         yaml
     }

@@ -24,7 +24,7 @@ use crate::power::{self, End};
 use crate::protocol::{Role, StageState};
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, ports, qga, say, service, session};
+use crate::{children, netconfig, ports, qga, say, service, session};
 use cmdline::CommandLine;
 use modules::Modules;
 
@@ -194,7 +194,7 @@ fn become_init(voice: &Voice, names: Option<&Names>) -> io::Result<()> {
     }
     qga::serve();
     ports::watch(voice);
-    service::set_up(voice);
+    service::set_up(voice, Some(netconfig::bring_up));
     drop(set_up);
     Ok(())
 }

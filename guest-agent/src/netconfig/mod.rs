@@ -6,6 +6,7 @@
 
 mod interfaces;
 mod keyfile;
+mod live;
 mod model;
 mod netplan;
 mod networkd;
@@ -177,6 +178,18 @@ pub fn render(file: &str, text: &str, renderer: &str) -> Result<(Vec<File>, Vec<
     Ok((renderer.render(&config, &written), config.warnings))
 }
 
+/// Does itself what is asked for, at every boot, where the root has nobody who would: what process 1
+/// does. What went wrong.
+pub fn bring_up(base: &Node, seed: &seed::Seed) -> Vec<String> {
+    let Some(Asked::For(written)) = asked(base, Some(seed)) else {
+        return Vec::new();
+    };
+    match written.and_then(|written| parse(&written)) {
+        Ok(config) => live::bring_up(config),
+        Err(why) => vec![why],
+    }
+}
+
 /// Writes it where this boot is an instance's first. What went wrong.
 fn apply() -> Vec<String> {
     let report = Report::default();
@@ -220,28 +233,43 @@ fn wanted(
     seed: Option<&seed::Seed>,
     renderer: Option<Renderer>,
 ) -> Option<Result<Node, String>> {
-    if let Some(own) = base.get("network") {
-        let disabled = own.get("config").and_then(Node::text) == Some("disabled");
-        return (!disabled && is_new(seed)).then(|| Ok(own.clone()));
-    }
     if !is_new(seed) {
         return None;
     }
-    match seed.and_then(|seed| seed.network_config.as_deref()) {
-        Some(bytes) => {
-            let written = yaml::read("network-config", &String::from_utf8_lossy(bytes));
-            let written = written.map(|node| node.get("network").cloned().unwrap_or(node));
-            Some(written)
-        }
+    match asked(base, seed)? {
+        Asked::For(written) => Some(written),
         // A card that this program has configured itself needs nothing, and a root that brings up
         // none has not asked for it.
-        None if !ahead::led_here() || renderer.is_none() => None,
+        Asked::Nothing if !ahead::led_here() || renderer.is_none() => None,
         // ifupdown would wait for a DHCPv6 server that there may not be.
-        None => {
+        Asked::Nothing => {
             let v6 = renderer != Some(Renderer::Interfaces);
             first_card().map(|name| Ok(dhcp_on(&name, v6)))
         }
     }
+}
+
+/// What is asked for.
+enum Asked {
+    /// A configuration, as it was written.
+    For(Result<Node, String>),
+    /// Nobody says anything.
+    Nothing,
+}
+
+/// By the disk's own configuration, else the seed; `None` where the disk wants none.
+fn asked(base: &Node, seed: Option<&seed::Seed>) -> Option<Asked> {
+    if let Some(own) = base.get("network") {
+        let disabled = own.get("config").and_then(Node::text) == Some("disabled");
+        return (!disabled).then(|| Asked::For(Ok(own.clone())));
+    }
+    let Some(bytes) = seed.and_then(|seed| seed.network_config.as_deref()) else {
+        return Some(Asked::Nothing);
+    };
+    let written = yaml::read("network-config", &String::from_utf8_lossy(bytes));
+    Some(Asked::For(
+        written.map(|node| node.get("network").cloned().unwrap_or(node)),
+    ))
 }
 
 fn is_new(seed: Option<&seed::Seed>) -> bool {

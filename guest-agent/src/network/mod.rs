@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use netdev::netlink::{Link, Netlink};
+use netdev::netlink::{Link, Netlink, Route};
 
 use crate::say;
 
@@ -32,6 +32,66 @@ pub struct Names {
     pub hostname: Option<String>,
 }
 
+/// What is taken of a lease besides the address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Name servers.
+    pub dns: bool,
+    /// Search domains.
+    pub domains: bool,
+    /// The guest's own name.
+    pub hostname: bool,
+    /// The network's MTU.
+    pub mtu: bool,
+    /// The way out.
+    pub routes: bool,
+    /// How bad that is.
+    pub metric: Option<u32>,
+}
+
+impl Default for Taken {
+    fn default() -> Self {
+        Self {
+            dns: true,
+            domains: true,
+            hostname: true,
+            mtu: true,
+            routes: true,
+            metric: None,
+        }
+    }
+}
+
+impl Taken {
+    fn of(self, mut names: Names) -> Names {
+        if !self.dns {
+            names.nameservers.clear();
+        }
+        if !self.domains {
+            names.search.clear();
+        }
+        names.hostname = names.hostname.filter(|_| self.hostname);
+        names
+    }
+}
+
+impl Names {
+    /// Adds what others say.
+    pub fn extend(&mut self, more: Self) {
+        for server in more.nameservers {
+            if !self.nameservers.contains(&server) {
+                self.nameservers.push(server);
+            }
+        }
+        for domain in more.search {
+            if !self.search.contains(&domain) {
+                self.search.push(domain);
+            }
+        }
+        self.hostname = self.hostname.take().or(more.hostname);
+    }
+}
+
 /// Brings up loopback and the first network card, and configures the card in the families that
 /// somebody gives it addresses of. It is enough to have one; the other may come later. `None` where
 /// there is no card.
@@ -45,20 +105,35 @@ pub fn configure() -> io::Result<Option<Names>> {
     let Some(card) = cards.min_by_key(|link| link.index) else {
         return Ok(None);
     };
+    prepare(card);
+    netlink.bring_up(card.index, None)?;
+    lease(card, Some(Taken::default()), Some(Taken::default())).map(Some)
+}
+
+/// Readies a card for addresses of its own, before it is brought up.
+pub fn prepare(card: &Link) {
     // A kernel without IPv6 has no such file, and nothing to ready.
     let _ = dhcp6::prepare(&card.name);
-    netlink.bring_up(card.index, None)?;
+}
+
+/// Asks for a card's addresses, by DHCP and by DHCPv6, and takes of the answers what is wanted. It
+/// is enough to have one; the other may come later.
+pub fn lease(card: &Link, v4: Option<Taken>, v6: Option<Taken>) -> io::Result<Names> {
     let (give, given) = channel();
-    for family in [configure_v4, configure_v6] {
+    let families: [(Family, Option<Taken>); 2] = [(configure_v4, v4), (configure_v6, v6)];
+    for (family, taken) in families {
+        let Some(taken) = taken else { continue };
         let (give, card) = (give.clone(), card.clone());
         thread::spawn(move || {
             // Nobody waits for the second one that is late.
-            let _ = give.send(family(&card));
+            let _ = give.send(family(&card, taken));
         });
     }
     drop(give);
-    collect(&given).map(Some)
+    collect(&given)
 }
+
+type Family = fn(&Link, Taken) -> io::Result<Option<Names>>;
 
 /// The names of the families, as soon as there is one and the other has had a moment.
 fn collect(given: &Receiver<io::Result<Option<Names>>>) -> io::Result<Names> {
@@ -71,16 +146,7 @@ fn collect(given: &Receiver<io::Result<Option<Names>>>) -> io::Result<Names> {
         };
         match (next, &mut names) {
             (Some(Ok(Some(more))), None) => names = Some(more),
-            (Some(Ok(Some(more))), Some(names)) => {
-                names.nameservers.extend(more.nameservers);
-                let new = more
-                    .search
-                    .into_iter()
-                    .filter(|s| !names.search.contains(s));
-                let new: Vec<_> = new.collect();
-                names.search.extend(new);
-                names.hostname = names.hostname.take().or(more.hostname);
-            }
+            (Some(Ok(Some(more))), Some(names)) => names.extend(more),
             (Some(Ok(None)), _) => {}
             (Some(Err(error)), None) => failures.push(error.to_string()),
             (Some(Err(error)), Some(_)) => say!("network: {error}"),
@@ -93,26 +159,30 @@ fn collect(given: &Receiver<io::Result<Option<Names>>>) -> io::Result<Names> {
     })
 }
 
-fn configure_v4(card: &Link) -> io::Result<Option<Names>> {
+fn configure_v4(card: &Link, taken: Taken) -> io::Result<Option<Names>> {
     let lease = dhcp::ask(&card.name, card.mac)?;
     let mut netlink = Netlink::open()?;
-    if let Some(mtu) = lease.mtu {
+    if let (Some(mtu), true) = (lease.mtu, taken.mtu) {
         netlink.bring_up(card.index, Some(mtu))?;
     }
     netlink.add_address(card.index, lease.address.into(), lease.prefix)?;
-    if let Some(router) = lease.router {
-        netlink.add_default_route(card.index, router.into())?;
+    if let (Some(router), true) = (lease.router, taken.routes) {
+        let route = Route {
+            metric: taken.metric,
+            ..Route::leased_default(router.into())
+        };
+        netlink.add_route(card.index, &route)?;
     }
-    Ok(Some(lease.names))
+    Ok(Some(taken.of(lease.names)))
 }
 
-fn configure_v6(card: &Link) -> io::Result<Option<Names>> {
+fn configure_v6(card: &Link, taken: Taken) -> io::Result<Option<Names>> {
     let Some(lease) = dhcp6::ask(card)? else {
         return Ok(None);
     };
     // Which networks are on the link is the advertisements' to say (RFC 5942).
     Netlink::open()?.add_address(card.index, lease.address.into(), 128)?;
-    Ok(Some(lease.names))
+    Ok(Some(taken.of(lease.names)))
 }
 
 /// Tells the root of names: its resolv.conf, and the host's own where nobody has set one.

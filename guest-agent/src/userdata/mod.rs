@@ -20,8 +20,10 @@ use std::process::ExitCode;
 use std::sync::mpsc::channel;
 use std::thread;
 
+use crate::seed::Seed;
 use crate::signals::Signals;
 use crate::voice::Voice;
+use crate::yaml::Node;
 use crate::{children, seed, yaml};
 use parts::Kind;
 use report::Report;
@@ -39,9 +41,12 @@ const RUN: &str = "/run/cloud-init";
 /// What went wrong at this boot before there was anybody to hear of it, a line each.
 pub const EARLIER: &str = "/run/peapod/network.failures";
 
-/// Does what the seed asks for.
-pub fn run(voice: &Voice) {
-    apply(&Report::to(voice.clone()));
+/// Does to the network what the disk's configuration and the seed ask for, and says what went wrong.
+pub type Network = fn(&Node, &Seed) -> Vec<String>;
+
+/// Does what the seed asks for; to the network too where nobody else does.
+pub fn run(voice: &Voice, network: Option<Network>) {
+    apply(&Report::to(voice.clone()), network);
 }
 
 /// The same without a VMM, in the root that this process is in: `peapod-agent apply`.
@@ -50,7 +55,7 @@ pub fn run_alone() -> ExitCode {
     let (done, outcome) = channel();
     thread::spawn(move || {
         let report = Report::default();
-        apply(&report);
+        apply(&report, None);
         let _ = done.send(report.failed_at_all());
         // Wakes the thread that waits for children, the last time.
         let _ = rustix::process::kill_process(
@@ -71,14 +76,22 @@ pub fn run_alone() -> ExitCode {
     }
 }
 
-fn apply(report: &Report) {
+fn apply(report: &Report, network: Option<Network>) {
     let earlier = fs::read_to_string(EARLIER).unwrap_or_default();
     for why in earlier.lines() {
         report.failed("network-config", why);
     }
     let base = config::of_disk(report);
     match seed::find(&base) {
-        Ok(Some(seed)) => stages::run(&seed, &base, report),
+        Ok(Some(seed)) => {
+            for why in network
+                .map(|network| network(&base, &seed))
+                .unwrap_or_default()
+            {
+                report.failed("network-config", &why);
+            }
+            stages::run(&seed, &base, report);
+        }
         Ok(None) => {}
         Err(why) => {
             report.failed("seed", &why);

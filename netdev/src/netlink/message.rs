@@ -100,40 +100,65 @@ impl Parseable<[u8]> for Link {
     }
 }
 
-/// A link to be brought up, or the question for all of them.
+/// What changes about a link; with nothing said, the question for all of them.
 #[derive(Debug, Default)]
-pub struct Up {
+pub struct Change<'a> {
     /// The link's number; 0 in the question.
     pub index: u32,
+    /// Whether it is brought up or taken down.
+    pub up: Option<bool>,
     /// The MTU that it gets.
     pub mtu: Option<u32>,
+    /// The name that it gets, while it is down.
+    pub name: Option<&'a str>,
 }
 
-impl Emitable for Up {
+impl Change<'_> {
+    /// The attributes' kinds and values.
+    fn attributes(&self) -> impl Iterator<Item = (u16, Vec<u8>)> {
+        let mtu = self
+            .mtu
+            .map(|mtu| (libc::IFLA_MTU, mtu.to_ne_bytes().to_vec()));
+        let name = self
+            .name
+            .map(|name| (libc::IFLA_IFNAME, [name.as_bytes(), b"\0"].concat()));
+        mtu.into_iter().chain(name)
+    }
+}
+
+impl Emitable for Change<'_> {
     fn buffer_len(&self) -> usize {
-        let mtu = self.mtu.map_or(0, |_| NLA_HEADER_SIZE + size_of::<u32>());
-        HEADER + mtu
+        let lengths = self
+            .attributes()
+            .map(|(_, value)| NLA_HEADER_SIZE + value.len().next_multiple_of(4));
+        HEADER + lengths.sum::<usize>()
     }
 
     fn emit(&self, buffer: &mut [u8]) {
         buffer.fill(0);
-        let up = (libc::IFF_UP as u32).to_ne_bytes();
-        let Some((header, attribute)) = buffer.split_first_chunk_mut::<HEADER>() else {
+        let Some((header, mut rest)) = buffer.split_first_chunk_mut::<HEADER>() else {
             return;
         };
+        let up = libc::IFF_UP as u32;
         let (_, fields) = header.split_at_mut(4);
-        let values = [self.index.to_ne_bytes(), up, up];
+        let values = match self.up {
+            Some(true) => [self.index, up, up],
+            Some(false) => [self.index, 0, up],
+            None => [self.index, 0, 0],
+        };
         for (field, value) in fields.chunks_exact_mut(4).zip(values) {
-            if self.index != 0 {
-                field.copy_from_slice(&value);
-            }
+            field.copy_from_slice(&value.to_ne_bytes());
         }
-        if let Some(mtu) = self.mtu {
-            let length = attribute.len() as u16;
-            let mut attribute = NlaBuffer::new(attribute);
-            attribute.set_kind(libc::IFLA_MTU);
-            attribute.set_length(length);
-            attribute.value_mut().copy_from_slice(&mtu.to_ne_bytes());
+        for (kind, value) in self.attributes() {
+            let length = NLA_HEADER_SIZE + value.len();
+            let Some((this, others)) = rest.split_at_mut_checked(length.next_multiple_of(4)) else {
+                return;
+            };
+            rest = others;
+            let mut attribute = NlaBuffer::new(this);
+            attribute.set_kind(kind);
+            attribute.set_length(length as u16);
+            attribute.value_mut().copy_from_slice(&value);
         }
     }
 }
@@ -169,5 +194,26 @@ mod tests {
         }
         message.extend(b"\xff\0\x12\0");
         assert!(Link::parse(&message).is_err());
+    }
+
+    #[test]
+    fn what_changes_about_a_link_is_written_as_the_kernel_reads_it() {
+        let mut buffer = [0xff; 64];
+        let mut emitted = |change: Change| {
+            let length = change.buffer_len();
+            change.emit(&mut buffer[..length]);
+            buffer[..length].to_vec()
+        };
+        assert_eq!(emitted(Change::default()), [0; HEADER]);
+        let change = Change {
+            index: 7,
+            up: Some(false),
+            mtu: Some(1500),
+            name: Some("enp1s0"),
+        };
+        let mut wanted = vec![0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+        wanted.extend(b"\x08\0\x04\0\xdc\x05\0\0");
+        wanted.extend(b"\x0b\0\x03\0enp1s0\0\0");
+        assert_eq!(emitted(change), wanted);
     }
 }

@@ -3,7 +3,7 @@
 mod message;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use netlink_packet_core::{
@@ -12,7 +12,9 @@ use netlink_packet_core::{
     Parseable,
 };
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
     RouteType,
@@ -21,7 +23,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use socket2::SockRef;
 
-pub use message::{Link, Message};
+pub use message::{Change, Link, Message};
 
 /// The kernel answers at once; whoever asks it must not hang where it does not.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -30,6 +32,42 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
+}
+
+/// A route to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// The network whereto.
+    pub to: IpAddr,
+    /// How many of its bits count.
+    pub prefix: u8,
+    /// By whom, if not on the link itself.
+    pub via: Option<IpAddr>,
+    /// The lower, the better.
+    pub metric: Option<u32>,
+    /// Whether who it goes by is on the link, whatever the addresses say.
+    pub on_link: bool,
+    /// Whether a lease has it.
+    pub leased: bool,
+}
+
+impl Route {
+    /// The default route by a gateway, as leases have it: it may lie in no network of ours (RFC
+    /// 3442).
+    pub fn leased_default(gateway: IpAddr) -> Self {
+        let to = match gateway {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self {
+            to,
+            prefix: 0,
+            via: Some(gateway),
+            metric: None,
+            on_link: true,
+            leased: true,
+        }
+    }
 }
 
 impl Netlink {
@@ -41,7 +79,7 @@ impl Netlink {
     /// All links.
     pub fn links(&mut self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
-        self.each(libc::RTM_GETLINK, message::Up::default(), |link| {
+        self.each(libc::RTM_GETLINK, Change::default(), |link| {
             links.push(link);
         })?;
         Ok(links)
@@ -65,8 +103,17 @@ impl Netlink {
 
     /// Brings a link up, with an MTU where one is given.
     pub fn bring_up(&mut self, index: u32, mtu: Option<u16>) -> io::Result<()> {
-        let mtu = mtu.map(u32::from);
-        self.change(libc::RTM_SETLINK, 0, message::Up { index, mtu })
+        self.change_link(Change {
+            index,
+            up: Some(true),
+            mtu: mtu.map(u32::from),
+            name: None,
+        })
+    }
+
+    /// Changes a link.
+    pub fn change_link(&mut self, change: Change) -> io::Result<()> {
+        self.change(libc::RTM_SETLINK, 0, change)
     }
 
     /// Gives a link an address.
@@ -83,26 +130,54 @@ impl Netlink {
         self.change(libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, message)
     }
 
-    /// Routes everything by `gateway`.
-    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
+    /// Takes from a link all addresses that are more than its own link's.
+    pub fn remove_addresses(&mut self, index: u32) -> io::Result<()> {
+        let mut found = Vec::new();
+        self.addresses(|address| {
+            if address.header.index == index && address.header.scope == AddressScope::Universe {
+                found.push(address);
+            }
+        })?;
+        for address in found {
+            self.change(libc::RTM_DELADDR, 0, address)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a route by a link, or puts it in the place of one that is its like.
+    pub fn add_route(&mut self, index: u32, route: &Route) -> io::Result<()> {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
-            address_family: family(gateway),
+            address_family: family(route.to),
+            destination_prefix_length: route.prefix,
             table: RouteHeader::RT_TABLE_MAIN,
-            protocol: RouteProtocol::Dhcp,
-            scope: RouteScope::Universe,
+            protocol: match route.leased {
+                true => RouteProtocol::Dhcp,
+                false => RouteProtocol::Static,
+            },
+            scope: match route.via {
+                None if route.to.is_ipv4() => RouteScope::Link,
+                _ => RouteScope::Universe,
+            },
             kind: RouteType::Unicast,
-            // It may lie in no network of ours (RFC 3442).
-            flags: RouteFlags::Onlink,
+            flags: match route.on_link {
+                true => RouteFlags::Onlink,
+                false => RouteFlags::empty(),
+            },
             ..Default::default()
         };
-        message.attributes = vec![
-            RouteAttribute::Gateway(match gateway {
-                IpAddr::V4(gateway) => RouteAddress::Inet(gateway),
-                IpAddr::V6(gateway) => RouteAddress::Inet6(gateway),
-            }),
-            RouteAttribute::Oif(index),
-        ];
+        message.attributes = vec![RouteAttribute::Oif(index)];
+        if route.prefix != 0 {
+            let to = RouteAttribute::Destination(address(route.to));
+            message.attributes.push(to);
+        }
+        if let Some(gateway) = route.via {
+            let gateway = RouteAttribute::Gateway(address(gateway));
+            message.attributes.push(gateway);
+        }
+        if let Some(metric) = route.metric {
+            message.attributes.push(RouteAttribute::Priority(metric));
+        }
         self.change(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, message)
     }
 
@@ -202,6 +277,13 @@ pub fn own_address(message: &AddressMessage) -> Option<IpAddr> {
         _ => None,
     });
     local.or(address)
+}
+
+fn address(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
 }
 
 fn family(address: IpAddr) -> AddressFamily {
