@@ -106,6 +106,7 @@ mod tests {
             eager: false,
             open_loopback: vec![8080],
             max_flows: 16,
+            memory: 128 << 20,
             policy: Default::default(),
         }
     }

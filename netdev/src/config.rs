@@ -166,6 +166,9 @@ pub struct Config {
     pub open_loopback: Vec<u16>,
     /// The most flows at once, of all kinds together.
     pub max_flows: usize,
+    /// What connections' data may take, in bytes, half of it each way: not a bound for what was promised
+    /// before there were as many, nor for a few KiB of each.
+    pub memory: usize,
     /// Where the guest may go, and how fast.
     pub policy: Policy,
 }

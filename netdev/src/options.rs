@@ -13,6 +13,8 @@ use crate::resolver::Resolver;
 
 /// The user and the group of Istio's proxy, whose connections are not redirected to it.
 const PROXY: u32 = 1337;
+/// For data under way, in bytes, where nobody says.
+pub const MEMORY: usize = 128 << 20;
 /// Ethernet's, where the pod does not say.
 const MTU: u16 = 1500;
 /// IPv6's least, which no guest has to be told (RFC 8200, section 5).
@@ -41,6 +43,9 @@ pub struct Options {
     /// The most flows at once
     #[arg(long, value_name = "COUNT", default_value_t = 65_536)]
     pub max_flows: usize,
+    /// MiB that data under way may take at this end [default: 128, or 24 for a VM's network]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..))]
+    pub buffers: Option<u16>,
     /// The most flows that the guest may begin in a second
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub new_flows: Option<u32>,
@@ -81,6 +86,7 @@ impl Options {
             eager: self.eager,
             open_loopback: self.open_loopback.clone(),
             max_flows: self.max_flows,
+            memory: self.buffers.map_or(MEMORY, |mib| usize::from(mib) << 20),
             policy: self.policy(),
         }
     }

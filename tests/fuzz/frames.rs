@@ -74,6 +74,7 @@ impl Gateway {
             eager: true,
             open_loopback: Vec::new(),
             max_flows: 0,
+            memory: 128 << 20,
             policy: Policy::default(),
         };
         let frame = Rc::default();

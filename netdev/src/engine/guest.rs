@@ -398,7 +398,7 @@ impl Run<'_> {
         };
         self.engine.counters.tcp_out.add();
         let first = self.engine.first_sequence(&key);
-        let tcp = Tcp::outgoing(key, socket.into(), syn, first, self.promise());
+        let tcp = Tcp::outgoing(key, socket.into(), syn, first, self.first_promise());
         let Some(index) = self.insert(Flow::Tcp(Box::new(tcp))) else {
             return self.refuse(&key, syn);
         };

@@ -241,7 +241,7 @@ impl Run<'_> {
         counters.tcp_in.add();
         forward.connections.add();
         let first = self.engine.first_sequence(&key);
-        let tcp = Tcp::incoming(key, socket, first, self.promise());
+        let tcp = Tcp::incoming(key, socket, first, self.first_promise());
         if let Some(index) = self.insert(Flow::Tcp(Box::new(tcp))) {
             self.table.came_by(index, forward);
             self.push(index);

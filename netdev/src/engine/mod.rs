@@ -51,12 +51,12 @@ const CONTROL: u64 = 6;
 const EVENTS: usize = 128;
 /// The largest datagram, and what one read of a socket of datagrams takes at most.
 const SCRATCH: usize = 64 << 10;
-/// What all guests' connections together may be promised room for: 64 MiB.
-const PROMISES: usize = 64 << 20;
 /// Between two advertisements of the router: a third of what each is good for.
 const ADVERTISEMENTS: Duration = Duration::from_secs(ndp::ROUTER_LIFETIME as u64 / 3);
 /// The guest's MAC address until it has spoken.
 const EVERYBODY: Mac = [0xff; 6];
+/// What a new connection is promised: the first flight of Ethernet's segments (RFC 6928).
+const FIRST_PROMISE: usize = 16 << 10;
 /// What a connection is promised at least.
 const LEAST_PROMISE: usize = 4 << 10;
 
@@ -185,6 +185,7 @@ impl Engine {
         let counters = self.counters.clone();
         let link = Captured::new(Metered::new(link, counters), self.capture.take());
         let polling = Polling::new(self.busy_poll);
+        let pool = Pool::new(self.config.memory / 2);
         let mut run = Run {
             engine: self,
             link,
@@ -192,7 +193,7 @@ impl Engine {
             epoll,
             pod,
             table: Table::default(),
-            pool: Pool::default(),
+            pool,
             batch: Batch::default(),
             guest_mac: EVERYBODY,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
@@ -407,12 +408,18 @@ impl Run<'_> {
     }
 
     /// What a connection is promised room for, as many as there are: as much as a ring holds that takes
-    /// no more than its share.
+    /// no more than its share of what is meant for this way.
     fn promise(&self) -> usize {
-        let share = PROMISES / self.table.len().max(1);
+        let share = self.engine.config.memory / 2 / self.table.len().max(1);
         let whole = SIZES.into_iter().rfind(|size| *size <= share);
         let promise = whole.filter(|size| *size > SMALL).unwrap_or(share);
         promise.clamp(LEAST_PROMISE, MOST_PROMISED)
+    }
+
+    /// What it is promised before it has moved anything: what is told stays told, and most connections
+    /// never have more under way.
+    fn first_promise(&self) -> usize {
+        self.promise().min(FIRST_PROMISE)
     }
 
     fn insert(&mut self, flow: Flow) -> Option<u32> {

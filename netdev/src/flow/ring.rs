@@ -11,21 +11,29 @@ pub const SIZES: [usize; 5] = [SMALL, 64 << 10, MIDDLE, MOST / 2, MOST];
 /// Enough for a request and its answer.
 pub const SMALL: usize = 8 << 10;
 const MIDDLE: usize = 256 << 10;
-/// What rings beyond the smallest take of memory for what sockets have to read: 64 MiB, and those of the
-/// largest size no more than half of it, so that many flows have some each.
-const BUDGET: usize = 64 << 20;
 /// Free pieces of each size that are kept for the next flow.
 const KEPT: [usize; 5] = [8, 4, 4, 1, 1];
 
 /// The memory of all rings.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
     free: [Vec<Box<[u8]>>; 5],
-    /// Of the budget.
+    /// What rings beyond the smallest may take for what sockets have to read; those of the largest
+    /// size take no more than half of it, so that many flows have some each.
+    budget: usize,
     in_use: usize,
 }
 
 impl Pool {
+    /// An empty one that takes `budget` bytes at most for what sockets have to read.
+    pub fn new(budget: usize) -> Self {
+        Self {
+            free: Default::default(),
+            budget,
+            in_use: 0,
+        }
+    }
+
     /// The free pieces of one of [`SIZES`], and how many are kept.
     fn kept(&mut self, size: usize) -> Option<(&mut Vec<Box<[u8]>>, usize)> {
         let index = SIZES.iter().position(|known| *known == size)?;
@@ -48,7 +56,11 @@ impl Pool {
 
     /// Whether a socket's bytes may have a piece of `size`.
     fn affords(&self, size: usize) -> bool {
-        let budget = if size < MOST { BUDGET } else { BUDGET / 2 };
+        let budget = if size < MOST {
+            self.budget
+        } else {
+            self.budget / 2
+        };
         self.in_use + cost(size) <= budget
     }
 }
@@ -205,12 +217,14 @@ mod tests {
 
     use super::*;
 
+    const BUDGET: usize = 64 << 20;
+
     proptest! {
         #[test]
         fn it_is_a_queue_of_bytes(
             steps in prop::collection::vec((any::<bool>(), 0..60_000_usize), 0..80),
         ) {
-            let (mut ring, mut pool) = (Ring::default(), Pool::default());
+            let (mut ring, mut pool) = (Ring::default(), Pool::new(BUDGET));
             let mut model: VecDeque<u8> = VecDeque::new();
             let mut next = 0_u8;
             for (push, count) in steps {
@@ -236,7 +250,7 @@ mod tests {
 
     #[test]
     fn an_empty_ring_holds_no_memory_and_the_pool_s_is_bounded() {
-        let mut pool = Pool::default();
+        let mut pool = Pool::new(BUDGET);
         let mut rings: Vec<Ring> = (0..BUDGET / MIDDLE).map(|_| Ring::default()).collect();
         for ring in &mut rings {
             loop {
@@ -261,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_a_guest_may_send_has_room_in_any_case_and_takes_none_from_what_sockets_have() {
-        let mut pool = Pool::default();
+        let mut pool = Pool::new(BUDGET);
         for (count, size) in [(1, SMALL), (SMALL + 1, 64 << 10), (300 << 10, MOST / 2)] {
             let mut ring = Ring::default();
             assert_eq!(ring.push(&vec![7; count], &mut pool), count);

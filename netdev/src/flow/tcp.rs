@@ -872,7 +872,7 @@ mod tests {
     #[test]
     fn what_came_too_early_goes_out_in_its_turn() {
         let (mut tcp, mut peer) = open(100);
-        let (mut pool, now) = (Pool::default(), Instant::now());
+        let (mut pool, now) = (Pool::new(64 << 20), Instant::now());
         for (sequence, payload) in [(6, b"ghi"), (3, b"def"), (4, b"efg")] {
             let taken = tcp.receive(&segment(sequence, payload), now, &mut pool);
             assert_eq!(taken, Taken::nothing(Verdict::Keep));
@@ -889,7 +889,7 @@ mod tests {
     #[test]
     fn what_is_acknowledged_is_so_within_a_window_that_the_guest_took_back() {
         let (mut tcp, mut peer) = open(100);
-        let (mut pool, now) = (Pool::default(), Instant::now());
+        let (mut pool, now) = (Pool::new(64 << 20), Instant::now());
         let (mut link, card) = fake::pair();
         let guest = "10.0.2.2".parse().unwrap();
         let mut outlet = Outlet {
@@ -921,7 +921,7 @@ mod tests {
     #[test]
     fn overlapping_segments_are_kept_only_as_far_as_the_window_goes() {
         let (mut tcp, _peer) = open(1000);
-        let mut pool = Pool::default();
+        let mut pool = Pool::new(64 << 20);
         for sequence in 1..200 {
             tcp.receive(&segment(sequence, &[0; 600]), Instant::now(), &mut pool);
         }

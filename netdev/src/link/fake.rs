@@ -31,6 +31,7 @@ pub fn config() -> Config {
         eager: true,
         open_loopback: Vec::new(),
         max_flows: 16,
+        memory: 128 << 20,
         policy: Default::default(),
     }
 }

@@ -107,6 +107,7 @@ mod tests {
             eager: false,
             open_loopback: Vec::new(),
             max_flows: 16,
+            memory: 128 << 20,
             policy: Default::default(),
         }
     }

@@ -73,6 +73,7 @@ impl Default for Setup {
                 eager: true,
                 open_loopback: Vec::new(),
                 max_flows: 64,
+                memory: 128 << 20,
                 policy: Policy::default(),
             },
             faults: Faults::default(),

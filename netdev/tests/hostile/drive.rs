@@ -539,6 +539,7 @@ pub fn config(forwards: Vec<Forward>, open_loopback: Vec<u16>) -> Config {
         eager: true,
         open_loopback,
         max_flows: MAX_FLOWS,
+        memory: 128 << 20,
         policy: Policy::default(),
     }
 }

@@ -43,6 +43,7 @@ fn vm() -> Vm {
         eager: false,
         open_loopback: Vec::new(),
         max_flows: 10,
+        memory: 128 << 20,
         policy: Default::default(),
     })
     .unwrap();

@@ -44,6 +44,9 @@ const CONSOLE_SLOT: u8 = 28;
 const WATCHDOG_SLOT: u8 = 29;
 const BALLOON_SLOT: u8 = 30;
 const PANIC_SLOT: u8 = 31;
+/// What data under way in the guest's connections may take where no option says: most of what
+/// [`vmi::Machine::overhead`] charges a pod for connections.
+const BUFFERS: usize = 24 << 20;
 const CONFIG_PORTS: (u64, u64) = (0xcf8, 8);
 
 const _: () = assert!(32 * BAR_LEN <= branch::WINDOW);
@@ -106,7 +109,10 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         let v6 = (interface.binding == Binding::Masquerade && pod.has_route(true))
             .then_some(masquerade6);
         let (hostname, forwards) = (plan.machine.hostname.clone(), plan.forwards.clone());
-        let config = plan.network.config(&pod, (v4, v6), hostname, forwards);
+        let mut config = plan.network.config(&pod, (v4, v6), hostname, forwards);
+        if plan.network.buffers.is_none() {
+            config.memory = BUFFERS;
+        }
         let mtu = config.mtu;
         let mut engine = Engine::new(config)?;
         engine.poll_beside(plan.machine.topology.vcpus() as usize);

@@ -66,6 +66,7 @@ impl Machine {
     /// (docs/pod.md).
     pub fn overhead(&self) -> u64 {
         const MIB: u64 = 1 << 20;
+        // With what is in buffers of theirs: launch::devices::BUFFERS.
         const CONNECTIONS: u64 = 1000 * (40 << 10);
         20 * MIB + u64::from(self.topology.vcpus()) * MIB + self.memory / 256 + CONNECTIONS
     }

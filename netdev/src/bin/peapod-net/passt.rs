@@ -299,6 +299,7 @@ fn config(args: &Args) -> Result<Config, Failure> {
         eager: false,
         open_loopback: Vec::new(),
         max_flows: 65_536,
+        memory: options::MEMORY,
         policy: Policy::default(),
     })
 }

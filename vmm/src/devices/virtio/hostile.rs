@@ -212,6 +212,7 @@ fn net() -> Case {
         eager: false,
         open_loopback: Vec::new(),
         max_flows: 10,
+        memory: 128 << 20,
         policy: Default::default(),
     })
     .unwrap();
