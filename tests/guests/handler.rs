@@ -354,6 +354,16 @@ fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_
         disks.iter().any(|disk| disk["mountPoint"] == "/"),
         "{info:#}"
     );
+    let freeze = FreezeRequest {
+        unfreeze_timeout_seconds: 600,
+        ..FreezeRequest::default()
+    };
+    let frozen = handler.call(client.freeze_virtual_machine(freeze));
+    assert!(frozen.unwrap().into_inner().success);
+    let info = guest_info(&handler, &mut client);
+    assert_eq!(info["fsFreezeStatus"], "frozen", "{info:#}");
+    let thawed = handler.call(client.unfreeze_virtual_machine(about(&vmi)));
+    assert!(thawed.unwrap().into_inner().success);
     vm.signal(libc::SIGTERM);
     assert_eq!(vm.wait(BOOT), 0);
     let told = "told to: shutdown -h -P +0";

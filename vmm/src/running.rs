@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use guest_agent::protocol::GuestInfo;
+use guest_agent::protocol::{GuestInfo, Request};
 use netdev::control::Control;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::qga::Qga;
+use crate::agent::qga::{Qga, StandStill};
 use crate::agent::{self, Agent};
 use crate::changes::Changes;
 use crate::console::Console;
@@ -181,6 +181,19 @@ impl Running {
             Some(qga) if qga.is_there() => qga.info().map_err(|error| error.to_string()),
             _ => self.agent.guest_info().map_err(|error| error.to_string()),
         }
+    }
+
+    /// Has the guest's file systems stand still or go on, by the agent that is there.
+    pub fn stand_still(&self, how: StandStill) -> Result<(), String> {
+        if let Some(qga) = self.qga.as_ref().filter(|qga| qga.is_there()) {
+            return qga.stand_still(how).map_err(|error| error.to_string());
+        }
+        let request = match how {
+            StandStill::For(seconds) => Request::Freeze { seconds },
+            StandStill::NoMore => Request::Thaw,
+        };
+        let asked = self.agent.ask(&request);
+        asked.map(drop).map_err(|error| error.to_string())
     }
 
     /// Whether the guest's set-up is over. Of one that has no agent of Peapod's nobody knows, and it is

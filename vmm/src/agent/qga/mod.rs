@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::agent::program::{BY_SIGNAL, Ended};
 use crate::agent::session::Error;
-use crate::agent::shown;
+use crate::agent::{PATIENCE, shown};
 use crate::changes::Changes;
 use crate::sandbox;
 use wire::Wire;
@@ -31,6 +31,15 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Between two questions whether a program has ended, at first and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
 
+/// What the file systems of a guest's disks are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StandStill {
+    /// Stand still, for so many seconds at most where it is said.
+    For(Option<u32>),
+    /// Go on.
+    NoMore,
+}
+
 /// The agent of a guest, whether it is there or not. A clone is another handle.
 #[derive(Clone)]
 pub struct Qga(Arc<Shared>);
@@ -41,6 +50,8 @@ struct Shared {
     open: Arc<AtomicBool>,
     /// What it says that its version is.
     version: Mutex<Option<String>>,
+    /// When file systems that stand still are to go on: QEMU's agent knows no such time.
+    thaw: Mutex<Option<Instant>>,
     changes: Changes,
 }
 
@@ -52,6 +63,7 @@ impl Qga {
             wire: Mutex::new(Wire::new(stream)?),
             open,
             version: Mutex::default(),
+            thaw: Mutex::default(),
             changes,
         })))
     }
@@ -62,6 +74,7 @@ impl Qga {
         sandbox::spawn_named(sandbox::Kind::Agent, "qga", move || {
             loop {
                 qga.look();
+                qga.thaw_in_time();
                 std::thread::sleep(LOOK);
             }
         })?;
@@ -134,6 +147,42 @@ impl Qga {
             std::thread::sleep(pause.min(left()));
             pause = (pause * 2).min(longest);
         }
+    }
+
+    /// Has the guest's file systems stand still or go on. Where it is said for how long, they go on
+    /// within [`LOOK`] after that.
+    pub fn stand_still(&self, how: StandStill) -> Result<(), Error> {
+        let command = match how {
+            StandStill::For(_) => "guest-fsfreeze-freeze",
+            StandStill::NoMore => "guest-fsfreeze-thaw",
+        };
+        // What is to be written is written first.
+        self.ask(command, Value::Null, PATIENCE)?;
+        *self.thaw() = match how {
+            StandStill::For(Some(seconds)) => {
+                Some(Instant::now() + Duration::from_secs(seconds.into()))
+            }
+            _ => None,
+        };
+        Ok(())
+    }
+
+    fn thaw_in_time(&self) {
+        if self.thaw().is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        match self.stand_still(StandStill::NoMore) {
+            Ok(()) => tracing::info!("the guest's file systems go on: their time is over"),
+            Err(error) => {
+                // One that is gone has nothing that stands still, or nobody who could tell.
+                *self.thaw() = None;
+                tracing::warn!("the guest's file systems may still stand still: {error}");
+            }
+        }
+    }
+
+    fn thaw(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.thaw.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ask(&self, command: &str, arguments: Value, within: Duration) -> Result<Value, Error> {

@@ -75,6 +75,23 @@ fn a_program_is_run_and_its_end_waited_for() {
 }
 
 #[test]
+fn file_systems_that_stand_still_go_on_when_their_time_is_over_or_they_are_told_to() {
+    let (qga, asked) = agent(|_| b"{\"return\": 2}\n".to_vec());
+    for seconds in [Some(0), Some(600), None] {
+        qga.stand_still(StandStill::For(seconds)).unwrap();
+        qga.thaw_in_time();
+    }
+    qga.stand_still(StandStill::NoMore).unwrap();
+    drop(qga);
+    let asked = asked.join().unwrap();
+    let names: Vec<_> = asked
+        .iter()
+        .filter_map(|q| q["execute"].as_str()?.strip_prefix("guest-fsfreeze-"))
+        .collect();
+    assert_eq!(names, ["freeze", "thaw", "freeze", "freeze", "thaw"]);
+}
+
+#[test]
 fn a_refusal_is_shown_without_what_a_terminal_would_obey() {
     let (qga, _) = agent(|_| b"{\"error\": {\"desc\": \"no\\u001b[2J\"}}\n".to_vec());
     let said = qga.ping(LONG).unwrap_err().to_string();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use guest_agent::protocol::{self as agent, GuestInfo, Reply};
+use guest_agent::protocol::GuestInfo;
 use kubevirt_rpc::cmd::cmd_server::Cmd;
 use kubevirt_rpc::cmd::{
     DomainResponse, DomainStatsResponse, EmptyRequest, ExecRequest, ExecResponse, FreezeRequest,
@@ -20,6 +20,7 @@ use tonic::{Request, Status, async_trait};
 use super::notify::warning;
 use super::vm::Vm;
 use super::{Shared, Stage};
+use crate::agent::qga::StandStill;
 
 /// What a program may write that is passed on.
 const OUTPUT: usize = 1 << 20;
@@ -105,24 +106,21 @@ impl Launcher {
         }
     }
 
-    /// What the agent of the guest answers.
-    async fn agent(&self, request: agent::Request) -> Result<Result<Reply, String>, Status> {
-        match self.running() {
-            Ok(vm) => {
-                let asked = apart(move || vm.running.agent.ask(&request)).await?;
-                Ok(asked.map_err(|error| error.to_string()))
-            }
-            Err(why) => Ok(Err(why.to_owned())),
-        }
-    }
-
     /// Has the guest's file systems stand still or go on, which its domain then says.
-    async fn set_frozen(&self, frozen: bool, how: agent::Request) -> Answer<Response> {
-        let asked = self.agent(how).await?;
-        if let (Ok(_), Some(vm)) = (&asked, self.0.vm()) {
-            vm.set_frozen(frozen);
+    async fn stand_still(&self, how: StandStill) -> Answer<Response> {
+        let vm = match self.running() {
+            Ok(vm) => vm,
+            Err(why) => return answer(Err(why)),
+        };
+        let asked = apart({
+            let vm = vm.clone();
+            move || vm.running.stand_still(how)
+        });
+        let asked = asked.await?;
+        if asked.is_ok() {
+            vm.set_frozen(matches!(how, StandStill::For(_)));
         }
-        answer(asked.map(drop))
+        answer(asked)
     }
 
     /// What the guest says of itself, as KubeVirt's API has it.
@@ -319,16 +317,15 @@ impl Cmd for Launcher {
         }))
     }
 
-    /// The agent thaws them by itself after so long.
+    /// They go on by themselves after so long.
     async fn freeze_virtual_machine(&self, request: Request<FreezeRequest>) -> Answer<Response> {
         let seconds = u32::try_from(request.into_inner().unfreeze_timeout_seconds).ok();
         let seconds = seconds.filter(|seconds| *seconds > 0);
-        self.set_frozen(true, agent::Request::Freeze { seconds })
-            .await
+        self.stand_still(StandStill::For(seconds)).await
     }
 
     async fn unfreeze_virtual_machine(&self, _: Request<VmiRequest>) -> Answer<Response> {
-        self.set_frozen(false, agent::Request::Thaw).await
+        self.stand_still(StandStill::NoMore).await
     }
 }
 
