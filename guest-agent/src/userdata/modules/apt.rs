@@ -3,11 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use super::packages;
+use super::{apt_key, packages};
 use crate::userdata::command::{Program, exists};
 use crate::userdata::context::Context;
 use crate::userdata::{files, jinja};
@@ -182,8 +180,8 @@ fn select(apt: &Node) -> Result<(), String> {
 fn sources_list(context: &Context, apt: &Node, mirrors: &Mirrors) -> Result<(), String> {
     for key in ["primary", "security"] {
         for mirror in apt.get(key).and_then(Node::list).unwrap_or_default() {
-            if mirror.get("key").is_some() || mirror.get("keyid").is_some() {
-                add_key(mirror, key, TRUSTED)
+            if apt_key::has_key(mirror) {
+                apt_key::add(mirror, key, TRUSTED)
                     .map_err(|why| mirror.wrong(&format!("apt.{key}"), why))?;
             }
         }
@@ -268,10 +266,9 @@ fn source(name: &str, entry: &Node, mirrors: &Mirrors) -> Result<(), String> {
     let signed = source
         .as_ref()
         .is_some_and(|source| source.contains("$KEY_FILE"));
-    let has_key = entry.get("key").is_some() || entry.get("keyid").is_some();
     let folder = if signed { SIGNED_BY } else { TRUSTED };
-    let key_file = match has_key {
-        true => add_key(entry, &name, folder)?,
+    let key_file = match apt_key::has_key(entry) {
+        true => apt_key::add(entry, &name, folder)?,
         false => PathBuf::new(),
     };
     let Some(source) = source else {
@@ -301,56 +298,17 @@ fn source(name: &str, entry: &Node, mirrors: &Mirrors) -> Result<(), String> {
     .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Puts a key where apt takes it for a keyring.
-fn add_key(entry: &Node, name: &str, folder: &str) -> Result<PathBuf, String> {
-    let stem = Path::new(name)
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy();
-    let path = Path::new(folder).join(format!("{stem}.gpg"));
-    let Some(armored) = entry.get("key").and_then(Node::scalar) else {
-        return Err(
-            "keyid: keys of a key server are not supported; give the key itself".to_owned(),
-        );
-    };
-    let key = dearmored(&armored)?;
-    files::write(&path, &key, 0o644).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(path)
-}
-
-/// The bytes of a key in ASCII armor (RFC 9580, section 6).
-fn dearmored(text: &str) -> Result<Vec<u8>, String> {
-    let body = text
-        .lines()
-        .map(str::trim)
-        .skip_while(|line| !line.starts_with("-----BEGIN PGP PUBLIC KEY BLOCK"))
-        .skip(1)
-        .skip_while(|line| line.contains(": "))
-        .take_while(|line| !line.starts_with("-----END"));
-    // The line that begins with = is a checksum.
-    let body: String = body.filter(|line| !line.starts_with('=')).collect();
-    if body.is_empty() {
-        return Err("key: it is no armored PGP public key".to_owned());
-    }
-    STANDARD
-        .decode(body)
-        .map_err(|error| format!("key: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn suites_are_disabled_and_armor_is_taken_off() {
+    fn suites_are_disabled() {
         let text = "# x\ndeb http://m d main\ndeb [ arch=amd64 a=b ] http://m d-updates main\n";
         let disabled = ["updates".to_owned()];
         assert_eq!(
             without_suites(text, &disabled, "d"),
             "# x\ndeb http://m d main\n# suite disabled by cloud-init: deb [ arch=amd64 a=b ] http://m d-updates main\n"
         );
-        let key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nVersion: 1\n\naGVs\nbG8=\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n";
-        assert_eq!(dearmored(key).unwrap(), b"hello");
-        dearmored("x").unwrap_err();
     }
 }

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod apt;
+mod apt_key;
 mod ca_certs;
 mod filesystems;
 mod final_message;
