@@ -75,6 +75,8 @@ struct Ring {
     kick: Option<File>,
     /// Changed while the ring runs, when the guest masks its interrupt.
     call: Arc<Mutex<Option<File>>>,
+    /// Where the VMM hears that the driver broke the card.
+    error: Arc<Mutex<Option<File>>>,
     enabled: bool,
 }
 
@@ -126,6 +128,8 @@ impl Device {
         let memory = self.memory.clone();
         // The VMM keeps the control queue to itself.
         let mut link = VirtqueueLink::new(memory, receive, transmit, None, self.features);
+        let errors = self.rings.each_ref().map(|ring| ring.error.clone());
+        link.report_to(move || errors.iter().for_each(|error| raise(error)));
         let stop = EventFd::new(EFD_NONBLOCK).map_err(Error::ReqHandlerError)?;
         let stopped = stop.try_clone().map_err(Error::ReqHandlerError)?;
         let thread = std::thread::Builder::new()
@@ -168,12 +172,7 @@ impl Device {
             queue,
             // SAFETY: the descriptor is the copy made above, and nobody else's.
             kick: unsafe { EventFd::from_raw_fd(kick.into_raw_fd()) },
-            interrupt: Box::new(move || {
-                if let Some(call) = lock(&call).as_ref() {
-                    // An eventfd's write fails only when its counter is full: it is raised then.
-                    let _ = io::Write::write(&mut &*call, &1_u64.to_ne_bytes());
-                }
-            }),
+            interrupt: Box::new(move || raise(&call)),
         })
     }
 
@@ -212,6 +211,14 @@ impl Device {
             })
             .map(GuestAddress)
             .ok_or(Error::InvalidParam)
+    }
+}
+
+/// Signals an eventfd of the VMM's, where it has given one.
+fn raise(event: &Mutex<Option<File>>) {
+    if let Some(event) = lock(event).as_ref() {
+        // The write fails only when the counter is full: it is raised then.
+        let _ = io::Write::write(&mut &*event, &1_u64.to_ne_bytes());
     }
 }
 
@@ -334,7 +341,9 @@ impl VhostUserBackendReqHandlerMut for Device {
         Ok(())
     }
 
-    fn set_vring_err(&mut self, _index: u8, _fd: Option<File>) -> Result<()> {
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let ring = self.ring(index.into())?;
+        *lock(&ring.error) = fd.map(without_blocking).transpose()?;
         Ok(())
     }
 

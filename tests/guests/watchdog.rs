@@ -73,3 +73,15 @@ fn a_guest_that_hangs_is_switched_off_by_its_watchdog_with_status_5() {
         "{log}"
     );
 }
+
+#[test]
+#[ignore = "slow: make test-all"]
+fn a_guest_that_feeds_its_watchdog_no_more_is_shut_down_by_its_agent_where_that_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "busybox watchdog -F -T 2 -t 600 /dev/watchdog\n";
+    let mut vm = run(directory.path(), "shutdown", script);
+    assert_eq!(vm.wait(BOOT), 0);
+    let console = vm.console();
+    assert!(console.contains("peapod-agent: powering off"), "{console}");
+    assert!(vm.log().contains("did not feed its watchdog"));
+}

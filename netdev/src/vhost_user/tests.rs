@@ -238,6 +238,33 @@ fn a_ring_outside_memory_ends_the_connection_and_not_the_network() {
 }
 
 #[test]
+fn a_driver_that_breaks_a_ring_is_told_of_by_the_rings_error_events() {
+    let (mut vmm, _, thread) = vmm(Engine::new(fake::config()).unwrap());
+    vmm.greet();
+    vmm.start([0, 0]).unwrap();
+    is_the_gateway_s(&vmm.ask());
+    let errors = [(); QUEUES].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
+    for (index, error) in errors.iter().enumerate() {
+        vmm.frontend.set_vring_err(index, error).unwrap();
+    }
+    assert!(errors.iter().all(|error| error.read().is_err()));
+    // More chains than the ring has room for.
+    let [_, available, _] = vmm.rings[1].places();
+    let index = available.unchecked_add(2);
+    vmm.memory.write_obj(1000_u16, index).unwrap();
+    vmm.rings[1].kick.write(1).unwrap();
+    for error in &errors {
+        let start = Instant::now();
+        while error.read().is_err() {
+            assert!(start.elapsed() < Duration::from_secs(5), "nobody is told");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    drop(vmm);
+    assert!(thread.join().unwrap().1.is_ok());
+}
+
+#[test]
 fn whoever_shuts_the_socket_gets_the_engine_back() {
     let (mut vmm, copy, thread) = vmm(Engine::new(fake::config()).unwrap());
     vmm.greet();
