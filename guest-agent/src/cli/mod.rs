@@ -13,6 +13,8 @@ use lexopt::prelude::*;
 
 /// Where the program lies when it is on no disk.
 pub const PROGRAM: &str = "/run/peapod/agent";
+/// Where the Debian package has it.
+const PACKAGED: &str = "/usr/sbin/peapod-agent";
 const NAMES: [&str; 2] = ["cloud-init", "cloud-id"];
 /// Where the disk's own would be, and where ours is put if there is none.
 const FOLDERS: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin"];
@@ -24,24 +26,33 @@ const USAGE: &str = "usage: cloud-init status [--wait] [--long] [--format tabula
 /// Makes the two names lead here, where the disk has no cloud-init.
 pub fn install() -> io::Result<()> {
     let [ours, ..] = FOLDERS;
+    let leads_here = |path: &Path| {
+        let to = fs::read_link(path).ok();
+        to.is_some_and(|to| to == Path::new(PROGRAM) || to == Path::new(PACKAGED))
+    };
     let has = |name: &str| {
         let mut paths = FOLDERS.iter().map(|folder| Path::new(folder).join(name));
-        paths.any(|path| fs::read_link(&path).map_or(path.exists(), |to| to != Path::new(PROGRAM)))
+        paths.any(|path| path.symlink_metadata().is_ok() && !leads_here(&path))
     };
     if NAMES.iter().any(|name| has(name)) {
         return Ok(());
     }
-    if !Path::new(PROGRAM).exists() {
+    // A package's stays where it is: below /run nothing may be executed everywhere.
+    let packaged = fs::read_link("/proc/self/exe").is_ok_and(|path| path == Path::new(PACKAGED));
+    let program = Path::new(if packaged { PACKAGED } else { PROGRAM });
+    if !program.exists() {
         fs::create_dir_all("/run/peapod")?;
-        fs::copy("/proc/self/exe", PROGRAM)?;
-        fs::set_permissions(PROGRAM, fs::Permissions::from_mode(0o755))?;
+        fs::copy("/proc/self/exe", program)?;
+        fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
     }
     fs::create_dir_all(ours)?;
     for name in NAMES {
-        match symlink(PROGRAM, Path::new(ours).join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+        let path = Path::new(ours).join(name);
+        // One that leads to where another boot's agent was.
+        if leads_here(&path) {
+            fs::remove_file(&path)?;
         }
+        symlink(program, path)?;
     }
     Ok(())
 }
