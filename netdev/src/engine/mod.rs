@@ -57,6 +57,8 @@ const ADVERTISEMENTS: Duration = Duration::from_secs(ndp::ROUTER_LIFETIME as u64
 const EVERYBODY: Mac = [0xff; 6];
 /// What a new connection is promised: the first flight of Ethernet's segments (RFC 6928).
 const FIRST_PROMISE: usize = 16 << 10;
+/// Milliseconds of rest after which memory that nobody uses goes back to the kernel.
+const TRIM_AFTER: i32 = 1000;
 /// What a connection is promised at least.
 const LEAST_PROMISE: usize = 4 << 10;
 
@@ -311,8 +313,15 @@ impl Run<'_> {
                 let _pass = gate.pass();
                 self.more = self.link.quiet(false);
             }
-            let patience = if self.more { 0 } else { self.patience() };
+            let mut patience = if self.more { 0 } else { self.patience() };
+            let trims = self.pool.has_slack() && !(0..TRIM_AFTER).contains(&patience);
+            if trims {
+                patience = TRIM_AFTER;
+            }
             count = self.ready(patience, events)?;
+            if trims && count == 0 {
+                self.pool.trim();
+            }
         }
         self.polling.waited(start.elapsed());
         Ok(count)

@@ -3,6 +3,8 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 
+use crate::sys;
+
 /// Most bytes that a ring keeps: a stream keeps going while the guest, ourselves and the host's peer
 /// take turns on one CPU. With less, each waits for the others' wake-ups.
 pub const MOST: usize = 1 << 20;
@@ -11,6 +13,8 @@ pub const SIZES: [usize; 5] = [SMALL, 64 << 10, MIDDLE, MOST / 2, MOST];
 /// Enough for a request and its answer.
 pub const SMALL: usize = 8 << 10;
 const MIDDLE: usize = 256 << 10;
+/// It is not worth looking for less.
+const SLACK: usize = 1 << 20;
 /// Free pieces of each size that are kept for the next flow.
 const KEPT: [usize; 5] = [8, 4, 4, 1, 1];
 
@@ -22,6 +26,8 @@ pub struct Pool {
     /// size take no more than half of it, so that many flows have some each.
     budget: usize,
     in_use: usize,
+    /// Bytes that went back to the heap, and may still be this process's.
+    returned: usize,
 }
 
 impl Pool {
@@ -31,7 +37,21 @@ impl Pool {
             free: Default::default(),
             budget,
             in_use: 0,
+            // Whatever was done before there was a network.
+            returned: SLACK,
         }
+    }
+
+    /// Whether the heap may have much that nobody uses.
+    pub fn has_slack(&self) -> bool {
+        self.returned >= SLACK
+    }
+
+    /// Gives the kernel what nobody uses of the heap: of a thousand flows that opened at once a
+    /// piece is left between the flows themselves, which malloc alone keeps for ever.
+    pub fn trim(&mut self) {
+        self.returned = 0;
+        sys::trim_heap();
     }
 
     /// The free pieces of one of [`SIZES`], and how many are kept.
@@ -51,6 +71,8 @@ impl Pool {
             && free.len() < most
         {
             free.push(bytes);
+        } else {
+            self.returned = self.returned.saturating_add(bytes.len());
         }
     }
 

@@ -68,6 +68,7 @@ impl Api {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name(Kind::Api.name())
+            .thread_stack_size(sandbox::STACK)
             .on_thread_start(|| sandbox::confine(Kind::Api))
             .enable_io()
             .enable_time()

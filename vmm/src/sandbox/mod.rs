@@ -13,7 +13,7 @@ use std::io;
 use std::sync::OnceLock;
 
 pub use files::Files;
-pub use threads::{spawn, spawn_named};
+pub use threads::{STACK, spawn, spawn_named};
 
 /// The jobs that a thread can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

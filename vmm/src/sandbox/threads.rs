@@ -11,6 +11,10 @@ use super::{Kind, confine};
 
 type Start = Box<dyn FnOnce() + Send>;
 
+/// A thread's stack. One of 2 MiB, Rust's own, may lie so that the kernel makes a huge page of it,
+/// and that is ours at once.
+pub const STACK: usize = 1 << 20;
+
 static STARTER: OnceLock<Sender<Start>> = OnceLock::new();
 
 /// Starts the thread that starts the others.
@@ -18,6 +22,7 @@ pub fn start() -> io::Result<()> {
     let (give, orders) = channel::<Start>();
     Builder::new()
         .name("threads".to_owned())
+        .stack_size(STACK)
         .spawn(move || orders.into_iter().for_each(|start| start()))?;
     // A second one, of a caller that enters twice, has nobody to serve and ends.
     let _ = STARTER.set(give);
@@ -39,7 +44,7 @@ pub fn spawn_named<T: Send + 'static>(
     name: &str,
     job: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    let builder = Builder::new().name(name.to_owned());
+    let builder = Builder::new().name(name.to_owned()).stack_size(STACK);
     let start = move || {
         builder.spawn(move || {
             confine(kind);
