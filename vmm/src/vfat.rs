@@ -4,8 +4,9 @@ use std::io::{self, Cursor, Write};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 
-/// A quarter for the file system's own tables; rounded up to whole MiB.
-const GRAIN: usize = 1 << 20;
+/// A quarter for the file system's own tables; rounded up to this, which is less than a huge page: an
+/// image that is mostly zeros is not to take one.
+const GRAIN: usize = 256 << 10;
 /// Far above what a manifest may hold (1 MiB).
 const MAX_CONTENT: usize = 16 << 20;
 /// Entries of a sector.

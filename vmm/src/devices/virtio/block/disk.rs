@@ -16,6 +16,8 @@ use crate::snapshot::layer::{Layer, Source};
 pub const SECTOR: u64 = 512;
 /// Zeros are written in pieces of this size where nothing better can be had.
 const ZEROS: u64 = 64 << 10;
+/// An image in memory is looked at for zeros in pieces of this size, a page.
+const PAGE: usize = 4 << 10;
 
 /// Storage for a block device. Places and lengths are bytes, within [`Disk::size`].
 pub trait Disk: Send {
@@ -170,8 +172,11 @@ impl RawDisk {
         }
         // SAFETY: the descriptor was made just now and nobody else owns it.
         let file = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
-        file.write_all_at(bytes, 0)
-            .and_then(|()| file.set_len(size))
+        // Of an image most is zeros, which take no memory where they are not written.
+        let pages = (0..).step_by(PAGE).zip(bytes.chunks(PAGE));
+        let mut written = pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0));
+        file.set_len(size)
+            .and_then(|()| written.try_for_each(|(at, page)| file.write_all_at(page, at)))
             .map_err(|error| DiskError::Open(path(), error))?;
         Ok(Self {
             file: Arc::new(file),

@@ -163,6 +163,22 @@ fn what_does_not_fit_or_is_not_known_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn an_image_in_memory_is_whole_and_its_zeros_take_none() {
+    let mut image = vec![0; (16 << 20) + 100];
+    image[5000] = 7;
+    image[16 << 20] = 9;
+    let disk = RawDisk::from_bytes("seed", &image).unwrap();
+    let file = disk.file().unwrap();
+    image.resize(image.len().next_multiple_of(512), 0);
+    let mut read = vec![1; image.len()];
+    std::os::unix::fs::FileExt::read_exact_at(file, &mut read, 0).unwrap();
+    assert!(read == image && disk.size() == image.len() as u64);
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
+    // Two pages, or huge ones where the kernel is told to use them for all files in memory.
+    assert!(blocks * 512 <= 2 * (2 << 20), "{blocks}");
+}
+
+#[test]
 fn a_layer_takes_the_writes_and_its_base_stays() {
     let directory = tempfile::tempdir().unwrap();
     let path = image(directory.path(), 300);
