@@ -13,6 +13,7 @@ pub mod init;
 mod labels;
 pub mod netconfig;
 pub mod network;
+pub mod pattern;
 pub mod ports;
 pub mod power;
 pub mod protocol;

@@ -16,6 +16,7 @@ pub const STATUS: &str = "the server answered ";
 const PATIENCE: Duration = Duration::from_secs(5);
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
+
 fn agent() -> Agent {
     let config = Config::builder()
         .timeout_connect(Some(PATIENCE))

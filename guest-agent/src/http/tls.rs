@@ -27,8 +27,15 @@ pub fn config() -> TlsConfig {
         .build()
 }
 
+/// This root's file of authorities, and where it is.
+fn bundle() -> Option<(&'static str, File)> {
+    BUNDLES
+        .into_iter()
+        .find_map(|path| Some((path, File::open(path).ok()?)))
+}
+
 fn authorities() -> Vec<Certificate<'static>> {
-    let Some(file) = BUNDLES.iter().find_map(|path| File::open(path).ok()) else {
+    let Some((_, file)) = bundle() else {
         return Vec::new();
     };
     let mut text = Vec::new();
@@ -51,10 +58,7 @@ pub fn distrusted(error: &Error) -> Option<String> {
         rustls::CertificateError::UnknownIssuer => format!(
             "the server's certificate is by nobody whom this root trusts ({}): install \
              ca-certificates, or name its authority in ca_certs",
-            BUNDLES
-                .iter()
-                .find(|path| File::open(path).is_ok())
-                .unwrap_or(&"it has no file of authorities")
+            bundle().map_or("it has no file of authorities", |(path, _)| path)
         ),
         _ => format!("the server's certificate is not valid: {why}"),
     })

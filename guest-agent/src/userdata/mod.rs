@@ -85,8 +85,8 @@ fn apply(report: &Report, network: Option<Network>) {
     match seed::find(&base) {
         Ok(Some(seed)) => {
             for why in network
-                .map(|network| network(&base, &seed))
-                .unwrap_or_default()
+                .into_iter()
+                .flat_map(|network| network(&base, &seed))
             {
                 report.failed("network-config", &why);
             }

@@ -3,6 +3,8 @@
 
 use std::cmp::Ordering;
 
+use guest_agent::pattern::matches;
+
 use super::volume::Volume;
 use super::{Entry, MAX_ENTRIES, MAX_TEXT, Part, uki, version};
 
@@ -210,31 +212,6 @@ fn pattern(config: &str) -> Option<String> {
     let value = lines.find_map(|l| l.strip_prefix("default")?.strip_prefix([' ', '\t']))?;
     let value = value.trim();
     (!value.is_empty() && !value.starts_with('@')).then(|| value.to_owned())
-}
-
-/// Whether `name` is what the shell's pattern of `*` and `?` stands for.
-fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) =
-        (pattern.chars().collect(), name.chars().collect());
-    // Which beginnings of the name the pattern's beginning matches.
-    let mut ends = vec![false; name.len() + 1];
-    if let Some(start) = ends.first_mut() {
-        *start = true;
-    }
-    for p in pattern {
-        let mut next = vec![false; ends.len()];
-        let mut before = false;
-        for (at, end) in next.iter_mut().enumerate() {
-            let here = ends.get(at).copied().unwrap_or(false);
-            let one = at.checked_sub(1).is_some_and(|last| {
-                (p == '?' || name.get(last) == Some(&p)) && ends.get(last) == Some(&true)
-            });
-            *end = if p == '*' { here || before } else { one };
-            before = *end;
-        }
-        ends = next;
-    }
-    ends.last() == Some(&true)
 }
 
 #[cfg(test)]
