@@ -18,6 +18,14 @@ use super::{BOOT, SOON};
 
 const UID: &str = "0c2a6cf5-1a27-4d2f-9b3e-2f6a1b7f3c11";
 
+/// That file systems are to stand still, for longer than any test takes.
+fn for_ten_minutes() -> FreezeRequest {
+    FreezeRequest {
+        unfreeze_timeout_seconds: 600,
+        ..FreezeRequest::default()
+    }
+}
+
 /// A launcher as KubeVirt starts it, and its directories.
 fn launcher(directory: &Path, disk: &str) -> Vm {
     for folder in ["share", "private", "ephemeral", "disks"] {
@@ -217,11 +225,7 @@ fn virt_handler_brings_a_vmi_leads_it_through_its_life_and_hears_of_all() {
     let users = handler.call(client.get_users(EmptyRequest {})).unwrap();
     assert_eq!(users.into_inner().guest_user_list_response, "[]");
 
-    let freeze = FreezeRequest {
-        unfreeze_timeout_seconds: 600,
-        ..FreezeRequest::default()
-    };
-    let frozen = handler.call(client.freeze_virtual_machine(freeze));
+    let frozen = handler.call(client.freeze_virtual_machine(for_ten_minutes()));
     assert!(frozen.unwrap().into_inner().success);
     handler.wait("that it stands still", SOON, |_, domain| {
         domain["Status"]["FSFreezeStatus"]["Status"] == "frozen"
@@ -354,11 +358,7 @@ fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_
         disks.iter().any(|disk| disk["mountPoint"] == "/"),
         "{info:#}"
     );
-    let freeze = FreezeRequest {
-        unfreeze_timeout_seconds: 600,
-        ..FreezeRequest::default()
-    };
-    let frozen = handler.call(client.freeze_virtual_machine(freeze));
+    let frozen = handler.call(client.freeze_virtual_machine(for_ten_minutes()));
     assert!(frozen.unwrap().into_inner().success);
     let info = guest_info(&handler, &mut client);
     assert_eq!(info["fsFreezeStatus"], "frozen", "{info:#}");

@@ -4,8 +4,6 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use peapod_tests::{Manifest, Vm, image, peapod};
 
@@ -148,11 +146,7 @@ fn the_package_s_agent_serves_where_none_is_put_in_and_once_an_instance() {
     let program = sh("readlink /proc/$(systemctl show -P MainPID peapod-agent)/exe");
     assert_eq!(program, "/usr/sbin/peapod-agent\n");
     sh("systemd-run --on-active=1 systemctl reboot");
-    let start = Instant::now();
-    while vm.log().matches(served).count() < 2 {
-        assert!(start.elapsed() < BOOT, "it has not come up again");
-        sleep(Duration::from_millis(500));
-    }
+    vm.wait_log_count(served, 2, BOOT);
     let both = sh("cat /root/ran; cloud-init status --wait; ls /var/lib/cloud/instances");
     assert!(both.starts_with("ran\nstatus: done\n"), "{both}");
     vm.signal(libc::SIGTERM);

@@ -96,8 +96,16 @@ impl Vm {
 
     /// Waits until peapod's own log has said `text`.
     pub fn wait_log(&self, text: &str, limit: Duration) {
-        let said = self.log.wait(text, 1, limit);
-        assert!(said, "the log did not say {text:?} in {limit:?}");
+        self.wait_log_count(text, 1, limit);
+    }
+
+    /// Waits until the log has said `text` so often.
+    pub fn wait_log_count(&self, text: &str, count: usize, limit: Duration) {
+        let said = self.log.wait(text, count, limit);
+        assert!(
+            said,
+            "the log did not say {text:?} {count} times in {limit:?}"
+        );
     }
 
     /// What the console has shown.

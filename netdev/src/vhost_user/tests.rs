@@ -65,6 +65,15 @@ impl Split {
     }
 }
 
+/// Waits until an event has been signalled.
+fn wait(event: &EventFd, failure: &str) {
+    let start = Instant::now();
+    while event.read().is_err() {
+        assert!(start.elapsed() < Duration::from_secs(5), "{failure}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A VMM with one guest.
 struct Vmm {
     memory: GuestMemoryMmap,
@@ -157,11 +166,7 @@ impl Vmm {
         receive.add(&self.memory, received, 2048, WRITE);
         transmit.add(&self.memory, sent, frame.len() as u32, 0);
         transmit.kick.write(1).unwrap();
-        let start = Instant::now();
-        while self.rings[0].call.read().is_err() {
-            assert!(start.elapsed() < Duration::from_secs(5), "no interrupt");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait(&self.rings[0].call, "no interrupt");
         assert_eq!(self.rings[0].used(&self.memory), before + 1);
         let mut answer = vec![0; HEADER + 42];
         self.memory
@@ -254,11 +259,7 @@ fn a_driver_that_breaks_a_ring_is_told_of_by_the_rings_error_events() {
     vmm.memory.write_obj(1000_u16, index).unwrap();
     vmm.rings[1].kick.write(1).unwrap();
     for error in &errors {
-        let start = Instant::now();
-        while error.read().is_err() {
-            assert!(start.elapsed() < Duration::from_secs(5), "nobody is told");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait(error, "nobody is told");
     }
     drop(vmm);
     assert!(thread.join().unwrap().1.is_ok());
