@@ -125,9 +125,12 @@ impl Vm {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
-    /// Its exit status, or 128 and the signal that ended it, if it has ended.
+    /// Its exit status, or 128 and the signal that ended it, if it has ended; then all that it said has
+    /// been read, but what one of its own children may yet say.
     pub fn ended(&mut self) -> Option<i32> {
         let status = self.child.try_wait().expect("wait for peapod")?;
+        self.console.wait_end(LAST_WORDS);
+        self.log.wait_end(LAST_WORDS);
         Some(status.code().unwrap_or(128 + status.signal().unwrap_or(0)))
     }
 
@@ -182,9 +185,19 @@ fn threads(pid: u32) -> String {
     format!("--- threads ---\n{said}")
 }
 
+/// How long what an ended process has left in a pipe may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// What a pipe has said so far, read by a thread of its own.
 #[derive(Debug, Clone, Default)]
-struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+struct Lines(Arc<(Mutex<Said>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Said {
+    lines: Vec<String>,
+    /// Nothing more will come.
+    ended: bool,
+}
 
 impl Lines {
     fn read(pipe: impl Read + Send + 'static) -> Self {
@@ -193,29 +206,41 @@ impl Lines {
         std::thread::spawn(move || {
             let mut reader = BufReader::new(pipe);
             let mut line = Vec::new();
+            let (said, changed) = &*writer.0;
             while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                 line.clear();
-                let (lines, changed) = &*writer.0;
-                lines.lock().expect("lock").push(text);
+                said.lock().expect("lock").lines.push(text);
                 changed.notify_all();
             }
+            said.lock().expect("lock").ended = true;
+            changed.notify_all();
         });
         lines
     }
 
+    /// Waits until `text` was said `count` times; false when it was not in time.
     fn wait(&self, text: &str, count: usize, limit: Duration) -> bool {
-        let (lines, changed) = &*self.0;
-        let seen =
-            |lines: &mut Vec<String>| lines.iter().filter(|l| l.contains(text)).count() < count;
-        let guard = lines.lock().expect("lock");
+        self.wait_until(limit, |said| {
+            said.lines.iter().filter(|l| l.contains(text)).count() >= count
+        })
+    }
+
+    /// Waits until the pipe's other end is closed; false when it was not in time.
+    fn wait_end(&self, limit: Duration) -> bool {
+        self.wait_until(limit, |said| said.ended)
+    }
+
+    fn wait_until(&self, limit: Duration, mut holds: impl FnMut(&Said) -> bool) -> bool {
+        let (said, changed) = &*self.0;
+        let guard = said.lock().expect("lock");
         let (_guard, timeout) = changed
-            .wait_timeout_while(guard, limit, seen)
+            .wait_timeout_while(guard, limit, |said| !holds(said))
             .expect("lock");
         !timeout.timed_out()
     }
 
     fn text(&self) -> String {
-        self.0.0.lock().expect("lock").join("\n")
+        self.0.0.lock().expect("lock").lines.join("\n")
     }
 }
