@@ -3,6 +3,7 @@
 //! useradd and groupadd have it, so that their other tools go on from there.
 
 mod allocate;
+mod change;
 mod lock;
 mod login_defs;
 mod password;
@@ -14,10 +15,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::userdata::files;
-use lock::Lock;
+use change::{Change, Tables};
 use login_defs::LoginDefs;
 pub use password::{hash, random};
 use table::Table;
@@ -70,38 +72,8 @@ pub struct NewUser {
 #[derive(Debug)]
 pub struct Accounts {
     etc: PathBuf,
-}
-
-/// The tables of one change, locked.
-struct Change {
-    passwd: Table,
-    shadow: Table,
-    group: Table,
-    gshadow: Table,
-    /// subuid and subgid, where they change.
-    subordinate: Vec<Table>,
-    _lock: Lock,
-}
-
-impl Change {
-    fn commit(self) -> io::Result<()> {
-        let own = [self.passwd, self.shadow, self.group, self.gshadow];
-        table::commit(own.into_iter().chain(self.subordinate))
-    }
-
-    fn groups_of(&self, wanted: &[String]) -> Result<(), String> {
-        match wanted.iter().find(|name| self.group.find(name).is_none()) {
-            Some(name) => Err(format!("there is no group {name:?}")),
-            None => Ok(()),
-        }
-    }
-
-    fn join(&mut self, user: &str, groups: &[String]) {
-        for group in groups {
-            self.group.add_member(group, 3, user);
-            self.gshadow.add_member(group, 3, user);
-        }
-    }
+    /// Changes that are not written yet.
+    together: Mutex<Option<Change>>,
 }
 
 impl Accounts {
@@ -112,77 +84,121 @@ impl Accounts {
 
     /// Those whose files are in `etc`.
     pub fn at(etc: impl Into<PathBuf>) -> Self {
-        Self { etc: etc.into() }
+        Self {
+            etc: etc.into(),
+            together: Mutex::new(None),
+        }
     }
 
-    fn change(&self) -> io::Result<Change> {
-        Ok(Change {
-            _lock: Lock::take(&self.etc)?,
-            passwd: Table::read(&self.etc.join("passwd"))?,
-            shadow: Table::read(&self.etc.join("shadow"))?,
-            group: Table::read(&self.etc.join("group"))?,
-            gshadow: Table::read(&self.etc.join("gshadow"))?,
-            subordinate: Vec::new(),
-        })
+    /// Writes what `with` does to these accounts at its end, for each wait for the disk is one of a
+    /// guest's longest. Not within another call of it.
+    pub fn together<T>(&self, with: impl FnOnce() -> T) -> io::Result<T> {
+        *self.changes() = Some(Change::begin(&self.etc)?);
+        let made = with();
+        self.changes().take().map_or(Ok(()), Change::commit)?;
+        Ok(made)
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Option<Change>> {
+        self.together.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn edit<T>(&self, with: impl FnOnce(&mut Tables) -> Result<T, String>) -> Result<T, String> {
+        if let Some(change) = &mut *self.changes() {
+            return change.edit(with);
+        }
+        let failed = |error: io::Error| error.to_string();
+        let mut change = Change::begin(&self.etc).map_err(failed)?;
+        let made = change.edit(with)?;
+        change.commit().map_err(failed)?;
+        Ok(made)
+    }
+
+    /// A line of a table, by its name.
+    fn line(&self, file: &str, of: fn(&Tables) -> &Table, name: &str) -> Option<Vec<String>> {
+        let line = |table: &Table| {
+            table
+                .line(name)
+                .map(|line| line.map(str::to_owned).collect())
+        };
+        match &*self.changes() {
+            Some(change) => line(of(change.tables())),
+            None => line(&Table::read(&self.etc.join(file)).ok()?),
+        }
     }
 
     /// The user that is called so.
     pub fn user(&self, name: &str) -> Option<User> {
-        let passwd = Table::read(&self.etc.join("passwd")).ok()?;
-        let number = |at| passwd.field(name, at)?.parse().ok();
+        let passwd = self.line("passwd", |tables| &tables.passwd, name)?;
+        let number = |at: usize| passwd.get(at)?.parse().ok();
         Some(User {
             name: name.to_owned(),
             uid: number(2)?,
             gid: number(3)?,
-            home: passwd.field(name, 5)?.into(),
+            home: passwd.get(5)?.into(),
         })
     }
 
     /// The number of the group that is called so.
     pub fn gid(&self, name: &str) -> Option<u32> {
-        let group = Table::read(&self.etc.join("group")).ok()?;
-        group.field(name, 2)?.parse().ok()
+        let group = self.line("group", |tables| &tables.group, name)?;
+        group.get(2)?.parse().ok()
     }
 
     /// Makes a group, as `groupadd` does.
     pub fn add_group(&self, name: &str) -> Result<(), String> {
         check_name(name)?;
-        let mut change = self.change().map_err(|error| error.to_string())?;
-        let defs = LoginDefs::read(&self.etc);
-        if change.group.find(name).is_some() {
-            return Err(format!("there is a group {name:?} already"));
-        }
-        let gid = allocate::id(&change.group, defs.gids(), None)
-            .ok_or("no number is left for a group")?;
-        add_group_line(&mut change, name, gid);
-        change.commit().map_err(|error| error.to_string())
+        self.edit(|tables| {
+            let defs = LoginDefs::read(&self.etc);
+            if tables.group.find(name).is_some() {
+                return Err(format!("there is a group {name:?} already"));
+            }
+            let gid = allocate::id(&tables.group, defs.gids(), None)
+                .ok_or("no number is left for a group")?;
+            tables.add_group(name, gid);
+            Ok(())
+        })
     }
 
     /// Makes a user a member of groups that there are.
     pub fn join(&self, user: &str, groups: &[String]) -> Result<(), String> {
-        let mut change = self.change().map_err(|error| error.to_string())?;
-        change.groups_of(groups)?;
-        change.join(user, groups);
-        change.commit().map_err(|error| error.to_string())
+        self.edit(|tables| {
+            tables.have_groups(groups)?;
+            tables.join(user, groups);
+            Ok(())
+        })
     }
 
     /// Makes a user, and its home unless it does without.
     pub fn add_user(&self, new: &NewUser) -> Result<(), String> {
-        let failed = |error: io::Error| error.to_string();
         check_name(&new.name)?;
-        let mut change = self.change().map_err(failed)?;
         let defs = LoginDefs::read(&self.etc);
-        if change.passwd.find(&new.name).is_some() {
+        let (home, uid, gid) = self.edit(|tables| self.new_lines(tables, new, &defs))?;
+        if !new.no_home {
+            make_home(&self.etc, &home, uid, gid, defs.home_mode())
+                .map_err(|error| format!("{}: {error}", home.display()))?;
+        }
+        Ok(())
+    }
+
+    /// A new user's lines; its home, its number and its first group's.
+    fn new_lines(
+        &self,
+        tables: &mut Tables,
+        new: &NewUser,
+        defs: &LoginDefs,
+    ) -> Result<(PathBuf, u32, u32), String> {
+        if tables.passwd.find(&new.name).is_some() {
             return Err(format!("there is a user {:?} already", new.name));
         }
         let user_group = new.group.is_none() && !new.no_user_group && defs.user_groups();
-        if user_group && change.group.find(&new.name).is_some() {
+        if user_group && tables.group.find(&new.name).is_some() {
             return Err(format!(
                 "there is a group {:?} already; name it as primary_group, or set no_user_group",
                 new.name
             ));
         }
-        change.groups_of(&new.groups)?;
+        tables.have_groups(&new.groups)?;
         let uids = if new.system {
             defs.system_uids()
         } else {
@@ -194,16 +210,16 @@ impl Accounts {
             defs.gids()
         };
         let uid = match new.uid {
-            Some(uid) if change.passwd.has_number(uid) => {
+            Some(uid) if tables.passwd.has_number(uid) => {
                 return Err(format!("the number {uid} is another user's"));
             }
             Some(uid) => uid,
             None => {
-                allocate::id(&change.passwd, uids, None).ok_or("no number is left for a user")?
+                allocate::id(&tables.passwd, uids, None).ok_or("no number is left for a user")?
             }
         };
         let gid = match &new.group {
-            Some(group) => change
+            Some(group) => tables
                 .group
                 .field(group, 2)
                 .and_then(|gid| gid.parse().ok())
@@ -211,10 +227,10 @@ impl Accounts {
                     group
                         .parse()
                         .ok()
-                        .filter(|gid| change.group.has_number(*gid))
+                        .filter(|gid| tables.group.has_number(*gid))
                 })
                 .ok_or_else(|| format!("there is no group {group:?}"))?,
-            None if user_group => allocate::id(&change.group, gids, Some(uid))
+            None if user_group => allocate::id(&tables.group, gids, Some(uid))
                 .ok_or("no number is left for a group")?,
             None => defs.default_group(),
         };
@@ -244,7 +260,7 @@ impl Accounts {
             }
             None => String::new(),
         };
-        change.passwd.push(&[
+        tables.passwd.push(&[
             &new.name,
             "x",
             &uid.to_string(),
@@ -262,7 +278,7 @@ impl Accounts {
             .inactive
             .or(defaults.inactive())
             .filter(|days| *days >= 0 && !new.system);
-        change.shadow.push(&[
+        tables.shadow.push(&[
             &new.name,
             new.hash.as_deref().unwrap_or("!"),
             &today().to_string(),
@@ -274,55 +290,35 @@ impl Accounts {
             "",
         ]);
         if user_group {
-            add_group_line(&mut change, &new.name, gid);
+            tables.add_group(&new.name, gid);
         }
-        change.join(&new.name, &new.groups);
+        tables.join(&new.name, &new.groups);
         if !new.system {
-            for file in ["subuid", "subgid"] {
-                let table = self.add_subordinate(file, &new.name, &defs);
-                change.subordinate.extend(table.map_err(failed)?);
+            for (table, file) in [
+                (&mut tables.subuid, "subuid"),
+                (&mut tables.subgid, "subgid"),
+            ] {
+                // A range for the user's own namespaces.
+                if let Some((start, count)) = allocate::range(table, defs.subordinate(file)) {
+                    table.push(&[&new.name, &start.to_string(), &count.to_string()]);
+                }
             }
         }
-        change.commit().map_err(failed)?;
-        if !new.no_home {
-            let home = Path::new(&home);
-            make_home(&self.etc, home, uid, gid, defs.home_mode())
-                .map_err(|error| format!("{}: {error}", home.display()))?;
-        }
-        Ok(())
-    }
-
-    /// A range of numbers for the user's own namespaces (subuid(5)), where the root has such.
-    fn add_subordinate(
-        &self,
-        file: &str,
-        name: &str,
-        defs: &LoginDefs,
-    ) -> io::Result<Option<Table>> {
-        let path = self.etc.join(file);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let mut table = Table::read(&path)?;
-        if let Some((start, count)) = allocate::range(&table, defs.subordinate(file)) {
-            table.push(&[name, &start.to_string(), &count.to_string()]);
-        }
-        Ok(Some(table))
+        Ok((home.into(), uid, gid))
     }
 
     fn shadow(&self, user: &str, with: impl FnOnce(&mut Table)) -> Result<(), String> {
-        let mut change = self.change().map_err(|error| error.to_string())?;
-        if change.passwd.find(user).is_none() {
-            return Err(format!("there is no user {user:?}"));
-        }
-        if change.shadow.find(user).is_none() {
-            change
-                .shadow
-                .push(&[user, "!", &today().to_string(), "", "", "", "", "", ""]);
-        }
-        with(&mut change.shadow);
-        change.shadow.touch();
-        change.commit().map_err(|error| error.to_string())
+        self.edit(|Tables { passwd, shadow, .. }| {
+            if passwd.find(user).is_none() {
+                return Err(format!("there is no user {user:?}"));
+            }
+            if shadow.find(user).is_none() {
+                shadow.push(&[user, "!", &today().to_string(), "", "", "", "", "", ""]);
+            }
+            with(shadow);
+            shadow.touch();
+            Ok(())
+        })
     }
 
     /// Sets a password's hash, of today.
@@ -350,11 +346,6 @@ impl Accounts {
     pub fn expire(&self, user: &str) -> Result<(), String> {
         self.shadow(user, |shadow| shadow.set(user, 2, "0"))
     }
-}
-
-fn add_group_line(change: &mut Change, name: &str, gid: u32) {
-    change.group.push(&[name, "x", &gid.to_string(), ""]);
-    change.gshadow.push(&[name, "!", "", ""]);
 }
 
 /// A name that no file of these takes for more than a name (useradd(8), CAVEATS).

@@ -8,31 +8,32 @@ use std::path::{Path, PathBuf};
 use crate::labels;
 
 /// Such a file. A line that is none of a name is kept as it is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Table {
     path: PathBuf,
     lines: Vec<String>,
-    /// What was read; `None` where there is no such file, which then is not written either.
-    before: Option<String>,
+    /// What was read or kept last; `None` where there is no such file, which then is not written either.
+    text: Option<String>,
+    /// What that took the place of.
+    old: Option<String>,
     touched: bool,
 }
 
 impl Table {
     /// Reads it.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let before = match fs::read(path) {
+        let text = match fs::read(path) {
             // A comment may be in any encoding; it must survive, and does where it is UTF-8.
             Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let text = before.as_deref().unwrap_or_default();
-        let lines = text.lines().map(str::to_owned).collect();
-        let path = path.to_owned();
+        let lines = text.as_deref().unwrap_or_default().lines();
         Ok(Self {
-            path,
-            lines,
-            before,
+            path: path.to_owned(),
+            lines: lines.map(str::to_owned).collect(),
+            text,
+            old: None,
             touched: false,
         })
     }
@@ -43,9 +44,14 @@ impl Table {
         self.lines.iter().position(of_name)
     }
 
+    /// The fields of the line of a name, which is the first of them.
+    pub fn line(&self, name: &str) -> Option<impl Iterator<Item = &str>> {
+        Some(self.lines.get(self.find(name)?)?.split(':'))
+    }
+
     /// A field of the line of a name; the name itself is field 0.
     pub fn field(&self, name: &str, at: usize) -> Option<&str> {
-        self.lines.get(self.find(name)?)?.split(':').nth(at)
+        self.line(name)?.nth(at)
     }
 
     /// Field `at` of every line, as a number.
@@ -102,17 +108,24 @@ impl Table {
         self.lines.push(fields.join(":"));
     }
 
-    /// Writes beside it what has changed, and nothing where nothing has. The old file stays with a dash
+    /// Ends a change: what there was before it is the old file now, though nothing is written yet.
+    pub fn keep(&mut self) {
+        let Some(text) = &mut self.text else {
+            return;
+        };
+        let new: String = self.lines.iter().flat_map(|line| [line, "\n"]).collect();
+        if new != *text || self.touched {
+            self.old = Some(std::mem::replace(text, new));
+            self.touched = false;
+        }
+    }
+
+    /// Writes beside it what was kept, and nothing where nothing was. The old file stays with a dash
     /// after its name.
     fn stage(self) -> io::Result<Option<Staged>> {
-        let Some(before) = self.before else {
+        let (Some(text), Some(before)) = (self.text, self.old) else {
             return Ok(None);
         };
-        let mut text = self.lines.join("\n");
-        text.push('\n');
-        if text == before && !self.touched {
-            return Ok(None);
-        }
         let old = fs::metadata(&self.path)?;
         let write = |mark: &str, text: &str| {
             let path = beside(&self.path, mark);
@@ -136,7 +149,7 @@ struct Staged {
     file: File,
 }
 
-/// Writes what has changed in them, which are of one file system: a guest that is cut off has each old
+/// Writes what was kept of them, which are of one file system: a guest that is cut off has each old
 /// file or the new one, whole.
 pub fn commit(tables: impl IntoIterator<Item = Table>) -> io::Result<()> {
     let mut staged = Vec::new();

@@ -97,6 +97,39 @@ fn a_password_is_set_locked_and_expired() {
 }
 
 #[test]
+fn changes_together_leave_the_files_that_one_after_the_other_does() {
+    let [apart, at_once] = [etc(), etc()];
+    let make = |accounts: &Accounts| {
+        accounts.add_group("sudo").unwrap();
+        let new = NewUser {
+            name: "a".to_owned(),
+            groups: vec!["sudo".to_owned()],
+            no_home: true,
+            ..NewUser::default()
+        };
+        accounts.add_user(&new).unwrap();
+        accounts.add_user(&new).unwrap_err();
+        accounts.lock("a").unwrap();
+        assert_eq!(accounts.user("a").unwrap().uid, 1000);
+        assert_eq!(accounts.gid("sudo"), Some(1000));
+    };
+    make(&Accounts::at(apart.path()));
+    let accounts = Accounts::at(at_once.path());
+    accounts.together(|| make(&accounts)).unwrap();
+    let files = |folder: &tempfile::TempDir| {
+        let entries = fs::read_dir(folder.path()).unwrap();
+        let file = |entry: fs::DirEntry| {
+            let text = fs::read_to_string(entry.path()).unwrap();
+            (entry.file_name(), text)
+        };
+        entries
+            .map(|entry| file(entry.unwrap()))
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    assert_eq!(files(&apart), files(&at_once));
+}
+
+#[test]
 fn a_hash_is_one_that_the_c_library_makes_again() {
     let hash = hash("secret").unwrap();
     let mut perl = std::process::Command::new("perl");

@@ -20,6 +20,11 @@ const RANDOM_LENGTH: usize = 20;
 
 /// Makes groups, then users.
 pub fn users_groups(context: &Context) -> Result<(), String> {
+    let made = context.accounts.together(|| make(context));
+    made.map_err(|error| error.to_string())?
+}
+
+fn make(context: &Context) -> Result<(), String> {
     for group in people::groups(&context.config)? {
         if let Err(why) = make_group(context, &group) {
             context.failed(MODULE, &format!("groups: {}: {why}", group.name));
