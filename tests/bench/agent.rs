@@ -5,7 +5,7 @@
 //! The guest's own clock is read. The agent's time is from when the kernel started the first process;
 //! cloud-init's from when its first stage was started, in a guest that was up, one stage after the
 //! other. With `--systemd` on a disk with systemd too, where both wait for that and cloud-init's time is
-//! from the first process as well.
+//! from the first process as well. The roots lie in memory, so that nobody waits for a disk.
 
 #![allow(
     clippy::expect_used,
@@ -21,13 +21,16 @@ use std::time::Duration;
 
 use clap::Parser;
 use peapod_tests::bench::{Mark, Record, report};
-use peapod_tests::{Manifest, Vm, overlay, peapod};
+use peapod_tests::{Manifest, Vm, image, overlay_of, peapod};
 use serde_json::json;
 
+/// Where files are memory.
+const MEMORY: &str = "/dev/shm";
 const LIMIT: Duration = Duration::from_secs(300);
 /// What a guest does after the user-data before it is looked at.
 const SETTLED: Duration = Duration::from_secs(5);
-const SAYS: &str = "now=$(cut -d' ' -f1 /proc/uptime); \
+/// The shell itself reads the clock, before it starts anything.
+const SAYS: &str = "read -r now idle </proc/uptime; \
     init=$(dmesg | sed -n 's/^\\[ *\\([0-9.]*\\)\\] Run .* as init process$/\\1/p' | head -n 1); \
     echo first-line $now $init >/dev/console";
 /// Cloud-init where nobody has run it: its seed comes on the standard input.
@@ -69,6 +72,35 @@ fn user_data(kind: usize) -> String {
     }
 }
 
+/// The roots, in memory.
+struct Roots(tempfile::TempDir);
+
+impl Roots {
+    fn of(names: &[&str]) -> Self {
+        let roots = Self(tempfile::tempdir_in(MEMORY).unwrap());
+        for name in names {
+            // Their holes would take memory.
+            let mut copy = Command::new("cp");
+            copy.arg("--sparse=always").arg(image(name));
+            assert!(copy.arg(roots.0.path()).status().unwrap().success());
+        }
+        roots
+    }
+
+    /// Starts a fresh guest of one of them.
+    fn start(&self, root: &str, user_data: &str, agent: &str) -> Guest {
+        Guest::start(&self.0.path().join(root), user_data, agent)
+    }
+
+    /// Seconds from cloud-init's first stage to the first line, in a guest that had nothing to do.
+    fn by_cloud_init(&self, kind: usize) -> f64 {
+        let guest = self.start(PLAIN, "#!/bin/sh\n", "auto");
+        guest.vm.wait_log("ready", LIMIT);
+        guest.run(CLOUD_INIT, &user_data(kind));
+        guest.told("first-line ")[0] - guest.told("begun ")[0]
+    }
+}
+
 /// A fresh guest of an image.
 struct Guest {
     vm: Vm,
@@ -76,14 +108,14 @@ struct Guest {
 }
 
 impl Guest {
-    fn start(root: &str, user_data: &str, agent: &str) -> Self {
-        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-        let (disk, base) = overlay(directory.path(), root, "raw");
+    fn start(root: &Path, user_data: &str, agent: &str) -> Self {
+        let directory = tempfile::tempdir_in(MEMORY).unwrap();
+        let disk = overlay_of(directory.path(), root, "raw");
         let manifest = Manifest::new("agent", "").root(&disk).memory("1Gi");
         let file = manifest.user_data(user_data).write(directory.path());
         let state = directory.path().join("state");
         let options = ["--format", "root=qcow2", "--agent", agent, "--backing-dir"];
-        let places = [&base, Path::new("--state-dir"), &state];
+        let places = [root.parent().unwrap(), Path::new("--state-dir"), &state];
         let words = options.iter().map(Path::new).chain(places);
         let vm = Vm::run(&file, words);
         Self { vm, directory }
@@ -133,36 +165,29 @@ impl Guest {
     }
 }
 
-/// Seconds from cloud-init's first stage to the first line, in a guest that had nothing to do.
-fn by_cloud_init(kind: usize) -> f64 {
-    let guest = Guest::start(PLAIN, "#!/bin/sh\n", "auto");
-    guest.vm.wait_log("ready", LIMIT);
-    guest.run(CLOUD_INIT, &user_data(kind));
-    guest.told("first-line ")[0] - guest.told("begun ")[0]
-}
-
 fn main() {
     let options = Options::parse();
     let mut records = Vec::new();
     let mut memory = Vec::new();
-    let roots: &[&str] = match options.systemd {
+    let names: &[&str] = match options.systemd {
         true => &[PLAIN, SYSTEMD],
         false => &[PLAIN],
     };
-    for (root, (number, kind)) in roots
+    let roots = Roots::of(names);
+    for (root, (number, kind)) in names
         .iter()
         .flat_map(|root| KINDS.iter().enumerate().map(move |kind| (*root, kind)))
     {
         let (mut ours, mut peer) = (Vec::new(), Vec::new());
         // The first is not counted: it reads the disk.
         for round in 0..=options.rounds {
-            let guest = Guest::start(root, &user_data(number), "auto");
+            let guest = roots.start(root, &user_data(number), "auto");
             let first_line = guest.first_line();
             let at_rest = guest.agent_at_rest();
             drop(guest);
             let cloud_init = match root {
-                PLAIN => by_cloud_init(number),
-                _ => Guest::start(root, &user_data(number), "off").first_line(),
+                PLAIN => roots.by_cloud_init(number),
+                _ => roots.start(root, &user_data(number), "off").first_line(),
             };
             eprintln!("    {root}, {kind}: {first_line:.2} s, cloud-init {cloud_init:.2} s");
             if round > 0 {

@@ -40,7 +40,7 @@ pub use group::Group;
 pub use guest::Guest;
 pub use manifest::Manifest;
 pub use scratch::Scratch;
-pub use vm::{Vm, image, overlay, peapod, peapod_net};
+pub use vm::{Vm, image, overlay, overlay_of, peapod, peapod_net};
 
 /// Longer than anything takes that is not stuck.
 pub const PATIENCE: Duration = Duration::from_secs(60);

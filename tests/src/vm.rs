@@ -39,12 +39,20 @@ pub fn image(name: &str) -> PathBuf {
 /// An image in `directory` whose rest is in one that `images/build` made; that one's folder.
 pub fn overlay(directory: &Path, base: &str, format: &str) -> (PathBuf, PathBuf) {
     let base = image(base).canonicalize().unwrap();
+    (
+        overlay_of(directory, &base, format),
+        base.parent().unwrap().to_owned(),
+    )
+}
+
+/// An image in `directory` whose rest is in that one.
+pub fn overlay_of(directory: &Path, base: &Path, format: &str) -> PathBuf {
     let disk = directory.join("disk.qcow2");
     let mut create = Command::new("qemu-img");
     create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]);
-    let made = create.arg(&base).arg(&disk).status();
+    let made = create.arg(base).arg(&disk).status();
     assert!(made.unwrap().success(), "{create:?}");
-    (disk, base.parent().unwrap().to_owned())
+    disk
 }
 
 /// A running VM; killed when dropped. A test that fails shows what was seen of it.
