@@ -1,6 +1,7 @@
 //! What cloud-init does with user-data: once an instance, or at every boot, in its order and under
 //! its names below /var/lib/cloud.
 
+mod ahead;
 pub(crate) mod command;
 pub(crate) mod config;
 mod context;

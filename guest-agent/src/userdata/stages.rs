@@ -10,7 +10,7 @@ use super::instance::{Frequency, Instance};
 use super::merge::How;
 use super::parts::{self, Kind, Part};
 use super::report::Report;
-use super::{STATE, files, instance_data, jinja, modules};
+use super::{STATE, ahead, files, instance_data, jinja, modules};
 use crate::accounts::Accounts;
 use crate::http;
 use crate::seed::{MAX_FILE, Seed};
@@ -48,6 +48,12 @@ pub fn run(seed: &Seed, base: &Node, report: &Report) {
     consumer.refuse(&vendor);
     let how = How::sources();
     let config = how.merge(how.merge(user, vendor), base.clone());
+    if ["bootcmd", "runcmd"]
+        .iter()
+        .any(|key| config.get(key).is_some())
+    {
+        ahead::shell();
+    }
     let mut context = Context {
         config,
         seed,
@@ -243,6 +249,7 @@ impl Consumer<'_> {
     fn place(&self, part: &Part, folder: &Path) -> Result<(), String> {
         let path = folder.join(files::clean_name(&part.name));
         let script = files::without_returns(&part.content);
+        ahead::script(&script);
         files::write(&path, &script, 0o700).map_err(|error| format!("{}: {error}", path.display()))
     }
 
