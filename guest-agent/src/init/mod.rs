@@ -14,12 +14,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::mpsc::channel;
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use crate::network::{self, Names};
+use crate::network::{self, Names, Taken};
 use crate::power::{self, End};
 use crate::protocol::{Role, StageState};
 use crate::signals::Signals;
@@ -38,6 +39,11 @@ const SIGNALS: [libc::c_int; 5] = [
     // a power failure
     libc::SIGPWR,
 ];
+
+/// How long a guest's set-up is waited for with what only takes its CPU: with what somebody may ask for,
+/// and after that with the rest.
+const SOON: Duration = Duration::from_secs(1);
+const LATER: Duration = Duration::from_secs(30);
 
 /// Runs as process 1; returns only where it is not.
 pub fn run() -> ExitCode {
@@ -99,46 +105,79 @@ fn open_console() {
 fn boot() {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let line = CommandLine::parse(&line);
-    let failures = Modules::needed().load();
-    // The modules bring the way to the VMM, so this is the first that it can hear.
-    let voice = Voice::start(Role::Initramfs);
-    session::serve();
-    for failure in failures {
-        voice.failed("modules", &failure);
-    }
-    voice.stage("modules", StageState::Done);
-    let network = {
-        let voice = voice.clone();
-        thread::spawn(move || configure(&voice))
+    let mut failures = Modules::disks().load();
+    // While that waits for the root's disk.
+    let others = thread::spawn(reach_others);
+    let mounted = root::mount_root(&line);
+    failures.extend(Modules::of_disks().load());
+    let Ok((voice, network)) = others.join() else {
+        // A panic, which has been told of.
+        return;
     };
-    if let Err(reason) = root::mount_root(&line) {
+    report(&voice, failures);
+    if let Err(reason) = mounted {
         voice.fatal(&reason);
     }
     voice.stage("root", StageState::Done);
-    let names = network.join().ok().flatten();
     let outcome = match root::systemd(&line) {
         Some(init) => {
-            for failure in Modules::later().load() {
-                voice.failed("modules", &failure);
+            network.wait(&voice);
+            for modules in [Modules::soon(), Modules::later()] {
+                report(&voice, modules.load());
             }
             hand_over(&init)
         }
-        None => become_init(&voice, names.as_ref()),
+        None => become_init(&voice, network),
     };
     if let Err(error) = outcome {
         voice.fatal(&format!("cannot enter the root: {error}"));
     }
 }
 
-fn configure(voice: &Voice) -> Option<Names> {
-    match network::configure() {
-        Ok(names) => {
-            voice.stage("network", StageState::Done);
-            names
-        }
-        Err(error) => {
-            voice.failed("network", &error.to_string());
-            None
+/// Opens the ways to the network, where others may take their time to answer, and to the VMM.
+fn reach_others() -> (Voice, Network) {
+    let mut failures = Modules::network().load();
+    let network = Network::start();
+    failures.extend(Modules::needed().load());
+    // The modules bring the way to the VMM, so this is the first that it can hear.
+    let voice = Voice::start(Role::Initramfs);
+    session::serve();
+    report(&voice, failures);
+    voice.stage("modules", StageState::Done);
+    (voice, network)
+}
+
+fn report(voice: &Voice, failures: Vec<String>) {
+    for failure in failures {
+        voice.failed("modules", &failure);
+    }
+}
+
+/// The guest's first card, which is waiting for its addresses; nothing of the file system is asked for
+/// meanwhile.
+struct Network(JoinHandle<io::Result<Option<Names>>>);
+
+impl Network {
+    fn start() -> Self {
+        let card = network::bring_up();
+        let all = Some(Taken::default());
+        Self(thread::spawn(move || match card? {
+            Some(card) => network::lease(&card, all, all).map(Some),
+            None => Ok(None),
+        }))
+    }
+
+    fn wait(self, voice: &Voice) -> Option<Names> {
+        // A panic has been told of.
+        match self.0.join().ok()? {
+            Ok(names) => {
+                voice.stage("network", StageState::Done);
+                names
+            }
+            Err(error) => {
+                voice.failed("network", &error.to_string());
+                None
+            }
         }
     }
 }
@@ -152,13 +191,21 @@ fn hand_over(init: &Path) -> io::Result<()> {
 }
 
 /// The root has none: this process stays.
-fn become_init(voice: &Voice, names: Option<&Names>) -> io::Result<()> {
-    let later = Modules::later();
+fn become_init(voice: &Voice, network: Network) -> io::Result<()> {
+    // Open, for the initramfs is out of reach then.
+    let (soon, later) = (Modules::soon(), Modules::later());
     root::enter()?;
-    let (set_up, over) = channel();
-    later.load_after(over, {
+    let (set_up, over) = channel::<()>();
+    thread::spawn({
         let voice = voice.clone();
-        move |why| voice.failed("modules", why)
+        move || {
+            let _ = over.recv_timeout(SOON);
+            report(&voice, soon.load_beside());
+            qga::serve();
+            ports::watch(&voice);
+            let _ = over.recv_timeout(LATER);
+            report(&voice, later.load());
+        }
     });
     voice.role(Role::Init);
     let more = MountFlags::NOSUID | MountFlags::NOEXEC;
@@ -187,14 +234,13 @@ fn become_init(voice: &Voice, names: Option<&Names>) -> io::Result<()> {
         // It may be there.
         let _ = std::os::unix::fs::symlink(target, link);
     }
-    if let Some(names) = names
-        && let Err(error) = network::tell_root(names)
+    if let Some(names) = network.wait(voice)
+        && let Err(error) = network::tell_root(&names)
     {
         voice.failed("network", &error.to_string());
     }
-    qga::serve();
-    ports::watch(voice);
     service::set_up(voice, Some(netconfig::bring_up));
+    // Ends the wait.
     drop(set_up);
     Ok(())
 }

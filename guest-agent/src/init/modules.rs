@@ -1,20 +1,21 @@
-//! The kernel modules that the initramfs brings: `/modules/load` names them in the order in which
-//! they are loaded, and `/modules/later` those for which nobody waits.
+//! The kernel modules that the initramfs brings, each list of them in a file of `/modules`, in the
+//! order in which they are loaded: `disks`, `network`, `needed`, one for each file system that a disk may have, `soon` and
+//! `later`.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::Receiver;
-use std::thread;
-use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::process::setpriority_process;
 use rustix::system::finit_module;
 
-/// What a guest's set-up may take before it is no more waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::seed;
+
 /// Where they lie.
 const FOLDER: &str = "/modules";
+/// What those for which nothing waits leave of a CPU to others (setpriority(2)).
+const NICE: i32 = 10;
 
 /// Modules in their order, open, so that they can be loaded when the initramfs is out of reach.
 #[derive(Debug, Default)]
@@ -24,12 +25,41 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Those without which there is no root, no network and no way to the VMM.
-    pub fn needed() -> Self {
-        Self::of("load")
+    /// Those without which there is no root.
+    pub fn disks() -> Self {
+        Self::of("disks")
     }
 
-    /// Those for which nobody waits.
+    /// Those without which there is no network.
+    pub fn network() -> Self {
+        Self::of("network")
+    }
+
+    /// Those without which there is no way to the VMM, and what may be asked for at once.
+    pub fn needed() -> Self {
+        Self::of("needed")
+    }
+
+    /// Those of the file systems that the disks have.
+    pub fn of_disks() -> Self {
+        let mut kinds: Vec<_> = seed::file_systems().map(|(_, found)| found.kind).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        let mut modules = Self::default();
+        for more in kinds.into_iter().map(Self::of) {
+            modules.files.extend(more.files);
+            modules.failures.extend(more.failures);
+        }
+        modules
+    }
+
+    /// Those for which nothing waits.
+    pub fn soon() -> Self {
+        Self::of("soon")
+    }
+
+    /// Those that wait for the guest's set-up: a balloon's driver begins to give pages back, which takes a
+    /// CPU from whoever wants to be ready.
     pub fn later() -> Self {
         Self::of("later")
     }
@@ -58,6 +88,9 @@ impl Modules {
     /// Loads them; a line for each that could not be.
     pub fn load(mut self) -> Vec<String> {
         for (name, file) in self.files {
+            if is_loaded(&name) {
+                continue;
+            }
             if let Err(error) = load_one(&file) {
                 self.failures.push(format!("{name}: {error}"));
             }
@@ -65,15 +98,20 @@ impl Modules {
         self.failures
     }
 
-    /// Loads them once the other end of `over` is dropped, or a while has passed: a balloon's driver
-    /// begins to give pages back, which takes a CPU from whoever wants to be ready. `failed` gets a line
-    /// for each that could not be.
-    pub fn load_after(self, over: Receiver<()>, failed: impl Fn(&str) + Send + 'static) {
-        thread::spawn(move || {
-            let _ = over.recv_timeout(PATIENCE);
-            self.load().iter().for_each(|why| failed(why));
-        });
+    /// Loads them while whoever else wants this thread's CPU has it.
+    pub fn load_beside(self) -> Vec<String> {
+        // At worst it is as quick as ever.
+        let _ = setpriority_process(None, NICE);
+        let failures = self.load();
+        let _ = setpriority_process(None, 0);
+        failures
     }
+}
+
+/// To be told so by finit_module(2) takes as long as loading it: the signature is looked at first.
+fn is_loaded(file: &str) -> bool {
+    let name = file.strip_suffix(".ko").unwrap_or(file).replace('-', "_");
+    Path::new("/sys/module").join(name).exists()
 }
 
 fn load_one(file: &File) -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_move, unmount};
 use rustix::process::{chdir, chroot};
 
 use super::cmdline::CommandLine;
@@ -17,6 +17,8 @@ use super::cmdline::CommandLine;
 pub const NEW_ROOT: &str = "/root";
 /// How long its device may take to appear.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What is mounted on the initramfs.
+const MOUNTED: [&str; 4] = ["dev", "proc", "sys", "run"];
 const FILE_SYSTEMS: [&str; 4] = ["ext4", "xfs", "btrfs", "squashfs"];
 /// What systemd's own program is called, below a root.
 pub const SYSTEMD: [&str; 2] = ["usr/lib/systemd/systemd", "lib/systemd/systemd"];
@@ -89,19 +91,26 @@ fn resolve(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Makes [`NEW_ROOT`] this process's root, with what was mounted on the old one.
+/// Makes [`NEW_ROOT`] this process's root, with what was mounted on the old one. Other threads find that
+/// at its place at every moment.
 pub fn enter() -> io::Result<()> {
-    for place in ["dev", "proc", "sys", "run"] {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let old = rustix::fs::openat(CWD, "/", flags, Mode::empty())?;
+    for place in MOUNTED {
         let target = Path::new(NEW_ROOT).join(place);
         // A root that lacks it, and cannot get it, goes without.
         let _ = fs::create_dir(&target);
-        mount_move(Path::new("/").join(place), &target)?;
+        mount_bind_recursive(Path::new("/").join(place), &target)?;
     }
     free_initramfs();
     chdir(NEW_ROOT)?;
     mount_move(".", "/")?;
     chroot(".")?;
     chdir("/")?;
+    for place in MOUNTED {
+        let place = format!("/proc/self/fd/{}/{place}", old.as_raw_fd());
+        unmount(place, UnmountFlags::DETACH)?;
+    }
     Ok(())
 }
 

@@ -92,22 +92,21 @@ impl Names {
     }
 }
 
-/// Brings up loopback and the first network card, and configures the card in the families that
-/// somebody gives it addresses of. It is enough to have one; the other may come later. `None` where
-/// there is no card.
-pub fn configure() -> io::Result<Option<Names>> {
+/// Brings up loopback and the first network card, which is ready for [`lease`] then. `None` where there
+/// is no card.
+pub fn bring_up() -> io::Result<Option<Link>> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     for link in links.iter().filter(|link| link.is_loopback) {
         netlink.bring_up(link.index, None)?;
     }
-    let cards = links.iter().filter(|link| link.is_ethernet);
+    let cards = links.into_iter().filter(|link| link.is_ethernet);
     let Some(card) = cards.min_by_key(|link| link.index) else {
         return Ok(None);
     };
-    prepare(card);
+    prepare(&card);
     netlink.bring_up(card.index, None)?;
-    lease(card, Some(Taken::default()), Some(Taken::default())).map(Some)
+    Ok(Some(card))
 }
 
 /// Readies a card for addresses of its own, before it is brought up.

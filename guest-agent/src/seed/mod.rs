@@ -10,6 +10,8 @@ mod line;
 mod tests;
 mod vsock;
 
+pub use disk::file_systems;
+
 use std::fs;
 use std::path::Path;
 
