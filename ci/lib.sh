@@ -90,6 +90,9 @@ apt_show() { # PACKAGE...
     cat "$answer"
 }
 
+# Where other releases of Debian are than the host's own.
+debian=http://deb.debian.org/debian
+
 # Sets `other` to apt's options that have it know those suites of Debian's and no other; the last is
 # where what it installs comes from. Their lists are kept apart, and are of today.
 other_apt() { # NAME SUITE...
@@ -103,7 +106,7 @@ other_apt() { # NAME SUITE...
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
     cat >"$apt/debian.sources" <<S
 Types: deb
-URIs: http://deb.debian.org/debian
+URIs: $debian
 Suites: ${*:2}
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg

@@ -22,6 +22,7 @@ mod life;
 mod lifecycle;
 mod memory;
 mod network;
+mod podman;
 mod qga;
 mod refused;
 mod selinux;

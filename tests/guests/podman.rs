@@ -1,0 +1,203 @@
+//! What `peapod pod` prints, played by podman (`podman kube play`), of a Debian that has one with image
+//! volumes; under its own seccomp profile.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use peapod_tests::{Vm, image, peapod, until};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::BOOT;
+
+/// How long podman may take to unpack an image.
+const LOAD: Duration = Duration::from_secs(120);
+const SCRIPT: &str = "tests/guests/podman.sh";
+/// Below the machine's root, where its programs find it as /w.
+const FILES: &str = "w";
+/// Bookinfo's details, with a kernel of an image's: the example's disk has none of its own.
+const VMI: &str = r##"
+apiVersion: kubevirt.io/v1
+kind: VirtualMachineInstance
+metadata: {name: details}
+spec:
+  terminationGracePeriodSeconds: 30
+  domain:
+    memory: {guest: 512Mi}
+    firmware:
+      kernelBoot:
+        kernelArgs: console=ttyS0 quiet panic=-1 root=/dev/vda rw
+        container: {image: "localhost/kernel:v1", kernelPath: /boot/vmlinuz, initrdPath: /boot/initrd}
+    devices:
+      disks: [{name: root, disk: {bus: virtio}}, {name: seed, disk: {bus: virtio}}]
+      interfaces: [{name: default, masquerade: {}, ports: [{name: http, port: 9080}]}]
+  networks: [{name: default, pod: {}}]
+  volumes:
+    - {name: root, containerDisk: {image: "localhost/details:v1"}}
+    - name: seed
+      cloudInitNoCloud:
+        userData: "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\n"
+"##;
+
+/// A machine with podman, until it is dropped.
+struct Machine {
+    process: Vm,
+    root: TempDir,
+}
+
+impl Machine {
+    fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let archive = image("podman.tar");
+        assert!(
+            archive.exists(),
+            "podman.tar: `ci/build slow` as root makes it"
+        );
+        let mut tar = Command::new("tar");
+        tar.arg("-xf").arg(archive).arg("-C").arg(root.path());
+        assert!(tar.status().unwrap().success());
+        let files = root.path().join(FILES);
+        fs::create_dir_all(files.join("kernel/boot")).unwrap();
+        for (from, to) in [
+            ("compute.tar", "compute.tar"),
+            ("containerdisks/peapod_details_latest.tar", "details.tar"),
+            ("vmlinuz", "kernel/boot/vmlinuz"),
+            ("initramfs.cpio", "kernel/boot/initrd"),
+        ] {
+            fs::copy(image(from), files.join(to)).unwrap();
+        }
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "--net", "bash"]);
+        let process = Vm::start(unshare.arg(here(SCRIPT)).arg(root.path()));
+        process.wait_console("ready", 1, LOAD);
+        let machine = Self { process, root };
+        machine.run("podman load -q -i /w/compute.tar && podman load -q -i /w/details.tar");
+        machine.run("podman tag localhost/peapod/details:latest localhost/details:v1");
+        machine.run("tar -C /w/kernel -c . | podman import -q - localhost/kernel:v1");
+        machine
+    }
+
+    fn attempt(&self, script: &str) -> Result<String, String> {
+        let mut enter = Command::new("nsenter");
+        let pid = self.process.pid().to_string();
+        enter.args(["--target", &pid, "--mount", "--net", "--root", "--wd"]);
+        let output = enter
+            .args(["sh", "-c", script])
+            .stdin(Stdio::null())
+            .output();
+        let output = output.unwrap();
+        let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(said(&output.stdout)),
+            false => Err(said(&output.stdout) + &said(&output.stderr)),
+        }
+    }
+
+    /// What a script prints there.
+    fn run(&self, script: &str) -> String {
+        let done = self.attempt(script);
+        done.unwrap_or_else(|said| panic!("{script}: {said}"))
+    }
+}
+
+fn here(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .join(path)
+}
+
+/// What `peapod pod` prints of the VMI, with another user.
+fn pod(directory: &Path, (user, group): (u32, u32)) -> Value {
+    let vmi = directory.join("vmi.yaml");
+    fs::write(&vmi, VMI).unwrap();
+    let mut pod = Command::new(peapod());
+    // As podman knows a device.
+    pod.args([
+        "pod",
+        "-o",
+        "json",
+        "--kvm-resource",
+        "podman.io/device=/dev/kvm",
+    ]);
+    let printed = pod.arg(vmi).output().unwrap();
+    let mut list: Value = serde_json::from_slice(&printed.stdout).unwrap();
+    let objects = list["items"].as_array_mut().unwrap();
+    let pod = objects.iter_mut().find(|object| object["kind"] == "Pod");
+    let security = &mut pod.unwrap()["spec"]["securityContext"];
+    for (key, value) in [
+        ("runAsUser", user),
+        ("runAsGroup", group),
+        ("fsGroup", group),
+    ] {
+        security[key] = value.into();
+    }
+    list
+}
+
+#[test]
+#[ignore = "slow: make test-all"]
+fn podman_plays_the_pod_as_any_user_and_it_answers_and_ends_cleanly() {
+    let machine = Machine::start();
+    let files = machine.root.path().join(FILES);
+    // KubeVirt's user, and one of OpenShift's.
+    for user in [(107, 107), (1_000_660_000, 0)] {
+        let list = pod(&files, user);
+        // Podman reads documents, and no List.
+        let documents: Vec<_> = list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(Value::to_string)
+            .collect();
+        fs::write(files.join("pod.yaml"), documents.join("\n---\n")).unwrap();
+        machine.run("podman kube play /w/pod.yaml");
+        let address = machine.run(
+            "podman inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' \
+             $(podman pod inspect -f '{{.InfraContainerID}}' details)",
+        );
+        let address = address.trim();
+        // The kubelet's own question. Podman asks by a curl in the container, which has none.
+        let ready = format!("curl -sfm 5 http://{address}:8095/readyz");
+        let end = Instant::now() + BOOT;
+        until("it is not ready", || {
+            assert!(
+                Instant::now() < end,
+                "{}",
+                machine.run("podman logs details-compute 2>&1")
+            );
+            machine.attempt(&ready).ok()
+        });
+        let book = machine.run(&format!("curl -sfm 20 http://{address}:9080/details/0"));
+        assert!(
+            book.contains("\"author\":\"William Shakespeare\""),
+            "{book}"
+        );
+
+        let process = machine.run("podman top details-compute huser hgroup capeff seccomp");
+        let process: Vec<_> = process.lines().nth(1).unwrap().split_whitespace().collect();
+        let (uid, gid) = (user.0.to_string(), user.1.to_string());
+        let group = if user.1 == 0 { "root" } else { &gid };
+        assert_eq!(process, [&*uid, group, "none", "filter"]);
+        let inspect = machine.run("podman inspect details-compute");
+        let inspect: Value = serde_json::from_str(&inspect).unwrap();
+        let host = &inspect[0]["HostConfig"];
+        assert_eq!(
+            (&host["ReadonlyRootfs"], &host["Privileged"]),
+            (&true.into(), &false.into())
+        );
+        assert_eq!(inspect[0]["BoundingCaps"], Value::Null);
+
+        machine.run("podman pod stop details");
+        let status = machine.run("podman inspect -f '{{.State.ExitCode}}' details-compute");
+        assert_eq!(
+            status.trim(),
+            "0",
+            "{}",
+            machine.run("podman logs details-compute 2>&1")
+        );
+        machine.run("podman kube down /w/pod.yaml");
+    }
+}
