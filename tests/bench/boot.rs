@@ -1,7 +1,7 @@
 //! `make bench`: how long a VM takes to boot and to answer, and what it costs beyond its guest,
 //! beside QEMU with the same kernel, initramfs and root, in turns, where KVM works, and what it does
-//! while its guest has nothing to do; and how long one takes to answer that begins with a snapshot,
-//! beside its own boot.
+//! while its guest has nothing to do; and how long one takes to answer that begins with a snapshot, or
+//! that a pod's entry starts, beside its own boot.
 //!
 //! Everything that either reads lies in memory, so that neither waits for a disk.
 
@@ -97,6 +97,13 @@ fn work(process: u32) -> (u64, u64) {
     (sleeps, ran)
 }
 
+/// Seconds from a process's start to its answer.
+fn answer_of(mut command: Command) -> f64 {
+    let begin = Instant::now();
+    let _vm = Vm::start(&mut command);
+    answer(begin)
+}
+
 /// Seconds until it answers.
 fn answer(begin: Instant) -> f64 {
     while !answers() {
@@ -138,9 +145,7 @@ fn save(files: &Boot) -> PathBuf {
 fn restore(files: &Boot, snapshot: &Path) -> f64 {
     let mut command = files.command("restore");
     command.arg(snapshot);
-    let begin = Instant::now();
-    let _vm = Vm::start(&mut command);
-    answer(begin)
+    answer_of(command)
 }
 
 fn answers() -> bool {
@@ -173,7 +178,8 @@ fn memory_beyond_the_guest(pid: u32) -> f64 {
 fn main() {
     let files = Boot::new(USER_DATA, MEMORY_MIB, &[PORT]);
     let network = format!("user,id=n,hostfwd=tcp:127.0.0.1:{PORT}-:{PORT}");
-    let (mut ours, mut peer, mut restored) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    let (mut restored, mut launched) = (Vec::new(), Vec::new());
     let snapshot = save(&files);
     // The first of each is not counted: it reads the programs themselves.
     for round in 0..=ROUNDS {
@@ -183,10 +189,12 @@ fn main() {
             measure(files.peapod(), idle),
             measure(files.qemu(&["-netdev", &network]), idle),
         );
+        let in_a_pod = answer_of(files.launch());
         let again = restore(&files, &snapshot);
         if round > 0 {
             ours.push(a);
             peer.push(b);
+            launched.push(in_a_pod);
             restored.push(again);
         }
     }
@@ -218,6 +226,13 @@ fn main() {
             &restored,
             ("its own boot", &booted),
             Some(Mark::AtMost(0.1)),
+        ),
+        Record::new(
+            "peapod launch to first answer on 9080",
+            "s",
+            &launched,
+            ("peapod run", &booted),
+            Some(Mark::AtMost(1.2)),
         ),
         record("memory beyond the guest's (PSS)", "MiB", |b| b.memory),
         mark("memory beyond the guest's (PSS)", "MiB", &memory, OWN_MIB),

@@ -120,7 +120,31 @@ impl Boot {
         command
     }
 
-    /// The same with these disks besides, which the guest sees behind the others.
+    /// `peapod launch` of it, as in a pod: with an image volume, and empty directories.
+    pub fn launch(&self) -> Command {
+        let pod = self.path("pod");
+        // It is not there yet, at first.
+        let _ = fs::remove_dir_all(&pod);
+        let volume = pod.join("container-disks/r/disk");
+        for folder in [&volume, &pod.join("private"), &pod.join("ephemeral")] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::hard_link(self.root(), volume.join("disk.img")).unwrap();
+        let mut command = self.command("launch");
+        for (option, place) in [
+            ("--container-disk-dir", "container-disks"),
+            ("--private-dir", "private"),
+            ("--ephemeral-disk-dir", "ephemeral"),
+            ("--kubevirt-share-dir", "share"),
+            ("--termination-log", "last"),
+        ] {
+            command.arg(option).arg(pod.join(place));
+        }
+        command.arg(self.path("details.yaml"));
+        command
+    }
+
+    /// `peapod run` with these disks besides, which the guest sees behind the others.
     pub fn peapod_with(&self, disks: &[ExtraDisk<'_>]) -> Command {
         let text = fs::read(self.path("details.yaml")).unwrap();
         let mut manifest: Value = serde_json::from_slice(&text).unwrap();
