@@ -8,6 +8,7 @@ pub mod calendar;
 pub mod children;
 pub mod cli;
 pub mod guest;
+pub mod heap;
 pub mod http;
 pub mod init;
 mod labels;

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use guest_agent::guest::guard;
 use guest_agent::init::{self, ahead};
-use guest_agent::{cli, netconfig, service, userdata};
+use guest_agent::{cli, heap, netconfig, service, userdata};
 
 fn main() -> ExitCode {
+    heap::share();
     let path = std::env::args_os().next().unwrap_or_default();
     let called = Path::new(&path).file_name().unwrap_or_default();
     if let Some(status) = cli::run(&called.to_string_lossy()) {
