@@ -19,10 +19,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use peapod_tests::bench::{Mark, Record, report};
 use peapod_tests::{Boot, FIRST_LINE, Vm};
 
-const ROUNDS: usize = 7;
 const IDLE_ROUNDS: usize = 3;
 const PEER: &str = "qemu q35, slirp";
 const MEMORY_MIB: u64 = 512;
@@ -42,6 +42,13 @@ const IDLE: [(&str, Figure, f64); 2] = [
     ("wakes/s", |idle| idle.wakes, 10.0),
     ("% CPU", |idle| idle.cpu, 0.1),
 ];
+
+#[derive(Parser)]
+struct Options {
+    /// How often each is measured; the medians are told.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+}
 
 /// What one boot took.
 struct Times {
@@ -176,13 +183,14 @@ fn memory_beyond_the_guest(pid: u32) -> f64 {
 }
 
 fn main() {
+    let options = Options::parse();
     let files = Boot::new(USER_DATA, MEMORY_MIB, &[PORT]);
     let network = format!("user,id=n,hostfwd=tcp:127.0.0.1:{PORT}-:{PORT}");
     let (mut ours, mut peer) = (Vec::new(), Vec::new());
     let (mut restored, mut launched) = (Vec::new(), Vec::new());
     let snapshot = save(&files);
     // The first of each is not counted: it reads the programs themselves.
-    for round in 0..=ROUNDS {
+    for round in 0..=options.rounds {
         // It takes its time.
         let idle = (1..=IDLE_ROUNDS).contains(&round);
         let (a, b) = (
