@@ -42,6 +42,11 @@ mod tests {
             ("e*1*2", "enp1s0", false),
             ("enp1s0?", "enp1s0", false),
             ("a?c", "aéc", true),
+            ("arch-*", "arch-linux.conf", true),
+            ("*.conf", "a.conf", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("ab", "abc", false),
         ] {
             assert_eq!(matches(pattern, text), like, "{pattern}");
         }
