@@ -11,7 +11,7 @@ use crate::guest::freeze;
 use crate::protocol::Role;
 use crate::signals::Signals;
 use crate::voice::Voice;
-use crate::{children, cli, heap, ports, qga, session, userdata};
+use crate::{children, cli, ports, qga, session, userdata};
 
 /// Below /run, which survives the switch to the root.
 const PROGRAM: &str = "peapod/agent";
@@ -66,7 +66,7 @@ pub fn set_up(voice: &Voice, network: Option<userdata::Network>) {
     userdata::run(voice, network);
     voice.ready();
     // At rest it has no use for what that took.
-    heap::trim();
+    netdev::trim_heap();
 }
 
 /// Runs as the service, until systemd ends it.

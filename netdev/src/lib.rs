@@ -25,3 +25,5 @@ mod sys;
 pub mod vhost_user;
 pub mod virtqueue;
 pub mod wire;
+
+pub use sys::trim_heap;
