@@ -3,11 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use peapod_tests::{Container, Guest, Manifest, Place, entry_point, peapod, until};
+use peapod_tests::{Container, Guest, Manifest, Place, entry_point, kubelet, until};
 use serde_json::Value;
 
 use super::{BOOT, SOON};
@@ -106,10 +105,7 @@ fn a_restricted_pod_runs_a_vmi_answers_probes_and_ends_cleanly_on_sigterm() {
 fn printed(arguments: &[&str]) -> Value {
     let directory = tempfile::tempdir().unwrap();
     let manifest = Manifest::new("off", "busybox poweroff\n").write(directory.path());
-    let mut pod = Command::new(peapod());
-    pod.args(["pod", "-o", "json"]).args(arguments);
-    let pod = pod.arg(manifest).output();
-    serde_json::from_slice(&pod.unwrap().stdout).unwrap()
+    kubelet::printed(&manifest, arguments)
 }
 
 fn words(list: &Value) -> Vec<&str> {

@@ -4,17 +4,16 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use peapod_tests::{Vm, image, peapod, until};
+use peapod_tests::kubelet::printed;
+use peapod_tests::{Vm, image, unpack_tar, until};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::BOOT;
-
 /// How long podman may take to unpack an image.
 const LOAD: Duration = Duration::from_secs(120);
-const SCRIPT: &str = "tests/guests/podman.sh";
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/podman.sh");
 /// Below the machine's root, where its programs find it as /w.
 const FILES: &str = "w";
 /// Bookinfo's details, with a kernel of an image's: the example's disk has none of its own.
@@ -55,9 +54,7 @@ impl Machine {
             archive.exists(),
             "podman.tar: `ci/build slow` as root makes it"
         );
-        let mut tar = Command::new("tar");
-        tar.arg("-xf").arg(archive).arg("-C").arg(root.path());
-        assert!(tar.status().unwrap().success());
+        unpack_tar(&archive, root.path());
         let files = root.path().join(FILES);
         fs::create_dir_all(files.join("kernel/boot")).unwrap();
         for (from, to) in [
@@ -70,7 +67,7 @@ impl Machine {
         }
         let mut unshare = Command::new("unshare");
         unshare.args(["--mount", "--net", "bash"]);
-        let process = Vm::start(unshare.arg(here(SCRIPT)).arg(root.path()));
+        let process = Vm::start(unshare.arg(SCRIPT).arg(root.path()));
         process.wait_console("ready", 1, LOAD);
         let machine = Self { process, root };
         machine.run("podman load -q -i /w/compute.tar && podman load -q -i /w/details.tar");
@@ -102,28 +99,12 @@ impl Machine {
     }
 }
 
-fn here(path: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .join(path)
-}
-
 /// What `peapod pod` prints of the VMI, with another user.
 fn pod(directory: &Path, (user, group): (u32, u32)) -> Value {
     let vmi = directory.join("vmi.yaml");
     fs::write(&vmi, VMI).unwrap();
-    let mut pod = Command::new(peapod());
     // As podman knows a device.
-    pod.args([
-        "pod",
-        "-o",
-        "json",
-        "--kvm-resource",
-        "podman.io/device=/dev/kvm",
-    ]);
-    let printed = pod.arg(vmi).output().unwrap();
-    let mut list: Value = serde_json::from_slice(&printed.stdout).unwrap();
+    let mut list = printed(&vmi, &["--kvm-resource", "podman.io/device=/dev/kvm"]);
     let objects = list["items"].as_array_mut().unwrap();
     let pod = objects.iter_mut().find(|object| object["kind"] == "Pod");
     let security = &mut pod.unwrap()["spec"]["securityContext"];
@@ -161,15 +142,7 @@ fn podman_plays_the_pod_as_any_user_and_it_answers_and_ends_cleanly() {
         let address = address.trim();
         // The kubelet's own question. Podman asks by a curl in the container, which has none.
         let ready = format!("curl -sfm 5 http://{address}:8095/readyz");
-        let end = Instant::now() + BOOT;
-        until("it is not ready", || {
-            assert!(
-                Instant::now() < end,
-                "{}",
-                machine.run("podman logs details-compute 2>&1")
-            );
-            machine.attempt(&ready).ok()
-        });
+        until("it is not ready", || machine.attempt(&ready).ok());
         let book = machine.run(&format!("curl -sfm 20 http://{address}:9080/details/0"));
         assert!(
             book.contains("\"author\":\"William Shakespeare\""),

@@ -287,13 +287,13 @@ fn unpack(root: &Path) {
     }
     let (manifest, blob) = layout_of(&layout);
     for layer in manifest["layers"].as_array().expect("layers") {
-        tar(&blob(layer), root);
+        unpack_tar(&blob(layer), root);
     }
 }
 
 /// The image's manifest, and where its blobs are.
 fn layout_of(layout: &Path) -> (Value, impl Fn(&Value) -> PathBuf) {
-    tar(&image("compute.tar"), layout);
+    unpack_tar(&image("compute.tar"), layout);
     let index = read(&layout.join("index.json"));
     let blobs = layout.join("blobs");
     let blob = move |descriptor: &Value| {
@@ -303,7 +303,8 @@ fn layout_of(layout: &Path) -> (Value, impl Fn(&Value) -> PathBuf) {
     (read(&blob(&index["manifests"][0])), blob)
 }
 
-fn tar(archive: &Path, folder: &Path) {
+/// Unpacks a tar.
+pub fn unpack_tar(archive: &Path, folder: &Path) {
     let mut tar = Command::new("tar");
     let status = tar.arg("-xf").arg(archive).arg("-C").arg(folder).status();
     assert!(status.expect("run tar").success());

@@ -34,7 +34,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 pub use boot::{Boot, ExtraDisk, FIRST_LINE};
-pub use container::{Container, Place, entry_point};
+pub use container::{Container, Place, entry_point, unpack_tar};
 pub use flows::Flows;
 pub use group::Group;
 pub use guest::Guest;

@@ -73,18 +73,23 @@ pub struct Kubelet {
     status: Status,
 }
 
-/// The objects that `peapod pod` prints of a manifest, with those options.
-fn objects(manifest: &Manifest, options: &[&str]) -> Vec<Value> {
-    let directory = tempfile::tempdir().expect("a directory");
+/// The List that `peapod pod` prints of a manifest's file, with those options.
+pub fn printed(manifest: &Path, options: &[&str]) -> Value {
     let output = Command::new(peapod())
         .args(["pod", "-o", "json"])
         .args(options)
-        .arg(manifest.write(directory.path()))
+        .arg(manifest)
         .output();
     let output = output.expect("run peapod");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
-    let list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// Its objects, of a manifest.
+fn objects(manifest: &Manifest, options: &[&str]) -> Vec<Value> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let list = printed(&manifest.write(directory.path()), options);
     list["items"].as_array().expect("objects").clone()
 }
 
