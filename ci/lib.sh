@@ -56,11 +56,11 @@ took() { # NAME START
     echo "==> $1: $((tenths / 10)).$((tenths % 10)) s" >&2
 }
 
-# A root with these packages of Debian's, made once and kept at PLACE; what lies beside it and was of
-# no use for a week goes.
-keep_root() { # NAME PLACE PACKAGES
+# A root with these packages of Debian's, of the host's release or that one, made once and kept at
+# PLACE; what lies beside it and was of no use for a week goes.
+keep_root() { # NAME PLACE PACKAGES [SUITE]
     mkdir -p "$(dirname "$2")"
-    [ -d "$2" ] || long_step "$1" make_root "$2" "$3"
+    [ -d "$2" ] || long_step "$1" make_root "${@:2}"
     touch "$2"
     find "$(dirname "$2")" -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} +
 }
@@ -69,7 +69,7 @@ make_root() (
     tmp=$1.new.$$
     mkdir -p "$tmp"
     trap 'rm -rf "$tmp" "$tmp.tar"' EXIT
-    "$root/images/tree" "$tmp.tar" "$2"
+    if [ -z "${3:-}" ]; then "$root/images/tree" "$tmp.tar" "$2"; else "$root/images/suite" "$tmp.tar" "$2" "$3"; fi
     tar -xf "$tmp.tar" -C "$tmp" --numeric-owner
     # Another run may have been first; both made the same.
     mv -T "$tmp" "$1" 2>/dev/null || [ -d "$1" ]

@@ -14,6 +14,7 @@ pub mod init;
 mod labels;
 pub mod netconfig;
 pub mod network;
+pub mod os;
 pub mod pattern;
 pub mod ports;
 pub mod power;

@@ -1,7 +1,8 @@
 //! cloud-init as the judge of the agent: both get the same seed in the same root, and the two roots
 //! that come out of it have to be the same, but for what docs/cloud-init.md lists with its reason.
 //!
-//! `ci/judge` runs it, as root: PEAPOD_JUDGE is a Debian root with cloud-init, PEAPOD_AGENT the agent.
+//! `ci/judge` runs it, as root, for each release of Debian: PEAPOD_JUDGE is a root of it with cloud-init,
+//! PEAPOD_AGENT the agent.
 //! PEAPOD_SEEDS chooses seeds by a part of their names.
 
 #![allow(
@@ -45,15 +46,27 @@ fn given(name: &str) -> PathBuf {
     )
 }
 
-/// Paths of docs/cloud-init.md's table of differences: a star at the end stands for anything.
-fn listed() -> Vec<String> {
+/// Paths of docs/cloud-init.md's table of differences, of this release: a star at the end stands for
+/// anything.
+fn listed(release: &str) -> Vec<String> {
     let path = here("../../docs/cloud-init.md");
     let text = fs::read_to_string(path).unwrap();
     text.lines()
         .filter_map(|line| line.strip_prefix("| `/"))
-        .filter_map(|rest| rest.split_once('`'))
+        .filter_map(|rest| rest.split_once("` | "))
+        .filter(|(_, rest)| {
+            rest.starts_with("every |") || rest.starts_with(&format!("{release} |"))
+        })
         .map(|(path, _)| path.to_owned())
         .collect()
+}
+
+/// Which release of Debian a root is of.
+fn release(root: &Path) -> String {
+    let text = fs::read_to_string(root.join("etc/os-release")).unwrap();
+    let mut lines = text.lines();
+    let version = lines.find_map(|line| line.strip_prefix("VERSION_ID="));
+    version.unwrap().trim_matches('"').to_owned()
 }
 
 fn matches(pattern: &str, path: &str) -> bool {
@@ -195,16 +208,19 @@ fn told(output: &Output) -> String {
 #[test]
 fn every_seed_ends_as_cloud_init_leaves_it() {
     let scratch = tempfile::tempdir().unwrap();
+    let root = given("PEAPOD_JUDGE");
+    let release = release(&root);
     let judge = Judge {
-        root: given("PEAPOD_JUDGE"),
         agent: given("PEAPOD_AGENT"),
-        listed: listed(),
+        listed: listed(&release),
+        root,
         scratch: scratch.path().to_owned(),
     };
     let chosen = std::env::var("PEAPOD_SEEDS").unwrap_or_default();
-    let mut seeds = seed::read_folder(&here("seeds"));
+    let mut seeds = seed::read_folder(&here("seeds"), &release);
     seeds.extend(generate::seeds());
     seeds.retain(|seed| chosen.split(',').any(|part| seed.name.contains(part)));
+    assert!(!seeds.is_empty(), "no seed's name has {chosen:?} in it");
     let names: BTreeSet<&str> = seeds.iter().map(|seed| &*seed.name).collect();
     assert_eq!(names.len(), seeds.len(), "two seeds have the same name");
 

@@ -1,6 +1,7 @@
 """In the judge's root: every network-config of /opt/network by cloud-init and by the agent.
 
-Prints what differs. A file's line `# differs: RENDERER...: WHY` says that these have to.
+Prints what differs. A file's line `# differs: RENDERER...: WHY` says that these have to; in one release of
+Debian only where its number stands before it, `# 12 differs:`.
 """
 
 import json
@@ -42,6 +43,9 @@ def netplan(text):
             for key, to in (("gateway4", "0.0.0.0/0"), ("gateway6", "::/0")):
                 if key in link and network.get("written") != 2:
                     link.setdefault("routes", []).append({"to": to, "via": link.pop(key)})
+            for route in link.get("routes", []):
+                if route["to"] == "default":
+                    route["to"] = "::/0" if ":" in route["via"] else "0.0.0.0/0"
             names = link.get("nameservers", {})
             link["nameservers"] = {key: names[key] for key in names if names[key]}
             for key in ("addresses", "routes"):
@@ -112,11 +116,13 @@ def rendered(kind, folder):
 
 def main():
     # Whom systemd-networkd's files belong to, where there is one.
-    subprocess.run(["useradd", "--system", "systemd-network"], check=True)
+    if subprocess.run(["id", "systemd-network"], capture_output=True).returncode:
+        subprocess.run(["useradd", "--system", "systemd-network"], check=True)
+    release = re.search(r'^VERSION_ID="(.*)"', pathlib.Path("/etc/os-release").read_text(), re.M)[1]
     count = 0
     for file in sorted(pathlib.Path("/opt/network").glob("*.yaml")):
-        differs = re.findall(r"^# differs: ([^:]*)", file.read_text(), re.M)
-        differs = {kind for kinds in differs for kind in kinds.split()}
+        differs = re.findall(r"^# (?:(\d+) )?differs: ([^:]*)", file.read_text(), re.M)
+        differs = {kind for of, kinds in differs if of in ("", release) for kind in kinds.split()}
         for kind in KINDS:
             theirs, ours = f"/out/{file.stem}/{kind}/theirs", f"/out/{file.stem}/{kind}/ours"
             convert = ["cloud-init", "devel", "net-convert", "-p", file, "-k", "yaml", "-D", "debian"]

@@ -3,7 +3,7 @@
 //! A file of `seeds/` holds many. `### NAME WORD...` begins one; `--- FILE` begins one of its files,
 //! which has no slash where it is one of the seed's own, and else is put into the root before the
 //! first boot, or before the second where `2:` stands before its name. What stands before the first
-//! `---` is the user-data.
+//! `---` is the user-data. A WORD may begin with the release of Debian that alone it is of.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -73,7 +73,7 @@ impl Seed {
 }
 
 /// Every seed that lies in `folder`.
-pub fn read_folder(folder: &Path) -> Vec<Seed> {
+pub fn read_folder(folder: &Path, release: &str) -> Vec<Seed> {
     let mut files: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -83,12 +83,12 @@ pub fn read_folder(folder: &Path) -> Vec<Seed> {
         .iter()
         .flat_map(|file| {
             let group = file.file_stem().unwrap().to_string_lossy().into_owned();
-            parse(&group, &fs::read_to_string(file).unwrap())
+            parse(&group, &fs::read_to_string(file).unwrap(), release)
         })
         .collect()
 }
 
-fn parse(group: &str, text: &str) -> Vec<Seed> {
+fn parse(group: &str, text: &str, release: &str) -> Vec<Seed> {
     let mut seeds: Vec<Seed> = Vec::new();
     let mut place = (1, "user-data".to_owned());
     let mut gzip = Vec::new();
@@ -116,10 +116,16 @@ fn parse(group: &str, text: &str) -> Vec<Seed> {
             let mut seed = Seed::new(&format!("{group}/{name}"), b"");
             let list = |value: &str| value.split(',').map(str::to_owned).collect::<Vec<_>>();
             for word in words {
+                // `12:refused` is so in that release only.
+                let word = match word.split_once(':') {
+                    Some((of, word)) if of == release => word,
+                    Some((of, _)) if of.parse::<u32>().is_ok() => continue,
+                    _ => word,
+                };
                 match word.split_once('=').unwrap_or((word, "")) {
                     ("boots", value) => seed.boots = value.parse().unwrap(),
                     ("passwords", value) => seed.passwords = list(value),
-                    ("differs", value) => seed.differs = list(value),
+                    ("differs", value) => seed.differs.extend(list(value)),
                     ("gzip", value) => gzip = list(value),
                     ("refused", _) => seed.refused = true,
                     ("better", _) => seed.better = true,

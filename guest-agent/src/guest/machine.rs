@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use crate::os;
 use crate::protocol::{Memory, Os, Timezone};
-use crate::userdata::os_release;
 
 /// Its name.
 pub fn hostname() -> String {
@@ -13,7 +13,7 @@ pub fn hostname() -> String {
 
 /// The operating system.
 pub fn os() -> Os {
-    let mut release = os_release();
+    let mut release = os::release();
     let mut word = |key: &str| release.remove(key).unwrap_or_default();
     let kernel = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();

@@ -4,21 +4,27 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::model::{Config, Dhcp, Kind, Link};
 use super::{File, HEAD, link_file, says_no};
+use crate::os::CloudInit;
 
 const FOLDER: &str = "/etc/NetworkManager/system-connections";
 
 /// A profile for each link.
-pub fn render(config: &Config) -> Vec<File> {
+pub fn render(config: &Config, cloud_init: CloudInit) -> Vec<File> {
     let mut files = Vec::new();
     for link in &config.links {
         files.extend(link_file(link));
-        let path = format!("{FOLDER}/cloud-init-{}.nmconnection", link.device());
-        files.push((path.into(), format!("{HEAD}{}", profile(link, config))));
+        let name = match cloud_init {
+            CloudInit::V22 => link.device(),
+            CloudInit::V25 => &link.name,
+        };
+        let path = format!("{FOLDER}/cloud-init-{name}.nmconnection");
+        let text = profile(link, config, cloud_init);
+        files.push((path.into(), format!("{HEAD}{text}")));
     }
     files
 }
 
-fn profile(link: &Link, config: &Config) -> String {
+fn profile(link: &Link, config: &Config, cloud_init: CloudInit) -> String {
     let kind = match &link.kind {
         Kind::Card => "ethernet",
         Kind::Vlan { .. } => "vlan",
@@ -30,6 +36,10 @@ fn profile(link: &Link, config: &Config) -> String {
         link.name,
         uuid(&link.name)
     );
+    if cloud_init >= CloudInit::V25 {
+        // Before what NetworkManager would make of itself for the same card.
+        text += "autoconnect-priority=120\n";
+    }
     for other in &config.links {
         let (master, members) = match &other.kind {
             Kind::Bond { members, .. } => ("bond", members),
@@ -77,10 +87,10 @@ fn profile(link: &Link, config: &Config) -> String {
             }
         }
     }
-    text + &family(link, false) + &family(link, true)
+    text + &family(link, false, cloud_init) + &family(link, true, cloud_init)
 }
 
-fn family(link: &Link, v6: bool) -> String {
+fn family(link: &Link, v6: bool, cloud_init: CloudInit) -> String {
     let section = if v6 { "ipv6" } else { "ipv4" };
     let dhcp = if v6 { &link.dhcp6 } else { &link.dhcp4 };
     let addresses: Vec<_> = link
@@ -127,7 +137,8 @@ fn family(link: &Link, v6: bool) -> String {
     if !servers.is_empty() {
         text += &format!("dns={servers}\n");
     }
-    if !link.search.is_empty() && v6 != link.has(false) {
+    let of_both = cloud_init >= CloudInit::V25;
+    if !link.search.is_empty() && (of_both || v6 != link.has(false)) {
         text += &format!("dns-search={};\n", link.search.join(";"));
     }
     text + &dhcp.as_ref().map(lease).unwrap_or_default()

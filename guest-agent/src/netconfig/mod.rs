@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::children;
 use crate::init::ahead;
 use crate::labels;
+use crate::os::{CloudInit, Os};
 use crate::seed;
 use crate::signals::Signals;
 use crate::userdata::report::Report;
@@ -102,11 +103,11 @@ impl Renderer {
 
     /// The files for it. `written` is what `config` was read from: netplan takes its own version as
     /// it is.
-    fn render(self, config: &Config, written: &Node) -> Vec<File> {
+    fn render(self, config: &Config, written: &Node, cloud_init: CloudInit) -> Vec<File> {
         match self {
             Self::Interfaces => interfaces::render(config),
             Self::Netplan => netplan::render(config, written),
-            Self::NetworkManager => keyfile::render(config),
+            Self::NetworkManager => keyfile::render(config, cloud_init),
             Self::Networkd => networkd::render(config),
         }
     }
@@ -163,19 +164,28 @@ pub fn run() -> ExitCode {
 /// folder.
 pub fn render_into(file: &str, renderer: &str, folder: &Path) -> Result<(), String> {
     let text = fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-    let (files, warnings) = render(file, &text, renderer)?;
+    let cloud_init = Os::of_this_root().cloud_init;
+    let (files, warnings) = render(file, &text, renderer, cloud_init)?;
     warnings.iter().for_each(|why| eprintln!("{why}"));
     write(&files, folder)
 }
 
 /// The files for a renderer, by cloud-init's name, that `text` asks for, which is `file`'s; and what
-/// of it is left out.
-pub fn render(file: &str, text: &str, renderer: &str) -> Result<(Vec<File>, Vec<String>), String> {
+/// of it is left out. They are as that release of cloud-init writes them.
+pub fn render(
+    file: &str,
+    text: &str,
+    renderer: &str,
+    cloud_init: CloudInit,
+) -> Result<(Vec<File>, Vec<String>), String> {
     let known = Renderer::ALL.iter().find(|(name, _)| *name == renderer);
     let (_, renderer) = known.ok_or_else(|| format!("{renderer}: no such renderer"))?;
     let written = yaml::read(file, text)?;
     let config = parse(&written)?;
-    Ok((renderer.render(&config, &written), config.warnings))
+    Ok((
+        renderer.render(&config, &written, cloud_init),
+        config.warnings,
+    ))
 }
 
 /// Does itself what is asked for, at every boot, where the root has nobody who would: what process 1
@@ -217,8 +227,8 @@ fn apply() -> Vec<String> {
         ];
     };
     let mut failures = config.warnings.clone();
-    let outcome = write(&renderer.render(&config, &written), Path::new("/"))
-        .and_then(|()| renderer.announce());
+    let files = renderer.render(&config, &written, Os::of_this_root().cloud_init);
+    let outcome = write(&files, Path::new("/")).and_then(|()| renderer.announce());
     failures.extend(outcome.err());
     if config.links.iter().any(|link| link.set_name.is_some()) {
         failures.extend(rename_cards().err());
@@ -452,7 +462,7 @@ mod tests {
 
     /// All that is rendered, by file name.
     fn rendered(text: &str, renderer: &str) -> Result<String, String> {
-        let (files, warnings) = render("net", text, renderer)?;
+        let (files, warnings) = render("net", text, renderer, CloudInit::V22)?;
         let files = files.into_iter().map(|(path, text)| {
             let text = text.strip_prefix(HEAD).unwrap().to_owned();
             format!("{}:\n{text}", path.file_name().unwrap().to_string_lossy())

@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::context::{Family, Os};
 use super::merge::How;
 use super::report::Report;
+use crate::os::{Family, Os};
 use crate::yaml::{self, Node};
 
 const FILE: &str = "/etc/cloud/cloud.cfg";

@@ -34,14 +34,15 @@ fn open_and_write(path: &Path, data: &[u8], mode: u32, append: bool) -> io::Resu
     file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
 }
 
-/// Makes a folder and those above it that are not there.
-pub fn make_folders(folder: &Path) -> io::Result<()> {
+/// Makes a folder and those above it that are not there; which they were, from the folder upwards.
+pub fn make_folders(folder: &Path) -> io::Result<Vec<&Path>> {
     let missing = folder.ancestors().take_while(|above| !above.exists());
+    let missing: Vec<&Path> = missing.collect();
     if let Some(first) = missing.last() {
         fs::create_dir_all(folder)?;
         labels::wrote(first);
     }
-    Ok(())
+    Ok(missing)
 }
 
 /// Writes a file that keeps the mode it has; a new one gets this.

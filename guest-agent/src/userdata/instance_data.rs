@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::context::Os;
 use super::{RUN, files};
+use crate::os::Os;
 use crate::seed::Seed;
 
 /// What stands for what only root may read.

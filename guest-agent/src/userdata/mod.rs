@@ -29,7 +29,6 @@ use crate::{children, seed, yaml};
 use parts::Kind;
 use report::Report;
 
-pub use context::os_release;
 pub use instance_data::variables;
 pub use report::STAGES;
 pub use time::rfc2822;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::command::Program;
-use super::context::{Context, Os};
+use super::context::Context;
 use super::instance::{Frequency, Instance};
 use super::merge::How;
 use super::parts::{self, Kind, Part};
@@ -13,6 +13,7 @@ use super::report::Report;
 use super::{STATE, ahead, files, instance_data, jinja, modules};
 use crate::accounts::Accounts;
 use crate::http;
+use crate::os::Os;
 use crate::seed::{MAX_FILE, Seed};
 use crate::yaml::{self, Node, Value};
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{people, ssh};
 use crate::accounts::{self, NewUser};
+use crate::os::CloudInit;
 use crate::sshd;
 use crate::userdata::command::tell;
 use crate::userdata::context::Context;
@@ -111,7 +112,7 @@ fn make_user(
         context.accounts.lock(name)?;
     }
     if let Some(rules) = said("sudo") {
-        write_sudo_rules(name, &rules.scalars())?;
+        write_sudo_rules(context, name, &rules.scalars())?;
     }
     if let Some(keys) = config.entry("ssh_authorized_keys") {
         let keys = match &keys.value {
@@ -179,7 +180,7 @@ fn add_user(context: &Context, name: &str, config: &Node) -> Result<(), String> 
 }
 
 /// Adds rules of sudoers(5) for a user, in a file that is read with the others.
-fn write_sudo_rules(name: &str, rules: &[String]) -> Result<(), String> {
+fn write_sudo_rules(context: &Context, name: &str, rules: &[String]) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("{SUDO_FILE}: {error}");
     if let Some(rule) = rules.iter().find(|rule| rule.contains('\n')) {
         return Err(format!("sudo: a rule is one line, not {rule:?}"));
@@ -190,7 +191,10 @@ fn write_sudo_rules(name: &str, rules: &[String]) -> Result<(), String> {
         text.push_str(&format!("{name} {rule}\n"));
     }
     let file = Path::new(SUDO_FILE);
+    let there = || fs::read_to_string(file).unwrap_or_default();
     match file.exists() {
+        // Of an instance before this.
+        true if context.os.cloud_init >= CloudInit::V25 && there().contains(&text) => Ok(()),
         true => files::append(file, text.as_bytes(), 0o440).map_err(failed),
         false => {
             let text = format!("# Created by peapod-agent\n{text}");

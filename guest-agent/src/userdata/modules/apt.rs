@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::Value;
 
-use super::{apt_key, packages};
+use super::{apt_key, apt_sources, packages};
 use crate::userdata::command::{Program, exists};
 use crate::userdata::context::Context;
 use crate::userdata::{files, jinja};
@@ -15,9 +15,8 @@ const MODULE: &str = "apt_configure";
 const PIPELINE: &str = "/etc/apt/apt.conf.d/90cloud-init-pipelining";
 const PROXY: &str = "/etc/apt/apt.conf.d/90cloud-init-aptproxy";
 const CONF: &str = "/etc/apt/apt.conf.d/94cloud-init-config";
-const SOURCES: &str = "/etc/apt/sources.list";
-const SOURCES_FOLDER: &str = "/etc/apt/sources.list.d";
-const TRUSTED: &str = "/etc/apt/trusted.gpg.d";
+pub(super) const SOURCES_FOLDER: &str = "/etc/apt/sources.list.d";
+pub(super) const TRUSTED: &str = "/etc/apt/trusted.gpg.d";
 const SIGNED_BY: &str = "/etc/apt/cloud-init.gpg.d";
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 const DEFAULT_SECURITY: &str = "http://deb.debian.org/debian-security";
@@ -43,16 +42,17 @@ pub fn pipelining(context: &Context) -> Result<(), String> {
     write(PIPELINE, &text)
 }
 
-fn write(path: &str, text: &str) -> Result<(), String> {
+pub(super) fn write(path: &str, text: &str) -> Result<(), String> {
     files::write(Path::new(path), text.as_bytes(), 0o644)
         .map_err(|error| format!("{path}: {error}"))
 }
 
 /// What stands for a mirror and a release in a source.
-struct Mirrors {
+pub(super) struct Mirrors {
     primary: String,
     security: String,
-    release: String,
+    /// The release's name.
+    pub(super) release: String,
 }
 
 impl Mirrors {
@@ -84,27 +84,31 @@ impl Mirrors {
         }
     }
 
-    fn fill(&self, text: &str, key_file: &str) -> Result<String, String> {
+    /// Text with what its names stand for: these besides.
+    pub(super) fn fill(&self, text: &str, more: &[(&str, String)]) -> Result<String, String> {
+        let (primary, security, release) = (&self.primary, &self.security, &self.release);
+        let mut names: Vec<(&str, &str)> = vec![
+            ("MIRROR", primary),
+            ("PRIMARY", primary),
+            ("SECURITY", security),
+            ("RELEASE", release),
+            ("mirror", primary),
+            ("primary", primary),
+            ("security", security),
+            ("codename", release),
+        ];
+        names.extend(more.iter().map(|(name, value)| (*name, &**value)));
         if jinja::is_template(text) {
-            let variables = json!({"mirror": self.primary, "primary": self.primary,
-                "security": self.security, "codename": self.release, "release": self.release,
-                "MIRROR": self.primary, "PRIMARY": self.primary, "SECURITY": self.security,
-                "RELEASE": self.release});
-            return Ok(jinja::render("sources.list", text, &variables)?.0);
+            let variables = names
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value.into()));
+            return Ok(jinja::render("sources.list", text, &Value::Object(variables.collect()))?.0);
         }
+        // One that begins as another does comes before it.
+        names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
         let mut text = text.to_owned();
-        for (key, value) in [
-            ("KEY_FILE", key_file),
-            ("MIRROR", &self.primary),
-            ("PRIMARY", &self.primary),
-            ("SECURITY", &self.security),
-            ("RELEASE", &self.release),
-            ("mirror", &self.primary),
-            ("primary", &self.primary),
-            ("security", &self.security),
-            ("codename", &self.release),
-        ] {
-            for form in [format!("${{{key}}}"), format!("${key}")] {
+        for (name, value) in names {
+            for form in [format!("${{{name}}}"), format!("${name}")] {
                 text = text.replace(&form, value);
             }
         }
@@ -144,7 +148,7 @@ pub fn run(context: &Context) -> Result<(), String> {
     };
     report(select(apt));
     if !apt.flag("preserve_sources_list", false) {
-        report(sources_list(context, apt, &mirrors));
+        report(apt_sources::write(context, apt, &mirrors));
     }
     report(configure(apt));
     let Some(sources) = apt.get("sources") else {
@@ -157,7 +161,7 @@ pub fn run(context: &Context) -> Result<(), String> {
         let added = source(name, entry, &mirrors);
         report(added.map_err(|why| entry.wrong(&format!("apt.sources.{name}"), why)));
     }
-    packages::update(context)
+    packages::update_after_new_sources(context)
 }
 
 /// `debconf_selections`
@@ -175,65 +179,6 @@ fn select(apt: &Node) -> Result<(), String> {
     let lines: Vec<&str> = sets.iter().map(|(_, set)| set.trim_end()).collect();
     let script = "printf '%s\\n' \"$1\" | debconf-set-selections";
     Program::new(&["sh", "-c", script, "sh", &lines.join("\n")]).run()
-}
-
-fn sources_list(context: &Context, apt: &Node, mirrors: &Mirrors) -> Result<(), String> {
-    for key in ["primary", "security"] {
-        for mirror in apt.get(key).and_then(Node::list).unwrap_or_default() {
-            if apt_key::has_key(mirror) {
-                apt_key::add(mirror, key, TRUSTED)
-                    .map_err(|why| mirror.wrong(&format!("apt.{key}"), why))?;
-            }
-        }
-    }
-    let template = match apt.get("sources_list").and_then(Node::scalar) {
-        Some(text) => text,
-        None => {
-            let path = format!("/etc/cloud/templates/sources.list.{}.tmpl", context.os.id);
-            match fs::read_to_string(&path) {
-                Ok(text) => text,
-                // A disk without cloud-init's templates keeps its own list.
-                Err(_) => return Ok(()),
-            }
-        }
-    };
-    let text = mirrors.fill(&template, "")?;
-    let disabled = apt
-        .get("disable_suites")
-        .map(Node::scalars)
-        .unwrap_or_default();
-    write(SOURCES, &without_suites(&text, &disabled, &mirrors.release))
-}
-
-/// Puts a mark before the lines of some suites.
-fn without_suites(text: &str, disabled: &[String], release: &str) -> String {
-    let mut suites = Vec::new();
-    for suite in disabled {
-        suites.push(match &**suite {
-            "release" => release.to_owned(),
-            "updates" | "backports" | "security" | "proposed" => format!("{release}-{suite}"),
-            suite => suite.replace("$RELEASE", release),
-        });
-    }
-    let mut result = String::new();
-    for line in text.split_inclusive('\n') {
-        let mut words = line.split_whitespace().skip(1).peekable();
-        if words.peek().is_some_and(|word| word.starts_with('[')) {
-            // Options may have blanks in them.
-            for word in words.by_ref() {
-                if word.ends_with(']') {
-                    break;
-                }
-            }
-        }
-        let suite = words.nth(1);
-        let off = suite.is_some_and(|suite| suites.iter().any(|other| other == suite));
-        if off && !line.starts_with('#') {
-            result.push_str("# suite disabled by cloud-init: ");
-        }
-        result.push_str(line);
-    }
-    result
 }
 
 fn configure(apt: &Node) -> Result<(), String> {
@@ -274,7 +219,7 @@ fn source(name: &str, entry: &Node, mirrors: &Mirrors) -> Result<(), String> {
     let Some(source) = source else {
         return Ok(());
     };
-    let source = mirrors.fill(&source, &key_file.display().to_string())?;
+    let source = mirrors.fill(&source, &[("KEY_FILE", key_file.display().to_string())])?;
     if source
         .split_whitespace()
         .next()
@@ -296,19 +241,4 @@ fn source(name: &str, entry: &Node, mirrors: &Mirrors) -> Result<(), String> {
         false => files::append(path, text.as_bytes(), 0o644),
     }
     .map_err(|error| format!("{}: {error}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn suites_are_disabled() {
-        let text = "# x\ndeb http://m d main\ndeb [ arch=amd64 a=b ] http://m d-updates main\n";
-        let disabled = ["updates".to_owned()];
-        assert_eq!(
-            without_suites(text, &disabled, "d"),
-            "# x\ndeb http://m d main\n# suite disabled by cloud-init: deb [ arch=amd64 a=b ] http://m d-updates main\n"
-        );
-    }
 }

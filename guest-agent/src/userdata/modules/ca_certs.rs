@@ -4,15 +4,20 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crate::os::{CloudInit, Family};
 use crate::userdata::command::Program;
-use crate::userdata::context::{Context, Family};
+use crate::userdata::context::Context;
 use crate::userdata::files;
 use crate::yaml::Node;
 
 const CONFIG: &str = "/etc/ca-certificates.conf";
 const NAME: &str = "cloud-init-ca-certs.crt";
-const DEBIAN: &str = "/usr/share/ca-certificates/cloud-init-ca-certs.crt";
-const REDHAT: &str = "/usr/share/pki/ca-trust-source/anchors/cloud-init-ca-certs.crt";
+/// Of which the system trusts those that its configuration names.
+const DEBIAN: &str = "/usr/share/ca-certificates";
+/// Of which it trusts all.
+const DEBIAN_LOCAL: &str = "/usr/local/share/ca-certificates";
+const REDHAT: &str = "/usr/share/pki/ca-trust-source/anchors";
+const DISABLED: &str = "# Modified by cloud-init to deselect certs due to user-data";
 
 /// Changes whom the guest trusts.
 pub fn run(context: &Context) -> Result<(), String> {
@@ -20,17 +25,34 @@ pub fn run(context: &Context) -> Result<(), String> {
         return Ok(());
     };
     let redhat = context.os.family == Family::RedHat;
+    let old = context.os.cloud_init < CloudInit::V25;
     let failed = |error: io::Error| format!("ca_certs: {error}");
     let remove = config
         .entry("remove-defaults")
         .or_else(|| config.entry("remove_defaults"));
     if remove.is_some_and(Node::is_something) {
-        remove_defaults(redhat).map_err(failed)?;
+        match (redhat, old) {
+            (true, _) => empty("/etc/pki/ca-trust"),
+            (false, true) => remove_all(),
+            (false, false) => disable_all(),
+        }
+        .map_err(failed)?;
+        if !redhat {
+            distrust_new()?;
+        }
     }
     let trusted = config.get("trusted").map(Node::scalars).unwrap_or_default();
-    if !trusted.is_empty() {
-        let file = if redhat { REDHAT } else { DEBIAN };
-        files::write(Path::new(file), trusted.join("\n").as_bytes(), 0o644).map_err(failed)?;
+    let write = |folder: &str, name: &str, text: &str| {
+        files::write(&Path::new(folder).join(name), text.as_bytes(), 0o644).map_err(failed)
+    };
+    if !old {
+        let folder = if redhat { REDHAT } else { DEBIAN_LOCAL };
+        for (at, certificate) in (1..).zip(&trusted) {
+            write(folder, &format!("cloud-init-ca-cert-{at}.crt"), certificate)?;
+        }
+    } else if !trusted.is_empty() {
+        let folder = if redhat { REDHAT } else { DEBIAN };
+        write(folder, NAME, &trusted.join("\n"))?;
         if !redhat {
             name_in_config().map_err(failed)?;
         }
@@ -43,13 +65,41 @@ pub fn run(context: &Context) -> Result<(), String> {
     Program::new(&[program]).run()
 }
 
-fn remove_defaults(redhat: bool) -> io::Result<()> {
-    if redhat {
-        return empty("/etc/pki/ca-trust");
-    }
-    empty("/usr/share/ca-certificates")?;
+fn remove_all() -> io::Result<()> {
+    empty(DEBIAN)?;
     empty("/etc/ssl/certs")?;
-    files::write(Path::new(CONFIG), b"", 0o644)?;
+    files::write(Path::new(CONFIG), b"", 0o644)
+}
+
+/// Names those of the system as not to be trusted.
+fn disable_all() -> io::Result<()> {
+    let Ok(text) = fs::read_to_string(CONFIG) else {
+        return Ok(());
+    };
+    let mut lines = Vec::new();
+    let mut headed = false;
+    for line in text.lines() {
+        headed |= line == DISABLED;
+        match line.is_empty() || line.starts_with(['#', '!']) {
+            true => lines.push(line.to_owned()),
+            false => {
+                if !headed {
+                    lines.push(DISABLED.to_owned());
+                    headed = true;
+                }
+                lines.push(format!("!{line}"));
+            }
+        }
+    }
+    files::write(
+        Path::new(CONFIG),
+        format!("{}\n", lines.join("\n")).as_bytes(),
+        0o644,
+    )
+}
+
+/// Has a package that brings others trust none of them.
+fn distrust_new() -> Result<(), String> {
     Program::new(&[
         "sh",
         "-c",
@@ -57,7 +107,6 @@ fn remove_defaults(redhat: bool) -> io::Result<()> {
          ca-certificates/trust_new_crts select no' | debconf-set-selections -",
     ])
     .run()
-    .map_err(io::Error::other)
 }
 
 fn empty(folder: &str) -> io::Result<()> {

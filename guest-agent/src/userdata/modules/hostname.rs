@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::userdata::context::{Context, Family};
+use crate::os::Family;
+use crate::userdata::context::Context;
 use crate::userdata::{files, jinja};
 use crate::yaml::Node;
 

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use crate::os::Family;
 use crate::userdata::command::{Program, exists};
-use crate::userdata::context::{Context, Family};
+use crate::userdata::context::Context;
 use crate::userdata::files;
 use crate::yaml::Node;
 

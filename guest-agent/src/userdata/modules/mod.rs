@@ -3,6 +3,7 @@
 mod accounts;
 mod apt;
 mod apt_key;
+mod apt_sources;
 mod ca_certs;
 mod filesystems;
 mod final_message;
@@ -23,8 +24,9 @@ mod timezone;
 mod write_files;
 mod yum;
 
-use super::context::{Context, Family, Os};
+use super::context::Context;
 use super::instance::Frequency::{self, Always, Instance, Once};
+use crate::os::{Family, Os};
 use crate::yaml::Node;
 
 /// What a module does; an error is its end, and a line for a person.

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use crate::os::CloudInit;
 use crate::userdata::command::{Program, has_systemd};
 use crate::userdata::context::Context;
 use crate::userdata::files;
@@ -28,10 +29,18 @@ pub fn run(context: &Context) -> Result<(), String> {
         .filter_map(|line| line.split_whitespace().next())
         .collect();
     let mut lines = asked(context, &known)?;
+    for [_, _, _, options, ..] in &mut lines {
+        options.push_str(&format!(",{MARK}"));
+    }
     if let Some(swap) = context.get("swap")
         && let Some(file) = make_swap(swap)?
+        && !known.contains(&&*file)
     {
-        let words = [&*file, "none", "swap", "sw", "0", "0"];
+        let options = match context.os.cloud_init {
+            CloudInit::V22 => format!("sw,{MARK}"),
+            CloudInit::V25 => "sw".to_owned(),
+        };
+        let words = [&*file, "none", "swap", &options, "0", "0"];
         lines.push(words.map(str::to_owned));
     }
     if lines.is_empty() {
@@ -40,12 +49,11 @@ pub fn run(context: &Context) -> Result<(), String> {
     let failed = |what: &str, error: std::io::Error| format!("{what}: {error}");
     let mut new = Vec::new();
     let mut swap = false;
-    for mut line in lines {
-        let [_, place, kind, options, ..] = &mut line;
-        options.push_str(&format!(",{MARK}"));
+    for line in lines {
+        let [_, place, kind, ..] = &line;
         swap |= kind == "swap";
         if place.starts_with('/') {
-            fs::create_dir_all(&*place).map_err(|error| failed(place, error))?;
+            fs::create_dir_all(place).map_err(|error| failed(place, error))?;
         }
         new.push(line.join("\t"));
     }

@@ -6,8 +6,9 @@ use std::path::Path;
 use serde_json::json;
 
 use super::packages;
+use crate::os::Family;
 use crate::userdata::command::{Program, exists, has_systemd};
-use crate::userdata::context::{Context, Family};
+use crate::userdata::context::Context;
 use crate::userdata::{files, jinja};
 use crate::yaml::Node;
 

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, fcntl_lock};
 
+use crate::os::{CloudInit, Family};
 use crate::userdata::command::{Program, exists};
-use crate::userdata::context::{Context, Family};
+use crate::userdata::context::Context;
+use crate::userdata::instance::Frequency;
 use crate::yaml::{Node, Value};
 
 const MODULE: &str = "package_update_upgrade_install";
@@ -144,11 +146,23 @@ fn dnf() -> Result<&'static str, String> {
 
 /// Has the lists of packages brought up to date, once an instance.
 pub fn update(context: &Context) -> Result<(), String> {
+    update_if(context, Frequency::Instance)
+}
+
+/// The same after new sources, which cloud-init does not take for the once of an instance any more.
+pub fn update_after_new_sources(context: &Context) -> Result<(), String> {
+    let often = match context.os.cloud_init {
+        CloudInit::V22 => Frequency::Instance,
+        CloudInit::V25 => Frequency::Always,
+    };
+    update_if(context, often)
+}
+
+fn update_if(context: &Context, often: Frequency) -> Result<(), String> {
     let mut outcome = Ok(());
-    let once = crate::userdata::instance::Frequency::Instance;
     context
         .instance
-        .run("update_sources", once, || {
+        .run("update_sources", often, || {
             outcome = match context.os.family {
                 Family::Debian => apt(context, &["update"]),
                 _ => dnf().and_then(|dnf| Program::new(&[dnf, "-y", "makecache"]).run()),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::hostname;
 use crate::http;
+use crate::os::CloudInit;
 use crate::userdata::context::Context;
 use crate::yaml::Node;
 
@@ -39,7 +40,14 @@ pub fn run(context: &Context) -> Result<(), String> {
         .replace("$INSTANCE_ID", id);
     let wanted = match node.get("post") {
         Some(list) if list.list().is_some() => list.scalars(),
-        _ => KEYS.map(str::to_owned).to_vec(),
+        _ => {
+            let mut all = KEYS.map(str::to_owned).to_vec();
+            if context.os.cloud_init >= CloudInit::V25 {
+                // Of a kind that OpenSSH knows no more.
+                all.retain(|key| key != "pub_key_dsa");
+            }
+            all
+        }
     };
     let (host, full) = hostname::by_seed(context);
     let value = |key: &str| match key {

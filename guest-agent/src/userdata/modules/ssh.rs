@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::people;
 use crate::labels;
+use crate::os::CloudInit;
 use crate::sshd;
 use crate::userdata::command::Program;
 use crate::userdata::context::Context;
@@ -105,10 +106,15 @@ fn given_keys(context: &Context, keys: &Node) {
             failed("the keys are of rsa, dsa, ecdsa and ed25519");
             continue;
         };
-        let suffix = match what {
-            "private" => "",
-            "public" => ".pub",
-            "certificate" => "-cert.pub",
+        // What is no secret was one for long.
+        let public = match context.os.cloud_init {
+            CloudInit::V22 => 0o600,
+            CloudInit::V25 => 0o644,
+        };
+        let (suffix, mode) = match what {
+            "private" => ("", 0o600),
+            "public" => (".pub", public),
+            "certificate" => ("-cert.pub", public),
             _ => {
                 failed("_private, _public or _certificate");
                 continue;
@@ -116,7 +122,7 @@ fn given_keys(context: &Context, keys: &Node) {
         };
         let path = format!("{FOLDER}/ssh_host_{kind}_key{suffix}");
         let text = value.scalar().unwrap_or_default();
-        if let Err(error) = files::write(Path::new(&path), text.as_bytes(), 0o600) {
+        if let Err(error) = files::write(Path::new(&path), text.as_bytes(), mode) {
             failed(&format!("{path}: {error}"));
         }
         if what == "certificate"
@@ -155,7 +161,7 @@ fn make_keys(context: &Context) {
         }
         let made = files::make_folders(FOLDER.as_ref())
             .map_err(|error| error.to_string())
-            .and_then(|()| {
+            .and_then(|_| {
                 Program::new(&["ssh-keygen", "-q", "-t", &kind, "-N", "", "-f", &path]).run()
             });
         labels::wrote(path.as_ref());

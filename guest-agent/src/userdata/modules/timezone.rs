@@ -6,7 +6,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::labels;
-use crate::userdata::context::{Context, Family};
+use crate::os::Family;
+use crate::userdata::context::Context;
 use crate::userdata::files;
 
 const ZONES: &str = "/usr/share/zoneinfo";

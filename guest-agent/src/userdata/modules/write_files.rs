@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::http;
+use crate::os::CloudInit;
 use crate::userdata::context::Context;
 use crate::userdata::{files, parts};
 use crate::yaml::{Node, Value};
@@ -61,13 +62,35 @@ fn write(context: &Context, item: &Node) -> Result<(), String> {
         None => MODE,
     };
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let owner = word("owner").unwrap_or_else(|| "root:root".to_owned());
+    if context.os.cloud_init >= CloudInit::V25
+        && let Some(folder) = path.parent()
+    {
+        for folder in files::make_folders(folder).map_err(failed)? {
+            let (uid, gid) = ids(context, &owner)?;
+            chown(folder, uid, gid).map_err(failed)?;
+        }
+    }
     match item.flag("append", false) {
         true => files::append(&path, &content, mode),
         false => files::write(&path, &content, mode),
     }
     .map_err(failed)?;
-    let owner = word("owner").unwrap_or_else(|| "root:root".to_owned());
-    let (user, group) = owner.split_once(':').unwrap_or((&owner, ""));
+    let (uid, gid) = ids(context, &owner)?;
+    chown(&path, uid, gid).map_err(failed)?;
+    // Which a change of the owner may have taken from.
+    use std::os::unix::fs::PermissionsExt;
+    match mode & 0o6000 {
+        0 => Ok(()),
+        _ if uid.is_none() && gid.is_none() => Ok(()),
+        _ => std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode & 0o1777))
+            .map_err(failed),
+    }
+}
+
+/// The numbers of an owner, `USER:GROUP`; none for what is to stay as it is.
+fn ids(context: &Context, owner: &str) -> Result<(Option<u32>, Option<u32>), String> {
+    let (user, group) = owner.split_once(':').unwrap_or((owner, ""));
     let name = |name: &str| {
         let name = name.trim();
         let none = name.is_empty() || name == "-1" || name.eq_ignore_ascii_case("none");
@@ -92,15 +115,7 @@ fn write(context: &Context, item: &Node) -> Result<(), String> {
         ),
         None => None,
     };
-    chown(&path, uid, gid).map_err(failed)?;
-    // Which a change of the owner may have taken from.
-    use std::os::unix::fs::PermissionsExt;
-    match mode & 0o6000 {
-        0 => Ok(()),
-        _ if uid.is_none() && gid.is_none() => Ok(()),
-        _ => std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode & 0o1777))
-            .map_err(failed),
-    }
+    Ok((uid, gid))
 }
 
 fn content(item: &Node) -> Result<Vec<u8>, String> {
