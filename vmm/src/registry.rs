@@ -6,9 +6,14 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::api::SOCKET;
 use crate::devices::virtio::vsock;
+
+/// Between two looks at a process that is ending.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The directory of this user's VMs: `peapod` in $XDG_RUNTIME_DIR, else `peapod-<uid>` in /tmp.
 pub fn home() -> PathBuf {
@@ -142,6 +147,18 @@ impl Found {
         self.state.join(vsock::SOCKET)
     }
 
+    /// Whether its process has ended, or does before so long.
+    pub fn ends_within(&self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        while lives(&self.state) {
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(PAUSE);
+        }
+        true
+    }
+
     /// Waits until its process has ended.
     pub fn wait(&self) -> io::Result<()> {
         match File::open(&self.state) {
@@ -150,6 +167,11 @@ impl Found {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Its lock is held as long as its process lives.
+fn lives(state: &Path) -> bool {
+    File::open(state).is_ok_and(|state| state.try_lock_shared().is_err())
 }
 
 /// The user's VMs that run, by their names. What killed ones have left is passed over.
@@ -162,9 +184,7 @@ pub fn running(home: &Path) -> io::Result<Vec<Found>> {
     let mut all = Vec::new();
     for entry in entries {
         let entry = entry?;
-        // Its lock is held as long as its process lives.
-        let lives = File::open(entry.path()).is_ok_and(|state| state.try_lock_shared().is_err());
-        if lives {
+        if lives(&entry.path()) {
             all.push(Found {
                 entry: entry.file_name(),
                 state: entry.path(),
@@ -241,6 +261,9 @@ mod tests {
         assert!(both.starts_with("2 VMs are called"), "{both}");
         let none = find(&home, "ratings").unwrap_err().to_string();
         assert!(none.starts_with("no VM `ratings` runs here"), "{none}");
+        assert!(!found.ends_within(Duration::ZERO));
+        drop(lock);
+        assert!(found.ends_within(Duration::ZERO));
         drop((entry, other));
         assert!(elsewhere.exists() && !home.exists());
     }

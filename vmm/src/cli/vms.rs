@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use axum::http::Method;
 use guest_agent::protocol;
@@ -18,6 +19,9 @@ use crate::vmi::parse_quantity;
 
 /// Ends `peapod console`: Ctrl-], as telnet and virtctl have it.
 const LEAVE: u8 = 0x1d;
+
+/// How long a process that broke off its answer may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why it was not done.
 #[derive(Debug, thiserror::Error)]
@@ -179,10 +183,14 @@ pub fn kill(vm: &Vm) -> Result<(), Error> {
 
 fn end(vm: &Vm, path: &str) -> Result<(), Error> {
     let found = vm.find()?;
-    vm.call(|client| client.json(Method::POST, path, None))?;
-    found
-        .wait()
-        .map_err(|error| Error::Io("cannot wait", error))
+    match vm.call(|client| client.json(Method::POST, path, None)) {
+        Err(refused @ Error::Call(_, api::Error::Refused(..))) => Err(refused),
+        // It may be gone before it has said so.
+        Err(unheard) if !found.ends_within(LAST_WORDS) => Err(unheard),
+        _ => found
+            .wait()
+            .map_err(|error| Error::Io("cannot wait", error)),
+    }
 }
 
 /// Stops its vCPUs where they are.
