@@ -108,13 +108,9 @@ fn a_paused_guest_stands_still_and_goes_on_and_a_stop_waits_for_its_end() {
     assert_eq!(gone.status.code(), Some(1));
 }
 
-#[test]
-fn what_is_typed_at_the_console_reaches_the_guest() {
-    let directory = tempfile::tempdir().unwrap();
-    let script = "read -r line < /dev/console; echo \"heard $line\"\nbusybox poweroff\n";
-    let manifest = Manifest::new("typed", script).write(directory.path());
-    let mut vm = Vm::run(&manifest, [""; 0]);
-    vm.wait_console("userspace", 1, BOOT);
+/// Types at the console of a guest once it has written `asks`, and sees it answer and power off.
+fn type_to(mut vm: Vm, asks: &str) {
+    vm.wait_console(asks, 1, BOOT);
     let mut console = Command::new(peapod())
         .args(["console", &pid(&vm)])
         .stdin(std::process::Stdio::piped())
@@ -128,4 +124,23 @@ fn what_is_typed_at_the_console_reaches_the_guest() {
     let output = console.wait_with_output().unwrap();
     let seen = String::from_utf8_lossy(&output.stdout);
     assert!(seen.contains("heard over there"), "{seen}");
+}
+
+#[test]
+fn what_is_typed_at_the_console_reaches_the_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "read -r line < /dev/console; echo \"heard $line\"\nbusybox poweroff\n";
+    let manifest = Manifest::new("typed", script).write(directory.path());
+    type_to(Vm::run(&manifest, [""; 0]), "userspace");
+}
+
+#[test]
+fn a_guest_on_hvc0_is_heard_and_hears() {
+    let directory = tempfile::tempdir().unwrap();
+    // Its driver is one that nothing waits for.
+    let script = "until [ -e /dev/hvc0 ]; do sleep 0.1; done; exec </dev/hvc0 >/dev/hvc0\n\
+        echo who is there; read -r line; echo \"heard $line\"\nbusybox poweroff\n";
+    let manifest = Manifest::new("hvc0", script).write(directory.path());
+    let named = ["--append", "console=ttyS0 console=hvc0"];
+    type_to(Vm::run(&manifest, named), "who is there");
 }

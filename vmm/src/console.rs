@@ -1,12 +1,14 @@
-//! The serial console from outside: the last MiB of what the guest wrote, for whoever comes late,
-//! and what somebody types.
+//! The guest's console from outside: the last MiB of what it wrote, for whoever comes late, and what
+//! somebody types. It may be at two ports, the serial one and a virtio console: what it writes at
+//! either is here, and what is typed goes to where it wrote last.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::devices::serial::{Keyboard, SharedSerial};
+use crate::devices::terminal::{Keyboard, SharedPort};
 
 /// What is kept of the guest's output.
 const KEPT: usize = 1 << 20;
@@ -14,6 +16,15 @@ const KEPT: usize = 1 << 20;
 const LINE_SHOWN: usize = 300;
 /// What may be typed ahead of the guest.
 const TYPED_AHEAD: usize = 4096;
+
+/// Where a guest has its console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// `ttyS0`
+    Serial,
+    /// `hvc0`
+    Virtio,
+}
 
 /// A VM's console, which outlives the guest's resets. A clone is another handle.
 #[derive(Clone, Default)]
@@ -23,7 +34,10 @@ pub struct Console(Arc<Shared>);
 struct Shared {
     output: Mutex<Output>,
     typed: Mutex<VecDeque<u8>>,
-    port: Mutex<Option<SharedSerial>>,
+    /// By [`Port`].
+    ports: Mutex<[Option<SharedPort>; 2]>,
+    /// The port that the guest wrote at last.
+    speaks: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -35,22 +49,26 @@ struct Output {
 }
 
 impl Console {
-    /// What is typed goes to this port from now on.
-    pub fn attach(&self, port: SharedSerial) {
-        *lock(&self.0.port) = Some(port);
+    /// A machine has that port from now on, and it is where the guest is taken to be.
+    pub fn attach(&self, which: Port, port: SharedPort) {
+        if let Some(place) = lock(&self.0.ports).get_mut(which as usize) {
+            *place = Some(port);
+        }
+        self.0.speaks.store(which as usize, Ordering::Relaxed);
     }
 
-    /// Where the guest's output goes: here, and to `copy`.
-    pub fn screen<W: Write>(&self, copy: W) -> Screen<W> {
+    /// Where the guest's output at a port goes: here, and to `copy`.
+    pub fn screen<W: Write>(&self, which: Port, copy: W) -> Screen<W> {
         Screen {
             console: self.clone(),
+            which,
             copy,
         }
     }
 
-    /// What the guest reads at its port.
-    pub fn keyboard(&self) -> Box<dyn Keyboard> {
-        Box::new(Typed(self.clone()))
+    /// What the guest reads at a port.
+    pub fn keyboard(&self, which: Port) -> Box<dyn Keyboard> {
+        Box::new(Typed(self.clone(), which))
     }
 
     /// Types; what the guest does not take in time is cut off. Returns how much was taken.
@@ -61,7 +79,8 @@ impl Console {
             typed.extend(bytes.iter().take(taken));
             taken
         };
-        let port = lock(&self.0.port).clone();
+        let speaks = self.0.speaks.load(Ordering::Relaxed);
+        let port = lock(&self.0.ports).get(speaks).cloned().flatten();
         if let Some(port) = port {
             lock(&port).refill();
         }
@@ -127,12 +146,15 @@ impl Output {
 /// Where the guest's output goes.
 pub struct Screen<W> {
     console: Console,
+    which: Port,
     copy: W,
 }
 
 impl<W: Write> Write for Screen<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.console.0.output).write(bytes);
+        let shared = &self.console.0;
+        shared.speaks.store(self.which as usize, Ordering::Relaxed);
+        lock(&shared.output).write(bytes);
         // It may be gone, as a closed pipe is; the console is not.
         let _ = self.copy.write_all(bytes);
         Ok(bytes.len())
@@ -144,11 +166,15 @@ impl<W: Write> Write for Screen<W> {
     }
 }
 
-struct Typed(Console);
+struct Typed(Console, Port);
 
 impl Keyboard for Typed {
     fn take(&mut self, most: usize) -> Vec<u8> {
-        let mut typed = lock(&self.0.0.typed);
+        let Self(Console(shared), which) = self;
+        if shared.speaks.load(Ordering::Relaxed) != *which as usize {
+            return Vec::new();
+        }
+        let mut typed = lock(&shared.typed);
         let count = most.min(typed.len());
         typed.drain(..count).collect()
     }
@@ -197,7 +223,7 @@ mod tests {
     #[test]
     fn a_late_reader_sees_the_boot_and_a_slow_one_what_is_kept() {
         let console = Console::default();
-        let mut screen = console.screen(io::sink());
+        let mut screen = console.screen(Port::Serial, io::sink());
         screen.write_all(b"boot\n").unwrap();
         let (mut all, mut new) = (console.reader(false), console.reader(true));
         assert_eq!(poll(&mut all).unwrap(), b"boot\n");
@@ -222,9 +248,39 @@ mod tests {
         let console = Console::default();
         assert_eq!(console.type_in(b"ab"), 2);
         assert_eq!(console.type_in(&[b'c'; TYPED_AHEAD]), TYPED_AHEAD - 2);
-        let mut keyboard = console.keyboard();
+        let mut keyboard = console.keyboard(Port::Serial);
         assert_eq!(keyboard.take(3), b"abc");
         assert_eq!(keyboard.take(TYPED_AHEAD).len(), TYPED_AHEAD - 3);
         assert!(keyboard.take(1).is_empty());
+    }
+
+    #[test]
+    fn what_is_typed_goes_to_where_the_guest_wrote_last() {
+        struct Bell(Arc<AtomicUsize>);
+        impl crate::devices::terminal::Refill for Bell {
+            fn refill(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let console = Console::default();
+        let bells = [Port::Virtio, Port::Serial].map(|which| {
+            let rung = Arc::<AtomicUsize>::default();
+            console.attach(which, Arc::new(Mutex::new(Bell(rung.clone()))));
+            rung
+        });
+        let rung = || bells.each_ref().map(|rung| rung.load(Ordering::Relaxed));
+        let mut keyboards = [Port::Virtio, Port::Serial].map(|which| console.keyboard(which));
+        // The boot is at the serial port.
+        console.type_in(b"a");
+        assert_eq!(rung(), [0, 1]);
+        console
+            .screen(Port::Virtio, io::sink())
+            .write_all(b"login: ")
+            .unwrap();
+        console.type_in(b"b");
+        assert_eq!(rung(), [1, 1]);
+        assert!(keyboards[1].take(9).is_empty());
+        assert_eq!(keyboards[0].take(9), b"ab");
+        assert_eq!(console.kept(), b"login: ");
     }
 }

@@ -15,7 +15,7 @@ use crate::agent::{Agent, Follower};
 use crate::api::door::Door;
 use crate::api::{self, Api};
 use crate::boot::smbios::{Chassis, Identity};
-use crate::console::Console;
+use crate::console::{Console, Port};
 use crate::devices::bus::WindowError;
 use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::vsock;
@@ -133,6 +133,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         identity: identity(plan),
         generation: generation().map_err(Error::Generation)?,
     };
+    let screen = Console::default();
     let Parts {
         network,
         qga,
@@ -140,7 +141,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         disks,
         layers,
         devices,
-    } = devices::parts(plan, agent.clone())?;
+    } = devices::parts(plan, agent.clone(), &screen, &config.cmdline)?;
     // Whatever it begins with, a guest that reboots has its kernel loaded.
     let mut restored = plan.restored.as_ref();
     let resident = Resident::open().map_err(Error::Resident)?;
@@ -198,7 +199,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         agent: agent.clone(),
         qga: qga.clone(),
         stopper: stopper.clone(),
-        console: Console::default(),
+        console: screen,
         network,
         balloon,
         disks,
@@ -234,10 +235,10 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
             kvm.clone(),
             memory,
             power,
-            running.console.screen(io::stdout()),
-            running.console.keyboard(),
+            running.console.screen(Port::Serial, io::stdout()),
+            running.console.keyboard(Port::Serial),
         )?;
-        running.console.attach(machine.serial());
+        running.console.attach(Port::Serial, machine.serial());
         machine.count_exits(running.exits.clone());
         let root = devices::plug(&mut machine, &devices)?;
         if let Some(action) = plan.machine.watchdog {

@@ -39,6 +39,8 @@ pub struct Plan {
     pub cmdline: Option<String>,
     /// Words added to the kernel's command line.
     pub append: Option<String>,
+    /// Whether it has a virtio console, `hvc0`, though nothing on that line says so.
+    pub hvc0: bool,
     /// What SMBIOS tells the guest besides.
     pub oem_strings: Vec<String>,
     /// In the order of `machine.disks`.

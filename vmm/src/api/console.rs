@@ -208,7 +208,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let console = Console::default();
-        let mut screen = console.screen(io::sink());
+        let mut screen = console.screen(crate::console::Port::Serial, io::sink());
         screen.write_all(b"boot\n").unwrap();
         let log = LogFile::new(&console, File::create(&path).unwrap());
         log.finish();

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::agent::Agent;
-use crate::console::Console;
+use crate::console::{Console, Port};
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
@@ -328,7 +328,7 @@ fn probes_tell_why_a_vm_is_not_ready_and_metrics_are_text() {
 #[test]
 fn the_console_is_read_followed_and_typed_at() {
     let vm = vm();
-    let mut screen = vm.running.console.screen(std::io::sink());
+    let mut screen = vm.running.console.screen(Port::Serial, std::io::sink());
     screen.write_all(b"boot\n").unwrap();
     assert_eq!(vm.client.text("/v1/vm/log").unwrap(), "boot\n");
     let mut follower = UnixStream::connect(vm.dir.path().join(SOCKET)).unwrap();
@@ -350,7 +350,7 @@ fn the_console_is_read_followed_and_typed_at() {
     .unwrap();
     until(&mut terminal, "\r\n\r\n");
     terminal.write_all(b"root\n").unwrap();
-    let mut keyboard = vm.running.console.keyboard();
+    let mut keyboard = vm.running.console.keyboard(Port::Serial);
     let mut typed = Vec::new();
     while typed.len() < 5 {
         typed.extend(keyboard.take(16));

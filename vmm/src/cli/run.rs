@@ -76,6 +76,11 @@ pub struct Options {
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "CMDLINE")]
     pub append: Option<String>,
+    /// Give the guest a virtio console, hvc0, beside its serial port; what it writes at either is its
+    /// console, and what is typed goes to where it wrote last [default: where its kernel's command line
+    /// has `console=hvc0`]
+    #[arg(long)]
+    pub hvc0: bool,
     /// A text that the guest finds among SMBIOS's OEM strings, as
     /// `io.systemd.credential:NAME=VALUE`; may be repeated
     #[arg(long, value_name = "TEXT")]
@@ -363,6 +368,7 @@ pub fn plan(
         has_agent: booted.has_agent,
         cmdline: booted.cmdline,
         append: args.append.clone(),
+        hvc0: args.hvc0,
         oem_strings: args.oem_string.clone(),
         disks,
         seed,

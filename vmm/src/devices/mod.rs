@@ -9,5 +9,6 @@ pub mod platform;
 pub mod pvpanic;
 pub mod saved;
 pub mod serial;
+pub mod terminal;
 pub mod virtio;
 pub mod watchdog;

@@ -1,7 +1,6 @@
 //! The serial port, a 16550 by vm-superio.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
 use super::saved::{self, Unfit};
+use super::terminal::{Keyboard, Refill};
 
 /// COM1's ports.
 pub const COM1: u64 = 0x3f8;
@@ -49,28 +49,6 @@ impl Trigger for Line {
         self.0.write(1)
     }
 }
-
-/// Where what is typed comes from.
-pub trait Keyboard: Send {
-    /// The next bytes, at most so many; none where nothing is typed.
-    fn take(&mut self, most: usize) -> Vec<u8>;
-}
-
-/// Nobody types.
-impl Keyboard for io::Empty {
-    fn take(&mut self, _: usize) -> Vec<u8> {
-        Vec::new()
-    }
-}
-
-/// A port that has room for more of what is typed.
-pub trait Refill: Send {
-    /// Takes from the keyboard what there is room for.
-    fn refill(&mut self);
-}
-
-/// A port that somebody types at.
-pub type SharedSerial = Arc<Mutex<dyn Refill>>;
 
 /// The serial port; what the guest writes goes to `W`.
 pub struct SerialPort<W: Write + Send> {

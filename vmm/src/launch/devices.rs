@@ -9,21 +9,24 @@ use netdev::config::Network;
 use netdev::control::Control;
 use netdev::engine::Engine;
 use netdev::pod::Pod;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Error, Stopper, sockets};
 use crate::agent::Agent;
 use crate::agent::qga::{self, Qga};
+use crate::console::{Console as Screen, Port};
 use crate::devices::pci::Address;
 use crate::devices::pci::branch::{self, Bridge};
 use crate::devices::pci::bridge::HostBridge;
 use crate::devices::pci::root::Root;
 use crate::devices::pvpanic::PvPanic;
+use crate::devices::terminal::Refill;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::block::counters::Counters;
 use crate::devices::virtio::block::limit::Limiter;
-use crate::devices::virtio::console::Console;
+use crate::devices::virtio::console::{Console, Terminal};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_LEN, PciTransport, SharedVirtio};
@@ -91,7 +94,7 @@ pub struct Parts {
 }
 
 /// Opens and binds what a machine's devices need.
-pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
+pub fn parts(plan: &Plan, agent: Agent, screen: &Screen, cmdline: &str) -> Result<Parts, Error> {
     let mut devices = Vec::new();
     let mut network = None;
     if let Some(interface) = &plan.machine.interface {
@@ -120,12 +123,16 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         let net = Net::new(engine, mac, mtu);
         devices.push(Plugged::new(NET_SLOT, ("net", ""), net));
     }
+    let terminal = wants_hvc0(plan, cmdline).then(|| terminal(screen));
+    let terminal = terminal.transpose().map_err(Error::Device)?;
+    let pair = (!plan.has_agent).then(UnixStream::pair).transpose();
+    let (ours, port) = pair.map_err(Error::Device)?.unzip();
     let mut qga = None;
-    if !plan.has_agent {
-        let (ours, port) = UnixStream::pair().map_err(Error::Device)?;
-        let console = Console::new(qga::PORT, port).map_err(Error::Device)?;
-        let client = Qga::new(ours, console.open(), agent.changes().clone());
-        qga = Some(client.map_err(Error::Device)?);
+    if terminal.is_some() || port.is_some() {
+        let port = port.map(|port| (qga::PORT, port));
+        let console = Console::new(terminal, port).map_err(Error::Device)?;
+        let client = |ours| Qga::new(ours, console.open(), agent.changes().clone());
+        qga = ours.map(client).transpose().map_err(Error::Device)?;
         devices.push(Plugged::new(CONSOLE_SLOT, ("console", ""), console));
     }
     let vsock = sockets::vsock(agent, plan.seed.clone(), &plan.state_dir)
@@ -167,6 +174,38 @@ pub fn parts(plan: &Plan, agent: Agent) -> Result<Parts, Error> {
         layers,
         devices,
     })
+}
+
+/// Whether the guest gets a console `hvc0`: where its kernel is to write there, or it was asked for. Any
+/// other would have a second login prompt of a distribution's beside the serial port's.
+fn wants_hvc0(plan: &Plan, cmdline: &str) -> bool {
+    let is_hvc0 = |word: &str| {
+        let console = word.strip_prefix("console=");
+        console.and_then(|console| console.split(',').next()) == Some("hvc0")
+    };
+    plan.hvc0 || cmdline.split_whitespace().any(is_hvc0)
+}
+
+/// Our end of `hvc0`.
+fn terminal(screen: &Screen) -> io::Result<Terminal> {
+    let typed = EventFd::new(EFD_NONBLOCK)?;
+    let bell = Arc::new(Mutex::new(Bell(typed.try_clone()?)));
+    screen.attach(Port::Virtio, bell);
+    Ok(Terminal {
+        screen: Box::new(screen.screen(Port::Virtio, io::stdout())),
+        keyboard: screen.keyboard(Port::Virtio),
+        typed,
+    })
+}
+
+/// Tells the console's thread that something was typed.
+struct Bell(EventFd);
+
+impl Refill for Bell {
+    fn refill(&mut self) {
+        // One that is full has rung.
+        let _ = self.0.write(1);
+    }
 }
 
 /// KubeVirt's numbers in those networks: the first address is the gateway's, the second the guest's.

@@ -30,7 +30,8 @@ use crate::devices::cmos::{self, Cmos};
 use crate::devices::host::Host;
 use crate::devices::platform::{KeyboardController, PmTimer, Reset, SleepControl};
 use crate::devices::saved::Unfit;
-use crate::devices::serial::{self, Keyboard, Line, SerialPort, SharedSerial};
+use crate::devices::serial::{self, Line, SerialPort};
+use crate::devices::terminal::{Keyboard, SharedPort};
 use crate::power::{Outcome, Power};
 use crate::topology::Topology;
 use interrupts::KvmHost;
@@ -114,7 +115,7 @@ pub struct Machine {
     host: Arc<KvmHost>,
     buses: Buses,
     power: Power,
-    serial: SharedSerial,
+    serial: SharedPort,
     /// Tells the guest that its machine's generation is another.
     changed: EventFd,
 }
@@ -215,7 +216,7 @@ impl Machine {
     }
 
     /// The port that somebody may type at.
-    pub fn serial(&self) -> SharedSerial {
+    pub fn serial(&self) -> SharedPort {
         self.serial.clone()
     }
 

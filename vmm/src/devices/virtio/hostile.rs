@@ -15,11 +15,12 @@ use netdev::control::Control;
 use netdev::engine::Engine;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::balloon::Balloon;
 use super::block::Block;
 use super::block::disk::RawDisk;
-use super::console::Console;
+use super::console::{Console, Terminal};
 use super::net::Net;
 use super::rng::Rng;
 use super::testing::{ABOVE_HOLE, BUFFERS, Descriptor, Driver, HOLE, INDIRECT, NEXT, WRITE};
@@ -148,9 +149,15 @@ fn console() -> Case {
     let (ours, theirs) = UnixStream::pair().unwrap();
     // It is there for as long as the tests run.
     std::mem::forget(theirs);
+    let terminal = Terminal {
+        screen: Box::new(io::sink()),
+        keyboard: Box::new(io::empty()),
+        typed: EventFd::new(EFD_NONBLOCK).unwrap(),
+    };
+    let console = Console::new(Some(terminal), Some(("name", ours))).unwrap();
     Case {
-        // Not the one by which it gives what the host has for the guest: nothing.
-        queues: &[2, 3, 5],
+        // Not those by which it gives what the host has for the guest: nothing.
+        queues: &[1, 2, 3, 5],
         work: |driver| {
             // "I am there", which is answered by a port.
             let message = [0, 0, 0, 0, 0, 0, 1, 0];
@@ -165,7 +172,7 @@ fn console() -> Case {
             let event: u16 = driver.memory.read_obj(GuestAddress(ANSWER + 4)).unwrap();
             event == 1
         }),
-        ..case("console", Console::new("name", ours).unwrap())
+        ..case("console", console)
     }
 }
 

@@ -11,6 +11,8 @@ pub mod event {
     pub const DEVICE_ADD: u16 = 1;
     /// The driver has it.
     pub const PORT_READY: u16 = 3;
+    /// It is a console.
+    pub const CONSOLE_PORT: u16 = 4;
     /// Somebody has opened it at the other end, or closed it.
     pub const PORT_OPEN: u16 = 6;
     /// Its name follows.

@@ -1,11 +1,13 @@
-//! The console device (virtio 1.2, section 5.3), for what it has beside consoles: a named port, by
-//! which a program of the guest's and this process speak. The guest's console is its serial port.
+//! The console device (virtio 1.2, section 5.3): the guest's second console, `hvc0`, beside its serial
+//! port, where somebody wants it; and a named port, by which a program of the guest's and this process
+//! speak.
 
 mod control;
+mod port;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -17,90 +19,98 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::queue::BadChain;
+use super::queue::{BadChain, Chain};
 use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice, buffers};
 use crate::devices::saved::{self, Unfit};
 use crate::sandbox::Kind;
 use control::{MESSAGE, Message, event};
+pub use port::Terminal;
+use port::{End, Named, Port};
 
 const ID: u16 = 3;
 /// More ports than one, and messages about them (section 5.3.3).
 const VIRTIO_CONSOLE_F_MULTIPORT: u32 = 1;
-/// Receive and transmit of port 0, a console by the standard, which is not there; of messages; and of
-/// the port.
+/// Receive and transmit of port 0, which by the standard may be nothing but a console; of messages; and
+/// of the port with a name.
 const QUEUE_SIZES: [u16; 6] = [64; 6];
 const TELL: usize = 2;
 const HEAR: usize = 3;
-const RECEIVE: usize = 4;
-const TRANSMIT: usize = 5;
-/// The event of the host's end.
-const STREAM: u64 = 100;
-/// Columns and rows of a console, of which there is none; the number of ports; an emergency's letter.
-const CONFIG: [u8; 12] = [0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0];
-/// The port's number.
-const PORT: u32 = 1;
-/// A guest has no reason to write more at once.
-const MAX_CHAIN: usize = 64 << 10;
-const PIECE: usize = 4 << 10;
+/// By port.
+const RECEIVE: [usize; PORTS] = [0, 4];
+const TRANSMIT: [usize; PORTS] = [1, 5];
+const PORTS: usize = 2;
+/// The events of the host's ends, by port.
+const ENDS: u64 = 100;
+/// Columns and rows of a console, which nobody knows; the number of ports; an emergency's letter.
+const CONFIG: [u8; 12] = [0, 0, 0, 0, PORTS as u8, 0, 0, 0, 0, 0, 0, 0];
 /// Messages that wait for the driver; it causes each.
 const MAX_MESSAGES: usize = 16;
 
 /// The console device.
 pub struct Console {
-    name: &'static str,
-    /// Our end; `None` while it runs.
-    stream: Option<UnixStream>,
+    /// Our ends; none while it runs.
+    ends: [Option<End>; PORTS],
     open: Arc<AtomicBool>,
     worker: Option<Worker<ConsoleJob>>,
 }
 
 impl Console {
-    /// A device whose port is called `name`; what the guest writes there comes at the other end of
-    /// `stream`.
-    pub fn new(name: &'static str, stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
+    /// A device with that console, and a port of that name; what the guest writes there comes at the
+    /// other end of its stream.
+    pub fn new(
+        terminal: Option<Terminal>,
+        port: Option<(&'static str, UnixStream)>,
+    ) -> io::Result<Self> {
+        let open = Arc::<AtomicBool>::default();
+        let named = |(name, stream): (_, UnixStream)| {
+            stream.set_nonblocking(true)?;
+            let open = open.clone();
+            io::Result::Ok(End::Named(Named { name, stream, open }))
+        };
         Ok(Self {
-            name,
-            stream: Some(stream),
-            open: Arc::default(),
+            ends: [terminal.map(End::Terminal), port.map(named).transpose()?],
+            open,
             worker: None,
         })
     }
 
-    /// Whether a program of the guest's has opened the port.
+    /// Whether a program of the guest's has opened the port with a name.
     pub fn open(&self) -> Arc<AtomicBool> {
         self.open.clone()
     }
 
-    /// What is to be done with the queues, and where it waits for the host's end.
+    /// What is to be done with the queues, and where it waits for the host's ends.
     pub fn job(&mut self, activation: Activation) -> io::Result<(ConsoleJob, Arc<Epoll>)> {
-        let Some(stream) = self.stream.take() else {
-            return Err(io::Error::other("the port was lost when its worker failed"));
-        };
+        let ports = std::mem::take(&mut self.ends).map(|end| end.map(Port::new));
+        if ports.iter().all(Option::is_none) {
+            return Err(io::Error::other(
+                "the ports were lost when their worker failed",
+            ));
+        }
         if !activation.restored {
             self.open.store(false, Ordering::Release);
         }
         let epoll = Arc::new(Epoll::new()?);
-        // Once for each change: while the guest has no room, nobody is to be woken for it.
-        let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        let event = EpollEvent::new(events, STREAM);
-        epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), event)?;
+        for (token, port) in (ENDS..).zip(&ports) {
+            if let Some(port) = port {
+                // Once for each change: while the guest has no room, nobody is to be woken for it.
+                let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+                let event = EpollEvent::new(events, token);
+                epoll.ctl(ControlOperation::Add, port.end.fd(), event)?;
+            }
+        }
         let mut queues = activation.queues;
         queues.resize_with(QUEUE_SIZES.len(), || None);
         let job = ConsoleJob {
-            name: self.name,
-            queues,
-            port: Port {
-                stream,
-                open: self.open.clone(),
-                incoming: Vec::new(),
-                outgoing: Vec::new(),
+            queues: Queues {
+                all: queues,
+                memory: activation.memory,
+                trouble: activation.trouble,
             },
+            ports,
             messages: VecDeque::new(),
-            memory: activation.memory,
-            trouble: activation.trouble,
         };
         Ok((job, epoll))
     }
@@ -136,7 +146,7 @@ impl VirtioDevice for Console {
 
     fn reset(&mut self) {
         if let Some(job) = self.worker.take().and_then(Worker::stop) {
-            self.stream = Some(job.port.stream);
+            self.ends = job.ports.map(|port| port.map(|port| port.end));
             self.open.store(false, Ordering::Release);
         }
     }
@@ -151,106 +161,92 @@ impl VirtioDevice for Console {
     }
 }
 
-/// The port's queues and messages, served.
+/// The queues and messages of a device's ports, served.
 pub struct ConsoleJob {
-    name: &'static str,
-    queues: Vec<Option<ActiveQueue>>,
-    port: Port,
+    queues: Queues,
+    ports: [Option<Port>; PORTS],
     /// For the driver, the next first.
     messages: VecDeque<Vec<u8>>,
+}
+
+struct Queues {
+    all: Vec<Option<ActiveQueue>>,
     memory: GuestMemory,
     trouble: Trouble,
 }
 
-struct Port {
-    stream: UnixStream,
-    open: Arc<AtomicBool>,
-    /// For the guest, at most a piece.
-    incoming: Vec<u8>,
-    /// Of the guest, at most a chain.
-    outgoing: Vec<u8>,
-}
-
-impl Port {
-    /// Gives on what the guest wrote; whether all of it is gone.
-    fn flush(&mut self) -> bool {
-        while !self.outgoing.is_empty() {
-            match self.stream.write(&self.outgoing) {
-                Ok(written) => drop(self.outgoing.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // Nobody is there who would read it.
-                Err(_) => self.outgoing.clear(),
-            }
-        }
-        true
-    }
-
-    /// Takes what there is for the guest; whether it has some. A port that is not open has none.
-    fn fill(&mut self) -> bool {
-        let mut bytes = [0; PIECE];
-        while self.incoming.is_empty() {
-            match self.stream.read(&mut bytes) {
-                Ok(read) if read > 0 => {
-                    if self.open.load(Ordering::Acquire) {
-                        self.incoming.extend(bytes.iter().take(read));
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                _ => return false,
-            }
-        }
-        true
-    }
-}
-
-impl ConsoleJob {
-    /// The kicks that it has to hear of from the start, each with its token.
-    pub fn watched(&self) -> Vec<(RawFd, u64)> {
-        let queues = (0..).zip(&self.queues);
-        let kick = |(token, queue): (u64, &Option<ActiveQueue>)| {
-            Some((queue.as_ref()?.kick.as_raw_fd(), token))
-        };
-        queues.filter_map(kick).collect()
-    }
-
+impl Queues {
     /// Has `with` serve the next chain of a queue; whether there was one.
     fn one(
         &mut self,
         queue: usize,
-        with: impl FnOnce(&mut Port, super::queue::Chain<'_>) -> Result<u32, BadChain>,
+        with: impl FnOnce(&Chain<'_>) -> Result<u32, BadChain>,
     ) -> bool {
-        let Some(Some(queue)) = self.queues.get_mut(queue) else {
+        let Some(Some(queue)) = self.all.get_mut(queue) else {
             return false;
         };
-        let (taken, port) = (Cell::new(false), &mut self.port);
+        let taken = Cell::new(false);
         let mut with = Some(with);
         let more = || !taken.get();
         queue.serve_while(&self.memory, &self.trouble, more, |chain| {
             taken.set(true);
-            with.take().map_or(Ok(0), |with| with(port, chain))
+            with.take().map_or(Ok(0), |with| with(&chain))
         });
         taken.get()
     }
 
     /// So often a queue is served in one turn; a driver is not to keep the thread from the others.
     fn turns(&self, queue: usize) -> u16 {
-        let queue = self.queues.get(queue).and_then(Option::as_ref);
+        let queue = self.all.get(queue).and_then(Option::as_ref);
         queue.map_or(0, |queue| queue.queue.size())
     }
 
     /// There may be more: the queue is looked at again after the others.
     fn come_back(&self, queue: usize) {
-        if let Some(Some(queue)) = self.queues.get(queue) {
+        if let Some(Some(queue)) = self.all.get(queue) {
             queue.come_back();
         }
     }
 
+    fn carry_out(&mut self, queue: usize, port: &mut Port) {
+        for _ in 0..self.turns(queue) {
+            let carried = port.flush() && self.one(queue, |chain| port.take(chain));
+            if !carried {
+                return;
+            }
+        }
+        // All but the last of what was taken is gone.
+        if port.flush() {
+            self.come_back(queue);
+        }
+    }
+
+    fn carry_in(&mut self, queue: usize, port: &mut Port) {
+        for _ in 0..self.turns(queue) {
+            let carried = port.fill() && self.one(queue, |chain| port.give(chain));
+            if !carried {
+                return;
+            }
+        }
+        self.come_back(queue);
+    }
+}
+
+impl ConsoleJob {
+    /// The kicks that it has to hear of from the start, each with its token.
+    pub fn watched(&self) -> Vec<(RawFd, u64)> {
+        let queues = (0..).zip(&self.queues.all);
+        let kick = |(token, queue): (u64, &Option<ActiveQueue>)| {
+            Some((queue.as_ref()?.kick.as_raw_fd(), token))
+        };
+        queues.filter_map(kick).collect()
+    }
+
     fn hear(&mut self) {
-        for _ in 0..self.turns(HEAR) {
+        for _ in 0..self.queues.turns(HEAR) {
             let mut message = None;
-            let heard = self.one(HEAR, |_, chain| {
-                let (mut from, _) = buffers::gather(&chain)?;
+            let heard = self.queues.one(HEAR, |chain| {
+                let (mut from, _) = buffers::gather(chain)?;
                 let bytes: [u8; MESSAGE] = buffers::take(&mut from).ok_or(BadChain)?;
                 message = Some(Message::from_bytes(bytes));
                 Ok(0)
@@ -262,43 +258,39 @@ impl ConsoleJob {
                 self.told(message);
             }
         }
-        self.come_back(HEAR);
+        self.queues.come_back(HEAR);
     }
 
     /// What the driver says of the device and its ports.
     fn told(&mut self, message: Message) {
-        let of_port = message.port == PORT;
-        match (message.event, message.value) {
-            (event::DEVICE_READY, 1) => self.say(event::DEVICE_ADD, 1, ""),
-            (event::PORT_READY, 1) if of_port => {
-                self.say(event::PORT_NAME, 1, self.name);
-                // The host's end is there.
-                self.say(event::PORT_OPEN, 1, "");
+        if (message.event, message.value) == (event::DEVICE_READY, 1) {
+            for (number, port) in (0..).zip(&self.ports) {
+                if port.is_some() {
+                    say(&mut self.messages, number, event::DEVICE_ADD, "");
+                }
             }
-            (event::PORT_OPEN, value) if of_port => {
-                self.port.open.store(value != 0, Ordering::Release);
-                self.port.incoming.clear();
-            }
-            _ => {}
+            return;
         }
-    }
-
-    fn say(&mut self, event: u16, value: u16, text: &str) {
-        if self.messages.len() < MAX_MESSAGES {
-            let message = Message {
-                port: PORT,
-                event,
-                value,
-            };
-            let bytes = [&message.bytes()[..], text.as_bytes()].concat();
-            self.messages.push_back(bytes);
+        let port = usize::try_from(message.port).ok();
+        let port = port.and_then(|number| self.ports.get_mut(number));
+        let Some(port) = port.and_then(Option::as_mut) else {
+            return;
+        };
+        match (message.event, message.value) {
+            (event::PORT_READY, 1) => {
+                for (event, text) in port.end.introduction() {
+                    say(&mut self.messages, message.port, event, text);
+                }
+            }
+            (event::PORT_OPEN, value) => port.opened(value != 0),
+            _ => {}
         }
     }
 
     fn tell(&mut self) {
         while let Some(message) = self.messages.pop_front() {
-            let told = self.one(TELL, |_, chain| {
-                let (_, mut to) = buffers::gather(&chain)?;
+            let told = self.queues.one(TELL, |chain| {
+                let (_, mut to) = buffers::gather(chain)?;
                 buffers::put(&mut to, &message).ok_or(BadChain)?;
                 Ok(message.len() as u32)
             });
@@ -307,63 +299,31 @@ impl ConsoleJob {
             }
         }
     }
+}
 
-    fn carry_out(&mut self) {
-        for _ in 0..self.turns(TRANSMIT) {
-            let carried = self.port.flush()
-                && self.one(TRANSMIT, |port, chain| {
-                    let (from, _) = buffers::gather(&chain)?;
-                    if buffers::len(&from) > MAX_CHAIN {
-                        return Err(BadChain);
-                    }
-                    for slice in from {
-                        let at = port.outgoing.len();
-                        port.outgoing.resize(at + slice.len(), 0);
-                        slice.copy_to(port.outgoing.get_mut(at..).unwrap_or_default());
-                    }
-                    Ok(0)
-                });
-            if !carried {
-                return;
-            }
-        }
-        // All but the last of what was taken is gone.
-        if self.port.flush() {
-            self.come_back(TRANSMIT);
-        }
-    }
-
-    fn carry_in(&mut self) {
-        for _ in 0..self.turns(RECEIVE) {
-            let carried = self.port.fill()
-                && self.one(RECEIVE, |port, chain| {
-                    let (_, mut to) = buffers::gather(&chain)?;
-                    let room = buffers::len(&to).min(port.incoming.len());
-                    let bytes: Vec<u8> = port.incoming.drain(..room).collect();
-                    buffers::put(&mut to, &bytes).ok_or(BadChain)?;
-                    if room == 0 {
-                        return Err(BadChain);
-                    }
-                    Ok(room as u32)
-                });
-            if !carried {
-                return;
-            }
-        }
-        self.come_back(RECEIVE);
+fn say(messages: &mut VecDeque<Vec<u8>>, port: u32, event: u16, text: &str) {
+    if messages.len() < MAX_MESSAGES {
+        let value = 1;
+        let message = Message { port, event, value };
+        messages.push_back([&message.bytes()[..], text.as_bytes()].concat());
     }
 }
 
 impl Job for ConsoleJob {
     fn ready(&mut self, token: u64, _: EventSet) {
         // A kick that nobody takes would come again.
-        if let Some(Some(queue)) = self.queues.get(token as usize) {
+        if let Some(Some(queue)) = self.queues.all.get(token as usize) {
             let _ = queue.kick.read();
         }
         self.hear();
         self.tell();
-        self.carry_out();
-        self.carry_in();
+        let queues = RECEIVE.into_iter().zip(TRANSMIT);
+        for (port, (receive, transmit)) in self.ports.iter_mut().zip(queues) {
+            if let Some(port) = port {
+                self.queues.carry_out(transmit, port);
+                self.queues.carry_in(receive, port);
+            }
+        }
     }
 }
 
