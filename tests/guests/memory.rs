@@ -76,3 +76,48 @@ fn what_a_guest_frees_goes_back_to_the_host_and_it_makes_do_with_less_when_asked
         "{metrics}"
     );
 }
+
+/// So many huge pages are set aside, of 2 MiB each; whether the host has as many.
+fn set_aside(pages: u32) {
+    let file = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+    std::fs::write(file, pages.to_string()).unwrap();
+    let there = std::fs::read_to_string(file).unwrap();
+    assert_eq!(there.trim(), pages.to_string());
+}
+
+#[test]
+fn a_guest_of_huge_pages_has_those_that_were_set_aside_and_no_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = |memory| {
+        let manifest = Manifest::new("huge", "echo up\n").memory(memory);
+        manifest.write(directory.path())
+    };
+    set_aside(80);
+    let mut vm = Vm::run(
+        &manifest("160Mi\n      hugepages: {pageSize: 2Mi}"),
+        [""; 0],
+    );
+    vm.wait_console("up", 1, BOOT);
+    let maps = std::fs::read_to_string(format!("/proc/{}/smaps", vm.pid())).unwrap();
+    let huge = maps.lines().filter_map(|line| {
+        let kib = line.strip_prefix("Private_Hugetlb:")?.strip_suffix("kB")?;
+        kib.trim().parse::<u64>().ok()
+    });
+    // It touches most of so little.
+    let huge = huge.sum::<u64>() * 1024;
+    assert!((80 * MIB..=160 * MIB).contains(&huge), "{huge}");
+    said(&["stop", &vm.pid().to_string()]);
+    assert_eq!(vm.wait(SOON), 0);
+
+    let mut vm = Vm::run(
+        &manifest("256Mi\n      hugepages: {pageSize: 2Mi}"),
+        [""; 0],
+    );
+    assert_ne!(vm.wait(BOOT), 0);
+    let log = vm.log();
+    assert!(
+        log.contains("of guest memory in huge pages of 2048 KiB"),
+        "{log}"
+    );
+    set_aside(0);
+}

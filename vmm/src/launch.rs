@@ -229,8 +229,12 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         stopper.watch(power.clone(), plan.machine.termination_grace);
         running.watch(power.clone());
         let restored = restored.take();
-        let memory = memory::map(config.memory, restored.map(|from| &from.memory))
-            .map_err(MachineError::from)?;
+        let origin = match (restored, plan.machine.huge_pages) {
+            (Some(from), _) => memory::Origin::Snapshot(&from.memory),
+            (None, Some(pages)) => memory::Origin::HugePages(pages.bytes()),
+            (None, None) => memory::Origin::Host,
+        };
+        let memory = memory::map(config.memory, origin).map_err(MachineError::from)?;
         let mut machine = Machine::new(
             kvm.clone(),
             memory,

@@ -28,7 +28,7 @@ pub const MAX_MEMORY: u64 = 1 << 40;
 const PAGE: u64 = 4096;
 /// No processor's physical addresses are longer.
 const ADDRESS_BITS: u32 = 52;
-const PRIVATE: libc::c_int = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+const PRIVATE: libc::c_int = libc::MAP_PRIVATE;
 
 /// Why a guest cannot have the memory that it was given.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,13 @@ pub enum MemoryError {
     /// Too little, too much, or not whole pages.
     #[error("guest memory of {0} bytes: it must be whole pages between 64 MiB and 1 TiB")]
     Size(u64),
+    /// The host has not set so many huge pages aside, or not for us.
+    #[error(
+        "cannot map {0} bytes of guest memory in huge pages of {kib} KiB: {2}; set more of them aside on \
+         the host (/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages), and let the pod have them",
+        kib = .1 / 1024
+    )]
+    HugePages(u64, u64, FromRangesError),
     /// The host has no room for it.
     #[error("cannot map {0} bytes of guest memory: {1}")]
     Map(u64, FromRangesError),
@@ -57,26 +64,44 @@ pub fn high_bars(memory: &GuestMemoryMmap) -> (u64, u64) {
     (base, (1 << ADDRESS_BITS) - base)
 }
 
-/// Maps `size` bytes of private memory: fresh, or a copy of what `snapshot` has, of which a page is
-/// taken when it is touched. There the pieces lie one behind the other.
-pub fn map(size: u64, snapshot: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
+/// Where a guest's memory comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin<'a> {
+    /// It is fresh, of whatever pages the host has.
+    Host,
+    /// It is fresh, of huge pages of this size that the host has set aside.
+    HugePages(u64),
+    /// It is a copy of what a snapshot has, of which a page is taken when it is touched. There the pieces
+    /// lie one behind the other.
+    Snapshot(&'a File),
+}
+
+/// Maps `size` bytes of private memory.
+pub fn map(size: u64, origin: Origin<'_>) -> Result<GuestMemoryMmap, MemoryError> {
     if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) || !size.is_multiple_of(PAGE) {
         return Err(MemoryError::Size(size));
     }
-    let failed = |error| MemoryError::Map(size, error);
+    let failed = |error| match origin {
+        Origin::HugePages(page) => MemoryError::HugePages(size, page, error),
+        _ => MemoryError::Map(size, error),
+    };
     let (mut regions, mut at) = (Vec::new(), 0);
     for (base, len) in ranges(size) {
         let bytes = usize::try_from(len).map_err(|_| MemoryError::Size(size))?;
         let builder =
             MmapRegionBuilder::new(bytes).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
-        let builder = match snapshot {
-            None => builder.with_mmap_flags(PRIVATE | libc::MAP_ANONYMOUS),
-            Some(file) => {
+        let builder = match origin {
+            Origin::Host => {
+                builder.with_mmap_flags(PRIVATE | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS)
+            }
+            // What is not there is to be known now, and not when the guest touches it.
+            Origin::HugePages(page) => builder.with_mmap_flags(PRIVATE | huge(page)),
+            Origin::Snapshot(file) => {
                 let file = file.try_clone().map_err(|error| {
                     failed(FromRangesError::MmapRegion(MmapRegionError::Mmap(error)))
                 })?;
                 builder
-                    .with_mmap_flags(PRIVATE)
+                    .with_mmap_flags(PRIVATE | libc::MAP_NORESERVE)
                     .with_file_offset(FileOffset::new(file, at))
             }
         };
@@ -85,7 +110,7 @@ pub fn map(size: u64, snapshot: Option<&File>) -> Result<GuestMemoryMmap, Memory
         // It lies below 2 TiB.
         let region = region.ok_or(MemoryError::Size(size))?;
         advise(&region, libc::MADV_DONTDUMP);
-        if snapshot.is_none() {
+        if matches!(origin, Origin::Host) {
             advise(&region, libc::MADV_HUGEPAGE);
         }
         regions.push(region);
@@ -93,6 +118,11 @@ pub fn map(size: u64, snapshot: Option<&File>) -> Result<GuestMemoryMmap, Memory
     }
     GuestMemoryMmap::from_regions(regions)
         .map_err(|error| failed(FromRangesError::Collection(error)))
+}
+
+/// mmap(2)'s flags for huge pages of that size, a power of two.
+fn huge(page: u64) -> libc::c_int {
+    libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | (page.ilog2() as libc::c_int) << libc::MAP_HUGE_SHIFT
 }
 
 /// Tells the host how the guest's memory is used: out of a core dump of ours, and so in mappings that
@@ -133,10 +163,18 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_that_the_host_has_not_are_missed_at_once() {
+        let why = map(MAX_MEMORY, Origin::HugePages(2 << 20)).unwrap_err();
+        let why = why.to_string();
+        assert!(why.contains("in huge pages of 2048 KiB: "), "{why}");
+        assert!(why.contains("/hugepages-2048kB/nr_hugepages"), "{why}");
+    }
+
+    #[test]
     fn a_size_that_no_guest_can_have_is_refused() {
         for size in [0, MIN_MEMORY - PAGE, MIN_MEMORY + 1, MAX_MEMORY + PAGE] {
             assert!(
-                matches!(map(size, None), Err(MemoryError::Size(_))),
+                matches!(map(size, Origin::Host), Err(MemoryError::Size(_))),
                 "{size}"
             );
         }
@@ -144,7 +182,7 @@ mod tests {
 
     #[test]
     fn memory_is_mapped_where_it_was_laid_out() {
-        let memory = map(HOLE_START + (1 << 20), None).unwrap();
+        let memory = map(HOLE_START + (1 << 20), Origin::Host).unwrap();
         assert_eq!(memory.num_regions(), 2);
         let high = memory.find_region(GuestAddress(HOLE_END)).unwrap();
         assert_eq!(high.len(), 1 << 20);
@@ -154,7 +192,7 @@ mod tests {
     #[test]
     fn high_bars_go_behind_all_ram() {
         for (size, base) in [(MIN_MEMORY, HOLE_END), (HOLE_START + PAGE, HOLE_END + PAGE)] {
-            let (at, len) = high_bars(&map(size, None).unwrap());
+            let (at, len) = high_bars(&map(size, Origin::Host).unwrap());
             assert_eq!((at, at + len), (base, 1 << ADDRESS_BITS));
         }
     }
@@ -166,7 +204,7 @@ mod tests {
         file.set_len(size).unwrap();
         file.write_all_at(b"low", 5).unwrap();
         file.write_all_at(b"high", HOLE_START).unwrap();
-        let maps = [(); 2].map(|()| map(size, Some(&file)).unwrap());
+        let maps = [(); 2].map(|()| map(size, Origin::Snapshot(&file)).unwrap());
         let mut bytes = [0; 4];
         maps[0]
             .read_slice(&mut bytes, GuestAddress(HOLE_END))

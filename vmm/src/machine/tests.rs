@@ -76,7 +76,7 @@ impl Write for Console {
 
 /// Runs `code` on `vcpus` vCPUs; how it ended, and what it wrote to the serial port.
 fn run(code: &[u8], vcpus: u8, power: &Power) -> (Outcome, Vec<u8>) {
-    let memory = memory::map(MEMORY, None).unwrap();
+    let memory = memory::map(MEMORY, memory::Origin::Host).unwrap();
     begin(
         &elf(code, PVH),
         vcpus,
@@ -182,7 +182,7 @@ fn a_kernel_without_a_pvh_entry_is_entered_by_linux_s_64_bit_protocol() {
     bz_image[0x261] = 0x10;
     bz_image.extend(&code);
     for image in [elf(&code, 1), bz_image] {
-        let memory = memory::map(MEMORY, None).unwrap();
+        let memory = memory::map(MEMORY, memory::Origin::Host).unwrap();
         let start = (Start::Kernel, Errands::default());
         let (outcome, said) = begin(&image, 1, &Power::default(), memory, start);
         assert_eq!(
@@ -295,7 +295,7 @@ fn a_machine_that_stood_still_goes_on_elsewhere_with_its_registers_and_its_seria
             errands.ask(&power, Box::new(errand));
         }
     });
-    let memory = memory::map(MEMORY, None).unwrap();
+    let memory = memory::map(MEMORY, memory::Origin::Host).unwrap();
     let start = (Start::Kernel, errands);
     let (outcome, said) = begin(&elf(&code, PVH), 2, &power, memory.clone(), start);
     asker.join().unwrap();

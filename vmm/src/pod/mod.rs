@@ -194,19 +194,29 @@ fn spec(machine: &Machine, choices: &Choices) -> Value {
             "periodSeconds": period, "failureThreshold": failures, "timeoutSeconds": 5,
         })
     };
-    let memory = machine.memory.saturating_add(machine.overhead());
-    let memory = format!("{}Mi", memory.div_ceil(MIB));
+    let mib = |bytes: u64| json!(format!("{}Mi", bytes.div_ceil(MIB)));
+    let mut reserved = json!({ &choices.kvm_resource: "1" });
+    match machine.huge_pages {
+        // Kubernetes counts these apart.
+        Some(pages) => {
+            set(&mut reserved, pages.resource(), mib(machine.memory));
+            set(&mut reserved, "memory", mib(machine.overhead()));
+        }
+        None => {
+            let memory = machine.memory.saturating_add(machine.overhead());
+            set(&mut reserved, "memory", mib(memory));
+        }
+    }
     let cpu = format!("{}m", machine.topology.vcpus() * 100);
+    let mut requests = reserved.clone();
+    set(&mut requests, "cpu", json!(cpu));
     let mut compute = json!({
         "name": "compute",
         "image": choices.image,
         // They follow the image's entry point, `peapod launch`.
         "args": [format!("{VMI}/{VMI_FILE}"), format!("--probes=0.0.0.0:{PROBES}")],
         "securityContext": restricted(),
-        "resources": {
-            "requests": {"cpu": cpu, "memory": memory, &choices.kvm_resource: "1"},
-            "limits": {"memory": memory, &choices.kvm_resource: "1"},
-        },
+        "resources": {"requests": requests, "limits": reserved},
         "startupProbe": probe("/readyz", 1, STARTUP),
         "readinessProbe": own(&machine.for_pod.readiness, probe("/readyz", 5, 3)),
         "livenessProbe": own(&machine.for_pod.liveness, probe("/healthz", 10, 3)),

@@ -254,3 +254,18 @@ fn an_image_may_be_a_container_that_starts_before_the_vm_and_ends_after_it() {
         assert!(one["volumeMounts"].as_array().unwrap().contains(&shared));
     }
 }
+
+#[test]
+fn huge_pages_are_asked_for_apart_from_the_rest_of_the_memory() {
+    let huge = "memory: {guest: 1Gi, hugepages: {pageSize: 2Mi}}";
+    let objects = made(&MANIFEST.replace("memory: {guest: 1Gi}", huge), None).unwrap();
+    let pod = objects
+        .iter()
+        .find(|object| object["kind"] == "Pod")
+        .unwrap();
+    let resources = &pod["spec"]["containers"][0]["resources"];
+    for list in ["requests", "limits"] {
+        assert_eq!(resources[list]["hugepages-2Mi"], "1024Mi");
+        assert_eq!(resources[list]["memory"], "66Mi");
+    }
+}

@@ -179,7 +179,7 @@ mod tests {
         assert!(page.starts_with("spec.domain.memory: an object\n  the guest's memory\n\n"));
         assert!(page.contains("  guest      how much"), "{page}");
         assert!(
-            page.contains("  hugepages  not supported; leave it out"),
+            page.contains("  hugepages  it is made of huge pages"),
             "{page}"
         );
         let of_a_vm = explain("spec.template.spec.domain.memory").unwrap();

@@ -24,10 +24,6 @@ const INSTEAD: &[(&str, &str)] = &[
     ("spec.domain.cpu.realtime", PODS_CPUS),
     ("spec.domain.cpu.features", NODES_CPU),
     ("spec.domain.cpu.model", NODES_CPU),
-    (
-        "spec.domain.memory.hugepages",
-        "leave it out: Linux gives the guest huge pages as it has them",
-    ),
     ("spec.domain.machine", "leave it out: there is one machine"),
     (
         "spec.domain.firmware.bootloader.efi.persistent",

@@ -21,6 +21,8 @@ pub struct Machine {
     pub topology: Topology,
     /// The guest's memory in bytes, a multiple of 4096.
     pub memory: u64,
+    /// `memory.hugepages.pageSize`, of which the memory is a multiple.
+    pub huge_pages: Option<HugePages>,
     /// In the order of the manifest: the guest sees vda, vdb, ...
     pub disks: Vec<Disk>,
     /// The one interface on the pod's network; `None` only by `autoattachPodInterface: false`.
@@ -51,6 +53,40 @@ pub struct Machine {
     pub watchdog: Option<WatchdogAction>,
     /// What the machine has nothing to do with.
     pub for_pod: ForPod,
+}
+
+/// The huge pages that a guest's memory is made of, of those that the host has set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    /// 2 MiB each.
+    Of2Mi,
+    /// 1 GiB each.
+    Of1Gi,
+}
+
+impl HugePages {
+    /// The one of that size.
+    pub fn of(bytes: u64) -> Option<Self> {
+        [Self::Of2Mi, Self::Of1Gi]
+            .into_iter()
+            .find(|pages| pages.bytes() == bytes)
+    }
+
+    /// The size of one.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Of2Mi => 2 << 20,
+            Self::Of1Gi => 1 << 30,
+        }
+    }
+
+    /// As Kubernetes calls a resource of them.
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::Of2Mi => "hugepages-2Mi",
+            Self::Of1Gi => "hugepages-1Gi",
+        }
+    }
 }
 
 impl Source {

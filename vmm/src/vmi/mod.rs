@@ -30,8 +30,8 @@ pub use error::{Invalid, Problem};
 pub use explain::{explain, schema};
 pub use kubernetes::ForPod;
 pub use machine::{
-    Binding, Chassis, Cidrs, Disk, HostDiskType, Interface, KernelBoot, Keyed, Machine, Port,
-    Protocol, RebootPolicy, SeedForm, Source, SshKeys, WatchdogAction,
+    Binding, Chassis, Cidrs, Disk, HostDiskType, HugePages, Interface, KernelBoot, Keyed, Machine,
+    Port, Protocol, RebootPolicy, SeedForm, Source, SshKeys, WatchdogAction,
 };
 pub use probes::{Handler, Probe};
 pub use quantity::parse as parse_quantity;

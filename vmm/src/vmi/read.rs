@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::documents::{self, Beside};
 use super::error::Invalid;
 use super::kubernetes::ForPod;
-use super::machine::{Chassis, KernelBoot, Machine, RebootPolicy};
+use super::machine::{Chassis, HugePages, KernelBoot, Machine, RebootPolicy};
 use super::object::{Field, Object, Problems};
 use super::{credentials, devices, schema, volumes, yaml};
 use crate::hex::hex;
@@ -252,6 +252,7 @@ fn spec_of(
     domain.finish(p);
     let devices = devices::read(&devices?, volumes, networks, p, warnings)?;
 
+    let (memory, huge_pages) = memory?;
     Some(Machine {
         serial: firmware.serial,
         chassis: chassis.unwrap_or_default(),
@@ -263,7 +264,8 @@ fn spec_of(
         name,
         namespace,
         topology: topology?,
-        memory: memory?,
+        memory,
+        huge_pages,
         disks: devices.disks,
         interface: devices.interface,
         subdomain,
@@ -272,7 +274,8 @@ fn spec_of(
         kernel_boot: firmware.kernel_boot,
         efi: firmware.efi,
         rng: devices.rng,
-        balloon: devices.balloon,
+        // The node keeps huge pages for the VM, whether it has them or not.
+        balloon: devices.balloon && huge_pages.is_none(),
         block_multi_queue: devices.block_multi_queue,
         watchdog: devices.watchdog,
         for_pod,
@@ -369,8 +372,8 @@ fn memory(
     request: Option<u64>,
     limit: Option<u64>,
     p: &mut Problems,
-) -> Option<u64> {
-    let mut guest = request;
+) -> Option<(u64, Option<HugePages>)> {
+    let (mut guest, mut huge_pages) = (request, None);
     if let Some(field) = field {
         let mut memory = field.object(p, schema::MEMORY)?;
         let max = memory
@@ -390,12 +393,29 @@ fn memory(
         {
             field.problem(p, "is less than memory.guest");
         }
+        if let Some(field) = memory.take("hugepages") {
+            huge_pages = self::huge_pages(&field, guest, p);
+        }
         memory.finish(p);
     }
     // KVM maps whole pages; QEMU rounds as well.
-    guest
-        .map(|bytes| bytes - bytes % PAGE)
-        .filter(|bytes| *bytes > 0)
+    let bytes = guest.map(|bytes| bytes - bytes % PAGE);
+    Some((bytes.filter(|bytes| *bytes > 0)?, huge_pages))
+}
+
+fn huge_pages(field: &Field, guest: Option<u64>, p: &mut Problems) -> Option<HugePages> {
+    let mut object = field.object(p, schema::HUGEPAGES)?;
+    let size = object.need(p, "pageSize");
+    object.finish(p);
+    let size = size?;
+    let Some(pages) = HugePages::of(size.quantity(p)?) else {
+        size.problem(p, "must be 2Mi or 1Gi");
+        return None;
+    };
+    if guest.is_some_and(|guest| !guest.is_multiple_of(pages.bytes())) {
+        size.problem(p, "the guest's memory is no multiple of it");
+    }
+    Some(pages)
 }
 
 /// machine, features, clock: accepted where they ask for what is so anyway.

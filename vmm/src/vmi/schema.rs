@@ -40,6 +40,7 @@ mod lists {
         "model", "numa", "realtime", "sockets", "threads",
     ];
     pub const MEMORY: Fields = &["guest", "hugepages", "maxGuest"];
+    pub const HUGEPAGES: Fields = &["pageSize"];
     pub const RESOURCES: Fields = &["limits", "overcommitGuestOverhead", "requests"];
     pub const RESOURCE_LIST: Fields = &["cpu", "memory"];
     pub const MACHINE: Fields = &["type"];

@@ -249,8 +249,13 @@ fn each_bad_manifest_ends_in_one_line_with_its_place() {
         ),
         (
             "memory: {guest: 128Mi}",
-            "memory: {hugepages: {pageSize: 2Mi}, guest: 1Gi}",
-            "vm.yaml:8:14: spec.domain.memory.hugepages: not supported; leave it out: Linux gives the guest huge pages as it has them",
+            "memory: {hugepages: {pageSize: 4Mi}, guest: 1Gi}",
+            "vm.yaml:8:36: spec.domain.memory.hugepages.pageSize: must be 2Mi or 1Gi",
+        ),
+        (
+            "memory: {guest: 128Mi}",
+            "memory: {hugepages: {pageSize: 1Gi}, guest: 1536Mi}",
+            "vm.yaml:8:36: spec.domain.memory.hugepages.pageSize: the guest's memory is no multiple of it",
         ),
         (
             "memory: {guest: 128Mi}",
@@ -908,6 +913,11 @@ fn a_balloon_is_there_unless_told_otherwise_and_a_watchdog_where_asked_for() {
     assert_eq!((plain.balloon, plain.watchdog), (true, None));
     let without = machine("      autoattachMemBalloon: false\n").unwrap();
     assert!(!without.balloon);
+    // What it would give back is kept for it all the same.
+    let huge = "memory: {guest: 128Mi, hugepages: {pageSize: 2Mi}}";
+    let huge = replaced("memory: {guest: 128Mi}", huge).unwrap().machine;
+    let of_2_mib = Some(super::HugePages::Of2Mi);
+    assert_eq!((huge.huge_pages, huge.balloon), (of_2_mib, false));
     for (device, action) in [
         ("{}", WatchdogAction::Reset),
         ("{action: reset}", WatchdogAction::Reset),
