@@ -116,8 +116,8 @@ fn is_loaded(file: &str) -> bool {
 
 fn load_one(file: &File) -> io::Result<()> {
     match finit_module(file, c"", 0) {
-        // Loaded already is as good.
-        Err(Errno::EXIST) | Ok(()) => Ok(()),
+        // Loaded already is as good, and so is that there is nothing for it here.
+        Err(Errno::EXIST | Errno::NODEV | Errno::OPNOTSUPP) | Ok(()) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
