@@ -169,9 +169,18 @@ fn a_guest_is_told_of_a_full_host_and_lives_on() {
     assert!(console.contains("still-read"), "{console}");
 }
 
-/// Each CPU writes a part of a raw disk by a queue of its own, and another reads it back.
 #[test]
 fn a_disk_with_a_queue_for_each_cpu_holds_what_each_wrote() {
+    each_cpu_writes(|manifest| manifest);
+}
+
+#[test]
+fn a_disk_whose_file_threads_ask_holds_what_each_cpu_wrote() {
+    each_cpu_writes(Manifest::threads);
+}
+
+/// Each CPU writes a part of a raw disk by a queue of its own, and another reads it back.
+fn each_cpu_writes(also: impl FnOnce(Manifest) -> Manifest) {
     let directory = tempfile::tempdir().unwrap();
     let disk = directory.path().join("raw.img");
     empty_disk(&disk, 32 << 20);
@@ -183,7 +192,8 @@ fn a_disk_with_a_queue_for_each_cpu_holds_what_each_wrote() {
             iflag=direct status=none | cmp - /tmp/$i && echo same-$i; done\n\
         busybox poweroff\n";
     let manifest = Manifest::new("queues", script).cores(4).disk("data", &disk);
-    let mut vm = Vm::run(&manifest.multi_queue().write(directory.path()), [""; 0]);
+    let manifest = also(manifest.multi_queue());
+    let mut vm = Vm::run(&manifest.write(directory.path()), [""; 0]);
     assert_eq!(vm.wait(BOOT), 0);
     let console = vm.console();
     for said in ["queues-4", "same-0", "same-1", "same-2", "same-3"] {

@@ -24,6 +24,7 @@ pub struct Manifest {
     liveness: Option<&'static str>,
     efi: bool,
     multi_queue: bool,
+    threads: bool,
 }
 
 impl Manifest {
@@ -46,6 +47,7 @@ impl Manifest {
             liveness: None,
             efi: false,
             multi_queue: false,
+            threads: false,
         }
     }
 
@@ -132,6 +134,12 @@ impl Manifest {
         self
     }
 
+    /// The disks' files are asked by threads.
+    pub fn threads(mut self) -> Self {
+        self.threads = true;
+        self
+    }
+
     /// A disk has a queue for each CPU.
     pub fn multi_queue(mut self) -> Self {
         self.multi_queue = true;
@@ -180,6 +188,9 @@ impl Manifest {
             .chain(self.extra_disks.iter().map(|(name, _)| &**name));
         for name in names.chain(["seed"]) {
             let _ = writeln!(yaml, "      - name: {name}\n        disk: {{bus: virtio}}");
+            if self.threads {
+                yaml += "        io: threads\n";
+            }
         }
         let _ = writeln!(
             yaml,

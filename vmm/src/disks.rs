@@ -285,6 +285,7 @@ impl Finder<'_> {
                 backing: self.backing(machine, disk)?,
                 readonly: disk.readonly,
                 serial: disk.serial.clone(),
+                threads: disk.threads,
                 limits: Limits {
                     bytes: last(&self.options.disk_rate, &disk.name),
                     requests: last(&self.options.disk_iops, &disk.name),

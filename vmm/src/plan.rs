@@ -123,6 +123,8 @@ pub struct PlannedDisk {
 }
 
 impl PlannedDisk {
+    /// Its files are asked by threads, though io_uring may be there.
+    pub threads: bool,
     /// Whether what the guest writes there is there when its VM is gone.
     pub fn is_kept(&self) -> bool {
         matches!(self.backing, Backing::File(..)) && !self.readonly

@@ -36,6 +36,7 @@ pub enum Error {
 pub fn find(args: &Args) -> Result<Disk, Error> {
     let disk = PlannedDisk {
         limits: Default::default(),
+        threads: false,
         name: args.disk.display().to_string(),
         backing: Backing::File(args.disk.clone(), args.format),
         readonly: true,

@@ -156,6 +156,10 @@ pub fn parts(plan: &Plan, agent: Agent, screen: &Screen, cmdline: &str) -> Resul
         let name = ("block", disk.name.as_str());
         let limiter = Limiter::new(disk.limits).map_err(Error::Device)?;
         let block = Block::new(open, &serial, limiter).with_queues(queues);
+        let block = match disk.threads {
+            true => block.with_threads(),
+            false => block,
+        };
         counted.push((disk.name.clone(), block.counters()));
         devices.push(Plugged::new(slot, name, block));
     }

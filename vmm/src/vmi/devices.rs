@@ -235,7 +235,17 @@ fn disks(
         disk.accept_bool("shareable", false);
         disk.accept_bool("changedBlockTracking", false);
         disk.accept_str("cache", &["", "writeback"]);
-        disk.accept_str("io", &["", "default", "threads"]);
+        let threads = disk.take("io").is_some_and(|field| match field.string(p) {
+            Some("threads") => true,
+            Some("" | "default") | None => false,
+            Some(_) => {
+                field.problem(
+                    p,
+                    "must be threads or default: no cache of the host's is gone round",
+                );
+                false
+            }
+        });
         disk.accept_str("errorPolicy", &["report"]);
         disk.accept_str("tag", &[""]);
         disk.finish(p);
@@ -270,6 +280,7 @@ fn disks(
             source: volume.source,
             readonly,
             serial,
+            threads,
             boot_order,
         });
     }
@@ -286,6 +297,7 @@ fn disks(
             readonly,
             serial: None,
             boot_order: None,
+            threads: false,
         });
     }
     disks

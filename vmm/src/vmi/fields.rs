@@ -196,7 +196,7 @@ pub(super) const FIELDS: &[(&str, Kind, &str)] = &[
     ("spec.domain.devices.disks.cdrom.readonly", Switch, "true"),
     ("spec.domain.devices.disks.cdrom.tray", Text, "closed"),
     ("spec.domain.devices.disks.cache", Text, "writeback"),
-    ("spec.domain.devices.disks.io", Text, "threads, or default"),
+    ("spec.domain.devices.disks.io", Text, "threads, or default: io_uring, and threads where there is none"),
     ("spec.domain.devices.disks.errorPolicy", Text, "report"),
     ("spec.domain.devices.disks.dedicatedIOThread", Switch, "each disk has a thread of its own, whatever is here"),
     ("spec.domain.devices.disks.shareable", Switch, "false"),

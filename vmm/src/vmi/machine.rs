@@ -194,6 +194,8 @@ pub struct Disk {
     pub serial: Option<String>,
     /// `bootOrder`, from 1.
     pub boot_order: Option<u32>,
+    /// `io: threads`: its files are asked by threads, though io_uring may be there.
+    pub threads: bool,
 }
 
 /// Where a disk's bytes come from.

@@ -1,14 +1,17 @@
 //! The block device (virtio 1.2, section 5.2).
 
+mod aio;
 pub mod counters;
 pub mod cow;
 pub mod disk;
 pub mod limit;
 mod lock;
+mod pool;
 pub mod qcow2;
 mod request;
 mod ring;
 mod turn;
+mod under_way;
 
 use std::cell::RefCell;
 use std::io;
@@ -29,12 +32,14 @@ use super::trouble::Trouble;
 use super::worker::{Job, Worker};
 use super::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
 use crate::sandbox::Kind;
+use aio::Aio;
 use counters::Counters;
 use disk::{Disk, SECTOR};
 use limit::Limiter;
+use pool::Pool;
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, SERIAL};
-use ring::{Ring, UnderWay};
 use turn::Turn;
+use under_way::UnderWay;
 
 const ID: u16 = 2;
 const QUEUE_SIZE: u16 = 128;
@@ -64,22 +69,15 @@ struct Storage {
     disk: Box<dyn Disk>,
     limiter: Option<RefCell<Limiter>>,
     /// By which its files are asked for much at once, where there is no limit to keep.
-    ring: Option<Ring>,
+    aio: Option<Aio>,
 }
 
 impl Storage {
     fn new(disk: Box<dyn Disk>, limiter: Option<Limiter>) -> Self {
-        let mut ring = None;
-        if limiter.is_none() {
-            match Ring::new(QUEUE_SIZE) {
-                Ok(made) => ring = Some(made),
-                Err(error) => tracing::debug!("block: one request at a time: io_uring: {error}"),
-            }
-        }
         Self {
             disk,
+            aio: limiter.is_none().then(|| Aio::new(QUEUE_SIZE)),
             limiter: limiter.map(RefCell::new),
-            ring,
         }
     }
 }
@@ -127,6 +125,14 @@ impl Block {
         self
     }
 
+    /// The same by threads, though the kernel might have io_uring.
+    pub fn with_threads(mut self) -> Self {
+        if let Some(Storage { aio: Some(aio), .. }) = &mut self.storage {
+            *aio = Aio::Threads(Pool::default());
+        }
+        self
+    }
+
     /// What its guest has had done.
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
@@ -139,9 +145,12 @@ impl Block {
         if queues.is_empty() {
             return Ok(None);
         }
-        let Some(storage) = self.storage.take() else {
+        let Some(mut storage) = self.storage.take() else {
             return Err(io::Error::other("the disk was lost when its worker failed"));
         };
+        if let Some(Err(error)) = storage.aio.as_mut().map(Aio::start) {
+            tracing::warn!("block: one request at a time: no threads: {error}");
+        }
         Ok(Some(BlockJob {
             queues,
             first: 0,
@@ -232,16 +241,12 @@ impl BlockJob {
 
 impl Job for BlockJob {
     fn ready(&mut self, token: u64, _: EventSet) {
-        let Storage {
-            disk,
-            limiter,
-            ring,
-        } = &mut self.storage;
+        let Storage { disk, limiter, aio } = &mut self.storage;
         let (disk, limiter) = (&mut **disk, limiter.as_ref());
         let (serial, counters) = (&self.serial, &*self.counters);
         let count = self.queues.len();
         self.first = (self.first + 1) % count;
-        if let Some(ring) = ring {
+        if let Some(aio) = aio {
             // The kicks are taken before the rings are read, so that none is missed.
             for queue in &self.queues {
                 let _ = queue.kick.read();
@@ -254,7 +259,7 @@ impl Job for BlockJob {
                 serial,
                 counters,
                 trouble: &self.trouble,
-                under_way: UnderWay::new(ring, QUEUE_SIZE),
+                under_way: UnderWay::new(aio, QUEUE_SIZE),
                 over: Vec::new(),
             };
             return unless_broken(&self.trouble, || turn.run());

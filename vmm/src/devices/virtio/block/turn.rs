@@ -8,7 +8,7 @@ use super::QUEUE_SIZE;
 use super::counters::Counters;
 use super::disk::Disk;
 use super::request::{self, Ask, Request, SERIAL};
-use super::ring::{Origin, UnderWay};
+use super::under_way::{Origin, UnderWay};
 use crate::devices::virtio::buffers;
 use crate::devices::virtio::queue::{Chain, QueueError, next};
 use crate::devices::virtio::trouble::Trouble;
