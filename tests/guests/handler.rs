@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use kubevirt_rpc::cmd::cmd_client::CmdClient;
 use kubevirt_rpc::cmd::{EmptyRequest, ExecRequest, FreezeRequest, GuestPingRequest};
@@ -368,4 +369,35 @@ fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_
     assert_eq!(vm.wait(BOOT), 0);
     let told = "told to: shutdown -h -P +0";
     assert!(vm.console().contains(told));
+}
+
+/// Its firmware is entered again, as a machine's is that was switched on.
+#[test]
+#[ignore = "slow: make test-all"]
+fn a_guest_that_uefi_boots_reboots_by_it() {
+    let (directory, mut vm, handler) = begin_with("efi.img");
+    let mut client = handler.client();
+    let mut vmi = vmi("registry.example/efi:v1");
+    vmi["spec"]["domain"]["firmware"]["bootloader"] = json!({ "efi": { "secureBoot": false } });
+    let synced = handler.call(client.sync_virtual_machine(about(&vmi)));
+    assert!(synced.unwrap().into_inner().success);
+    let answers = || {
+        let end = Instant::now() + BOOT;
+        while !probe(directory.path(), &["--guestAgentPing"])
+            .status
+            .success()
+        {
+            assert!(Instant::now() < end, "no agent");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    };
+    answers();
+    // Nobody is left to tell how that ended.
+    let reboot = ["--command", "/bin/sh", "--", "-c", "busybox reboot -f"];
+    probe(directory.path(), &reboot);
+    vm.wait_console(" 2 BOOT_IMAGE=/boot/vmlinuz-", 1, BOOT);
+    vm.wait_log("the guest reboots", SOON);
+    answers();
+    vm.signal(libc::SIGTERM);
+    assert_eq!(vm.wait(BOOT), 0);
 }
