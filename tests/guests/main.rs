@@ -29,6 +29,7 @@ mod selinux;
 mod shared;
 mod snapshot;
 mod soak;
+mod spans;
 mod systemd;
 mod vhost_user;
 mod watchdog;

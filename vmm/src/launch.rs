@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Instant, SystemTime};
 
 use netdev::forward::ForwardError;
 use netdev::socket::Listener;
@@ -27,6 +27,7 @@ use crate::plan::{Outcome, Plan};
 use crate::power::{self, Power};
 use crate::resident::Resident;
 use crate::running::{Running, Source};
+use crate::spans::{self, Times};
 use crate::vmi::RebootPolicy;
 use crate::{host, sandbox};
 
@@ -120,6 +121,7 @@ pub fn launch(plan: Plan, mut door: Option<Door>) -> Result<Outcome, Error> {
 }
 
 fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
+    let launched = SystemTime::now();
     netdev::process::raise_descriptor_limit();
     netdev::process::give_large_buffers_back();
     block_signals().map_err(Error::Signals)?;
@@ -195,6 +197,11 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         vcpus: plan.machine.topology.vcpus(),
         memory: plan.machine.memory,
         started: Instant::now(),
+        times: Times {
+            begun: plan.begun,
+            launched,
+            entered: OnceLock::new(),
+        },
         has_agent: plan.has_agent,
         agent: agent.clone(),
         qga: qga.clone(),
@@ -216,7 +223,15 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     });
     let console = console.as_ref().map(Listener::get).zip(log);
     let fired = Fired::default();
-    let _api = Api::start(running.clone(), socket.get(), probes, console).map_err(Error::Api)?;
+    let api = Api::start(running.clone(), socket.get(), probes, console).map_err(Error::Api)?;
+    // A copy of a guest has not booted.
+    if restored.is_none() {
+        match spans::Asked::from_environment() {
+            Ok(Some(asked)) => api.spawn(spans::export(asked, running.clone())),
+            Ok(None) => {}
+            Err(why) => tracing::warn!("{why}"),
+        }
+    }
     if let Some(door) = door {
         let domain = Domain::of(plan, door.uid());
         let asked = Programs::at(plan.state_dir.join(vsock::SOCKET)).or(qga);
@@ -254,6 +269,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
             Some(from) => Start::Restored(&from.snapshot.machine),
             None => Start::Kernel,
         };
+        running.times.entered.get_or_init(SystemTime::now);
         let outcome = machine.run(&config, start, &running.errands)?;
         root.reset();
         let restart = plan.machine.reboot_policy == RebootPolicy::Reboot;

@@ -28,6 +28,7 @@ pub mod running;
 pub mod sandbox;
 pub mod seed;
 pub mod snapshot;
+pub mod spans;
 pub mod topology;
 pub mod vfat;
 pub mod vmi;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use netdev::config::{Forward, Transport};
 use netdev::options::Options;
@@ -24,6 +25,8 @@ use crate::vmi::{Interface, Machine, Protocol};
 /// Everything that `launch` needs.
 #[derive(Debug)]
 pub struct Plan {
+    /// When it was begun.
+    pub begun: SystemTime,
     /// What the manifest asks for.
     pub machine: Machine,
     /// The kernel, unpacked.
@@ -120,11 +123,11 @@ pub struct PlannedDisk {
     pub serial: Option<String>,
     /// How much of it a second.
     pub limits: Limits,
+    /// Its files are asked by threads, though io_uring may be there.
+    pub threads: bool,
 }
 
 impl PlannedDisk {
-    /// Its files are asked by threads, though io_uring may be there.
-    pub threads: bool,
     /// Whether what the guest writes there is there when its VM is gone.
     pub fn is_kept(&self) -> bool {
         matches!(self.backing, Backing::File(..)) && !self.readonly

@@ -21,6 +21,7 @@ use crate::power::{self, Power};
 use crate::resident::Resident;
 use crate::snapshot::Line;
 use crate::snapshot::layer::Layer;
+use crate::spans::Times;
 
 /// A running VM's parts, each of which any thread may use.
 pub struct Running {
@@ -38,6 +39,8 @@ pub struct Running {
     pub memory: u64,
     /// Since when there is one.
     pub started: Instant,
+    /// When this process came how far.
+    pub times: Times,
     /// Whether Peapod's agent went in with what was booted.
     pub has_agent: bool,
     /// Its agent, there or not.

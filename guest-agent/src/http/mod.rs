@@ -3,6 +3,8 @@
 mod names;
 mod tls;
 
+pub use names::addresses;
+
 use std::thread;
 use std::time::Duration;
 

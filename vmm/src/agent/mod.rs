@@ -9,12 +9,13 @@ pub mod seed;
 pub mod session;
 #[cfg(test)]
 mod tests;
+pub mod timeline;
 
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use guest_agent::protocol::{
     self, Event, Kind, Outcome, PRIVILEGED_PORTS, Reply, Request, Role, StageState,
@@ -28,6 +29,7 @@ pub use follow::Follower;
 use crate::changes::Changes;
 use crate::power::{self, Power};
 use crate::sandbox;
+use timeline::Timeline;
 
 /// How long a request may wait for room in the stream.
 const ROOM: Duration = Duration::from_secs(1);
@@ -76,6 +78,7 @@ struct Shared {
     state: Mutex<State>,
     /// Asked with no lock on the state: it waits for the network's next turn.
     follower: Mutex<Option<Follower>>,
+    timeline: Mutex<Timeline>,
     streams: SyncSender<UnixStream>,
     changes: Changes,
 }
@@ -109,6 +112,7 @@ impl Agent {
         let agent = Self(Arc::new(Shared {
             state: Mutex::default(),
             follower: Mutex::default(),
+            timeline: Mutex::default(),
             streams,
             changes: Changes::default(),
         }));
@@ -169,6 +173,16 @@ impl Agent {
     /// What it has said so far.
     pub fn status(&self) -> Status {
         self.state().status.clone()
+    }
+
+    /// When the guest's set-up came how far, whichever of its agents said so.
+    pub fn timeline(&self) -> Timeline {
+        self.marks().clone()
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Timeline> {
+        let timeline = self.0.timeline.lock();
+        timeline.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Of the VM, that its agent has come, gone or got ready among them.
@@ -277,6 +291,7 @@ impl Agent {
                     "the agent speaks {place}: {}, version {version} of the protocol",
                     shown(&software)
                 );
+                self.marks().hello(SystemTime::now());
                 let mut state = self.state();
                 state.status.connected = true;
                 state.status.role = role;
@@ -307,14 +322,17 @@ impl Agent {
                         tracing::debug!("the guest's stage {name}: {state:?} at {uptime_ms} ms")
                     }
                 }
-                self.state().status.stage(Stage {
+                let stage = Stage {
                     name,
                     state,
                     uptime_ms,
                     detail,
-                });
+                };
+                self.marks().stage(&stage, SystemTime::now());
+                self.state().status.stage(stage);
             }
             Event::Ready { outcome, uptime_ms } => {
+                self.marks().ready(uptime_ms, SystemTime::now());
                 let mut state = self.state();
                 state.status.outcome = Some(outcome);
                 state.status.ready_ms = Some(uptime_ms);

@@ -101,6 +101,15 @@ impl Api {
     }
 }
 
+impl Api {
+    /// Has its threads do something besides.
+    pub fn spawn(&self, errand: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(errand);
+        }
+    }
+}
+
 impl Drop for Api {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {

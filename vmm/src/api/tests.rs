@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::http::Method;
 use guest_agent::protocol::{self, Event, Reply, Request};
@@ -22,6 +22,7 @@ use crate::devices::virtio::trouble::Complaints;
 use crate::launch::Stopper;
 use crate::power::{Outcome, Power};
 use crate::resident::Resident;
+use crate::spans::Times;
 
 /// A VM without a machine, whose network has no guest yet.
 struct Vm {
@@ -57,6 +58,11 @@ fn vm() -> Vm {
         boots: "Peapod's kernel".to_owned(),
         memory: 1 << 30,
         started: Instant::now(),
+        times: Times {
+            begun: SystemTime::now(),
+            launched: SystemTime::now(),
+            entered: Default::default(),
+        },
         stopper: Stopper::start(agent.clone(), None).unwrap(),
         has_agent: true,
         agent,

@@ -50,6 +50,8 @@ Exit status of `doctor`: 0 all that is needed is there, 1 something needed is mi
 Environment:
   PEAPOD_IMAGES  directory of kernel, initramfs and container disks
                  (default: $XDG_DATA_HOME/peapod, then /usr/share/peapod)
+  OTEL_EXPORTER_OTLP_ENDPOINT
+                 http://HOST[:PORT] of a collector for the boot's spans
   RUST_LOG       log filter, over -v and -q";
 
 /// A KubeVirt VirtualMachineInstance booted by one small process.

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use netdev::control::MAX_FORWARDS;
 use netdev::options as network;
@@ -324,6 +324,7 @@ pub fn plan(
     mut machine: Machine,
     place: Place,
 ) -> Result<Plan, Error> {
+    let begun = SystemTime::now();
     if machine.root_disk().is_none() && machine.kernel_boot.is_none() {
         return Err(Error::NoRoot(file));
     }
@@ -362,6 +363,7 @@ pub fn plan(
     let state_lock = lock(&state_dir)?;
     let booted = chosen.keep(&state_dir)?;
     Ok(Plan {
+        begun,
         kernel: booted.kernel,
         initramfs: booted.initramfs,
         boots: booted.what,
