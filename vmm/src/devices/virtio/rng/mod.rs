@@ -22,7 +22,18 @@ const MAX_REQUEST: usize = 64 << 10;
 /// The entropy device.
 #[derive(Default)]
 pub struct Rng {
-    worker: Option<Worker<RngWorker>>,
+    worker: Option<Worker<RngJob>>,
+}
+
+impl Rng {
+    /// What is to be done with the queue; nothing where the driver left it disabled.
+    pub fn job(activation: Activation) -> Option<RngJob> {
+        Some(RngJob {
+            queue: activation.queues.into_iter().next()??,
+            memory: activation.memory,
+            trouble: activation.trouble,
+        })
+    }
 }
 
 impl VirtioDevice for Rng {
@@ -43,16 +54,11 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let Some(Some(queue)) = activation.queues.into_iter().next() else {
-            return Ok(());
-        };
-        let watched = [(queue.kick.as_raw_fd(), 0)];
-        let job = RngWorker {
-            queue,
-            memory: activation.memory,
-            trouble: activation.trouble,
-        };
-        self.worker = Some(Worker::spawn(Kind::Rng, activation.gate, &watched, job)?);
+        let gate = activation.gate.clone();
+        if let Some(job) = Self::job(activation) {
+            let watched = [(job.queue.kick.as_raw_fd(), 0)];
+            self.worker = Some(Worker::spawn(Kind::Rng, gate, &watched, job)?);
+        }
         Ok(())
     }
 
@@ -61,13 +67,14 @@ impl VirtioDevice for Rng {
     }
 }
 
-struct RngWorker {
+/// The queue, served.
+pub struct RngJob {
     queue: ActiveQueue,
     memory: GuestMemory,
     trouble: Trouble,
 }
 
-impl Job for RngWorker {
+impl Job for RngJob {
     fn ready(&mut self, _: u64, _: EventSet) {
         self.queue.serve(&self.memory, &self.trouble, fill);
     }
