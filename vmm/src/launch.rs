@@ -25,6 +25,7 @@ use crate::machine::still::Errands;
 use crate::machine::{Config, Machine, MachineError, Start, memory};
 use crate::plan::{Outcome, Plan};
 use crate::power::{self, Power};
+use crate::program::Program;
 use crate::resident::Resident;
 use crate::running::{Running, Source};
 use crate::spans::{self, Times};
@@ -147,6 +148,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     // Whatever it begins with, a guest that reboots has its kernel loaded.
     let mut restored = plan.restored.as_ref();
     let resident = Resident::open().map_err(Error::Resident)?;
+    let program = Program::find().map_err(Error::Resident)?;
     if restored.is_some() {
         agent.is_a_copy(generation().map_err(Error::Generation)?);
         tracing::info!("restoring {}", plan.boots);
@@ -224,6 +226,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     let console = console.as_ref().map(Listener::get).zip(log);
     let fired = Fired::default();
     let api = Api::start(running.clone(), socket.get(), probes, console).map_err(Error::Api)?;
+    api.spawn(program.let_go_after_the_boot(running.clone()));
     // A copy of a guest has not booted.
     if restored.is_none() {
         match spans::Asked::from_environment() {

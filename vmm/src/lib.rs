@@ -22,6 +22,7 @@ pub mod machine;
 pub mod plan;
 pub mod pod;
 pub mod power;
+mod program;
 pub mod registry;
 mod resident;
 pub mod running;
