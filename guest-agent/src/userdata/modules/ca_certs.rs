@@ -1,5 +1,6 @@
 //! `ca_certs`
 
+use std::borrow::Borrow;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -91,11 +92,7 @@ fn disable_all() -> io::Result<()> {
             }
         }
     }
-    files::write(
-        Path::new(CONFIG),
-        format!("{}\n", lines.join("\n")).as_bytes(),
-        0o644,
-    )
+    write_config(&lines)
 }
 
 /// Has a package that brings others trust none of them.
@@ -125,9 +122,10 @@ fn name_in_config() -> io::Result<()> {
     let text = fs::read_to_string(CONFIG)?;
     let mut lines: Vec<&str> = text.lines().filter(|line| *line != NAME).collect();
     lines.push(NAME);
-    files::write(
-        Path::new(CONFIG),
-        format!("{}\n", lines.join("\n")).as_bytes(),
-        0o644,
-    )
+    write_config(&lines)
+}
+
+fn write_config(lines: &[impl Borrow<str>]) -> io::Result<()> {
+    let text = format!("{}\n", lines.join("\n"));
+    files::write(Path::new(CONFIG), text.as_bytes(), 0o644)
 }
