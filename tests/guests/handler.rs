@@ -320,15 +320,21 @@ fn a_launcher_that_nobody_gives_a_vmi_ends_on_sigterm() {
     assert_eq!(vm.wait(SOON), 0);
 }
 
+/// Has UEFI start the disk; the VMI.
+fn start_by_uefi(handler: &Handler) -> Value {
+    let mut vmi = vmi("registry.example/efi:v1");
+    vmi["spec"]["domain"]["firmware"]["bootloader"] = json!({ "efi": { "secureBoot": false } });
+    let synced = handler.call(handler.client().sync_virtual_machine(about(&vmi)));
+    assert!(synced.unwrap().into_inner().success);
+    vmi
+}
+
 /// UEFI starts the disk's own GRUB, and no agent of Peapod's can be there: the disk has QEMU's.
 #[test]
 fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_has() {
     let (directory, mut vm, handler) = begin_with("efi.img");
+    let vmi = start_by_uefi(&handler);
     let mut client = handler.client();
-    let mut vmi = vmi("registry.example/efi:v1");
-    vmi["spec"]["domain"]["firmware"]["bootloader"] = json!({ "efi": { "secureBoot": false } });
-    let synced = handler.call(client.sync_virtual_machine(about(&vmi)));
-    assert!(synced.unwrap().into_inner().success);
     let domain = handler.wait("an agent, and what runs there", BOOT, |_, event| {
         let state = &event["Spec"]["Devices"]["Channels"][0]["Target"]["State"];
         state == "connected" && event["Status"]["OSInfo"]["Id"] == "debian"
@@ -376,11 +382,7 @@ fn a_guest_that_uefi_boots_is_asked_and_stopped_by_the_qemu_guest_agent_that_it_
 #[ignore = "slow: make test-all"]
 fn a_guest_that_uefi_boots_reboots_by_it() {
     let (directory, mut vm, handler) = begin_with("efi.img");
-    let mut client = handler.client();
-    let mut vmi = vmi("registry.example/efi:v1");
-    vmi["spec"]["domain"]["firmware"]["bootloader"] = json!({ "efi": { "secureBoot": false } });
-    let synced = handler.call(client.sync_virtual_machine(about(&vmi)));
-    assert!(synced.unwrap().into_inner().success);
+    start_by_uefi(&handler);
     let answers = || {
         let end = Instant::now() + BOOT;
         while !probe(directory.path(), &["--guestAgentPing"])

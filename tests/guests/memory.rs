@@ -77,7 +77,7 @@ fn what_a_guest_frees_goes_back_to_the_host_and_it_makes_do_with_less_when_asked
     );
 }
 
-/// So many huge pages are set aside, of 2 MiB each; whether the host has as many.
+/// Has the host set so many huge pages aside, of 2 MiB each.
 fn set_aside(pages: u32) {
     let file = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
     std::fs::write(file, pages.to_string()).unwrap();
