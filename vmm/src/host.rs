@@ -1,7 +1,7 @@
 //! What the host grants this process: memory, and the right to use KVM.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -97,6 +97,13 @@ pub enum KvmError {
     /// Not the API this program speaks.
     #[error("{KVM} speaks API version {0}, not {KVM_API_VERSION}")]
     Version(i32),
+}
+
+/// Random bytes, of which nobody else has the same.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Opens /dev/kvm and checks that it is KVM.

@@ -1,7 +1,7 @@
 //! A plan into a running machine, and its end into an outcome.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -67,7 +67,7 @@ pub enum Error {
     #[error("cannot read /dev/urandom: {0}")]
     Generation(io::Error),
     /// Our own memory cannot be looked at.
-    #[error("cannot read /proc/self/statm: {0}")]
+    #[error("cannot look at our own memory in /proc/self: {0}")]
     Resident(io::Error),
     /// The pod's network cannot be looked at.
     #[error("cannot read the pod's addresses and routes: {0}")]
@@ -134,7 +134,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         initramfs: plan.initramfs.clone(),
         cmdline: cmdline(plan),
         identity: identity(plan),
-        generation: generation().map_err(Error::Generation)?,
+        generation: host::random().map_err(Error::Generation)?,
     };
     let screen = Console::default();
     let Parts {
@@ -150,7 +150,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     let resident = Resident::open().map_err(Error::Resident)?;
     let program = Program::find().map_err(Error::Resident)?;
     if restored.is_some() {
-        agent.is_a_copy(generation().map_err(Error::Generation)?);
+        agent.is_a_copy(host::random().map_err(Error::Generation)?);
         tracing::info!("restoring {}", plan.boots);
     } else {
         tracing::info!("booting {}", plan.boots);
@@ -340,13 +340,6 @@ fn cmdline(plan: &Plan) -> String {
         line.push_str(append);
     }
     line
-}
-
-/// A number that nothing else has.
-fn generation() -> io::Result<[u8; 16]> {
-    let mut generation = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut generation)?;
-    Ok(generation)
 }
 
 /// Who the guest is told that its machine is.

@@ -2,7 +2,6 @@
 //! was run once stays mapped: most of what a VM costs beyond its guest.
 
 use std::fs;
-use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,12 +31,7 @@ impl Program {
 
     /// Lets it go when the guest has been ready for a moment, or is taken to have been.
     pub async fn let_go_after_the_boot(self, running: Arc<Running>) {
-        let mut seen = 0;
-        let ready = async {
-            while !running.agent.is_ready() {
-                poll_fn(|context| running.changes().poll(&mut seen, context)).await;
-            }
-        };
+        let ready = running.until_the_agent_is_ready();
         // Either is as good.
         let _ = tokio::time::timeout(LONGEST_BOOT, ready).await;
         tokio::time::sleep(SETTLED).await;

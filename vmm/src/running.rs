@@ -1,5 +1,6 @@
 //! A VM that runs, for whoever asks from outside: how it is, and what may be done to it.
 
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -146,6 +147,14 @@ impl Running {
     /// That something about it has changed.
     pub fn changes(&self) -> &Changes {
         self.agent.changes()
+    }
+
+    /// Waits until Peapod's agent has said that the guest's set-up is over.
+    pub async fn until_the_agent_is_ready(&self) {
+        let mut seen = 0;
+        while !self.agent.is_ready() {
+            poll_fn(|context| self.changes().poll(&mut seen, context)).await;
+        }
     }
 
     /// What it is and how it is.

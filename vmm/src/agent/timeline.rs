@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use guest_agent::protocol::StageState;
 
-use super::STAGES;
+use super::{STAGES, Stage};
 
 /// Two for each stage, and the agents' own.
 const MARKS: usize = 2 * STAGES;
@@ -13,23 +13,14 @@ const MARKS: usize = 2 * STAGES;
 /// What was heard, in its order; of a guest that says more only its beginning.
 #[derive(Debug, Clone, Default)]
 pub struct Timeline {
-    marks: Vec<Mark>,
+    marks: Vec<Stage>,
     /// When the guest's clock was at 0: the earliest that what it said leads to, for nothing is heard
     /// before it is said.
     epoch: Option<SystemTime>,
     /// When an agent spoke for the first time.
     pub first_word: Option<SystemTime>,
-    /// When the set-up was over, in the guest's uptime.
-    ready: Option<Duration>,
-}
-
-/// A stage that came so far.
-#[derive(Debug, Clone)]
-struct Mark {
-    name: String,
-    state: StageState,
-    uptime: Duration,
-    detail: Option<String>,
+    /// When the set-up was over, in milliseconds of the guest's uptime.
+    ready_ms: Option<u64>,
 }
 
 /// A stage as a whole.
@@ -52,40 +43,33 @@ impl Timeline {
     }
 
     /// A stage came so far.
-    pub(super) fn stage(&mut self, stage: &super::Stage, now: SystemTime) {
-        let uptime = Duration::from_millis(stage.uptime_ms);
-        self.heard(uptime, now);
+    pub(super) fn stage(&mut self, stage: &Stage, now: SystemTime) {
+        self.heard(stage.uptime_ms, now);
         if self.marks.len() < MARKS {
-            self.marks.push(Mark {
-                name: stage.name.clone(),
-                state: stage.state,
-                uptime,
-                detail: stage.detail.clone(),
-            });
+            self.marks.push(stage.clone());
         }
     }
 
     /// The set-up is over.
     pub(super) fn ready(&mut self, uptime_ms: u64, now: SystemTime) {
-        let uptime = Duration::from_millis(uptime_ms);
-        self.heard(uptime, now);
-        self.ready.get_or_insert(uptime);
+        self.heard(uptime_ms, now);
+        self.ready_ms.get_or_insert(uptime_ms);
     }
 
-    fn heard(&mut self, uptime: Duration, now: SystemTime) {
+    fn heard(&mut self, uptime_ms: u64, now: SystemTime) {
         // A guest may say that it has been up since before there was time.
-        if let Some(epoch) = now.checked_sub(uptime) {
+        if let Some(epoch) = now.checked_sub(Duration::from_millis(uptime_ms)) {
             self.epoch = Some(self.epoch.map_or(epoch, |known| known.min(epoch)));
         }
     }
 
-    fn at(&self, uptime: Duration) -> Option<SystemTime> {
-        self.epoch?.checked_add(uptime)
+    fn at(&self, uptime_ms: u64) -> Option<SystemTime> {
+        self.epoch?.checked_add(Duration::from_millis(uptime_ms))
     }
 
     /// When the set-up was over, by the host's clock.
     pub fn ready_at(&self) -> Option<SystemTime> {
-        self.at(self.ready?)
+        self.at(self.ready_ms?)
     }
 
     /// The stages that are over, by the host's clock.
@@ -97,15 +81,15 @@ impl Timeline {
                 StageState::Failed => Some(mark.detail.clone().unwrap_or_default()),
                 _ => continue,
             };
-            let Some(end) = self.at(mark.uptime) else {
+            let Some(end) = self.at(mark.uptime_ms) else {
                 continue;
             };
             let is_its_start =
-                |before: &&Mark| before.name == mark.name && before.state == StageState::Started;
+                |before: &&Stage| before.name == mark.name && before.state == StageState::Started;
             let before = self.marks.get(..index).unwrap_or_default();
             let began = before.iter().rfind(is_its_start);
             // One that ended before it began is the guest's word too.
-            let start = began.and_then(|began| self.at(began.uptime.min(mark.uptime)));
+            let start = began.and_then(|began| self.at(began.uptime_ms.min(mark.uptime_ms)));
             spans.push(Span {
                 name: mark.name.clone(),
                 start,
@@ -119,7 +103,6 @@ impl Timeline {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Stage;
     use super::*;
 
     #[test]

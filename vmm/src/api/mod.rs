@@ -99,9 +99,7 @@ impl Api {
             log,
         })
     }
-}
 
-impl Api {
     /// Has its threads do something besides.
     pub fn spawn(&self, errand: impl Future<Output = ()> + Send + 'static) {
         if let Some(runtime) = &self.runtime {

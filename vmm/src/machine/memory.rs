@@ -28,7 +28,7 @@ pub const MAX_MEMORY: u64 = 1 << 40;
 const PAGE: u64 = 4096;
 /// No processor's physical addresses are longer.
 const ADDRESS_BITS: u32 = 52;
-const PRIVATE: libc::c_int = libc::MAP_PRIVATE;
+const UNRESERVED: libc::c_int = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
 
 /// Why a guest cannot have the memory that it was given.
 #[derive(Debug, thiserror::Error)]
@@ -91,17 +91,15 @@ pub fn map(size: u64, origin: Origin<'_>) -> Result<GuestMemoryMmap, MemoryError
         let builder =
             MmapRegionBuilder::new(bytes).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
         let builder = match origin {
-            Origin::Host => {
-                builder.with_mmap_flags(PRIVATE | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS)
-            }
+            Origin::Host => builder.with_mmap_flags(UNRESERVED | libc::MAP_ANONYMOUS),
             // What is not there is to be known now, and not when the guest touches it.
-            Origin::HugePages(page) => builder.with_mmap_flags(PRIVATE | huge(page)),
+            Origin::HugePages(page) => builder.with_mmap_flags(huge(page)),
             Origin::Snapshot(file) => {
                 let file = file.try_clone().map_err(|error| {
                     failed(FromRangesError::MmapRegion(MmapRegionError::Mmap(error)))
                 })?;
                 builder
-                    .with_mmap_flags(PRIVATE | libc::MAP_NORESERVE)
+                    .with_mmap_flags(UNRESERVED)
                     .with_file_offset(FileOffset::new(file, at))
             }
         };
@@ -122,7 +120,8 @@ pub fn map(size: u64, origin: Origin<'_>) -> Result<GuestMemoryMmap, MemoryError
 
 /// mmap(2)'s flags for huge pages of that size, a power of two.
 fn huge(page: u64) -> libc::c_int {
-    libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | (page.ilog2() as libc::c_int) << libc::MAP_HUGE_SHIFT
+    let size = (page.ilog2() as libc::c_int) << libc::MAP_HUGE_SHIFT;
+    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | size
 }
 
 /// Tells the host how the guest's memory is used: out of a core dump of ours, and so in mappings that

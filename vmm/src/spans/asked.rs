@@ -1,9 +1,10 @@
 //! What the environment asks for.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 
 use hyper::Uri;
+
+use crate::host;
 
 /// Where traces go below an endpoint that is for all signals.
 const PATH: &str = "/v1/traces";
@@ -44,17 +45,12 @@ pub struct Asked {
     pub headers: Vec<(String, String)>,
     /// `service.name`.
     pub service: String,
-    /// The trace that the boot is a part of, and the span that it is below.
-    pub parent: Option<Parent>,
-    /// Random, for what has no number yet: the trace's, and those that spans' are counted from.
-    pub random: [u8; 24],
-}
-
-/// A span of somebody else's (W3C Trace Context, section 3.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parent {
-    pub trace: [u8; 16],
-    pub span: [u8; 8],
+    /// The trace that the boot is a part of: its own, or that of who started it.
+    pub trace: u128,
+    /// The span of theirs that it is below (W3C Trace Context, section 3.2).
+    pub parent: Option<u64>,
+    /// What the spans' numbers are counted from.
+    pub first: u64,
 }
 
 impl Asked {
@@ -100,16 +96,17 @@ impl Asked {
             Some((name, text)) => headers(&text).ok_or(Error::Headers(name))?,
             None => Vec::new(),
         };
-        let mut random = [0; 24];
-        File::open("/dev/urandom")?.read_exact(&mut random)?;
+        let parent = set("TRACEPARENT").as_deref().and_then(parent);
+        let own = u128::from_be_bytes(host::random()?);
         Ok(Some(Self {
             port: uri.port_u16().unwrap_or(PORT),
             host,
             url: uri,
             headers,
             service: set("OTEL_SERVICE_NAME").unwrap_or_else(|| SERVICE.to_owned()),
-            parent: set("TRACEPARENT").as_deref().and_then(parent),
-            random,
+            trace: parent.map_or(own, |(trace, _)| trace),
+            parent: parent.map(|(_, span)| span),
+            first: u64::from_be_bytes(host::random()?),
         }))
     }
 }
@@ -122,30 +119,22 @@ fn headers(text: &str) -> Option<Vec<(String, String)>> {
     text.split(',').map(pair).collect()
 }
 
-/// `00-TRACE-SPAN-FLAGS`; what is not that is none, as the recommendation has it.
-fn parent(text: &str) -> Option<Parent> {
+/// The trace and the span of `00-TRACE-SPAN-FLAGS`; what is not that is none, as the recommendation has it.
+fn parent(text: &str) -> Option<(u128, u64)> {
     let mut parts = text.trim().split('-');
     let (version, trace, span, flags) =
         (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let whole = version == "00" && flags.len() == 2 && parts.next().is_none();
-    let parent = Parent {
-        trace: bytes(trace)?,
-        span: bytes(span)?,
-    };
-    let real = parent.trace != [0; 16] && parent.span != [0; 8];
-    (whole && real).then_some(parent)
+    let span = u64::try_from(number(span, 16)?).ok()?;
+    whole.then_some((number(trace, 32)?, span))
 }
 
-fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
+/// A number of so many digits, which is not zero.
+fn number(hex: &str, digits: usize) -> Option<u128> {
     let lower = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-    if hex.len() != 2 * N || !hex.chars().all(lower) {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
+    let whole = hex.len() == digits && hex.chars().all(lower);
+    let number = u128::from_str_radix(hex, 16).ok()?;
+    (whole && number != 0).then_some(number)
 }
 
 #[cfg(test)]
@@ -193,10 +182,8 @@ mod tests {
         let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         assert_eq!(found.headers, [pair("a", "b"), pair("c", "d=e")]);
         assert_eq!(found.service, "details");
-        assert_eq!(
-            found.parent.unwrap().span,
-            [0xb7, 0xad, 0x6b, 0x71, 0x69, 0x20, 0x33, 0x31]
-        );
+        assert_eq!(found.parent, Some(0xb7ad6b7169203331));
+        assert_eq!(found.trace >> 112, 0x0af7);
     }
 
     #[test]

@@ -92,24 +92,24 @@ fn message(
     moments: Vec<(String, SystemTime)>,
     attributes: Vec<KeyValue>,
 ) -> ExportTraceServiceRequest {
-    let [own_trace @ .., _, _, _, _, _, _, _, _] = &asked.random;
-    let trace = asked
-        .parent
-        .map_or(own_trace.to_vec(), |p| p.trace.to_vec());
-    let counted = u64::from_be_bytes(std::array::from_fn(|at| {
-        asked.random.get(16 + at).copied().unwrap_or_default()
-    }));
     // Zero is no number.
-    let id = |index: u64| counted.wrapping_add(index).max(1).to_be_bytes().to_vec();
+    let id = |index: u64| {
+        asked
+            .first
+            .wrapping_add(index)
+            .max(1)
+            .to_be_bytes()
+            .to_vec()
+    };
     let mut spans: Vec<Span> = (0..)
         .zip(pieces)
         .map(|(index, piece)| Span {
-            trace_id: trace.clone(),
+            trace_id: asked.trace.to_be_bytes().to_vec(),
             span_id: id(index),
             parent_span_id: match index {
                 0 => asked
                     .parent
-                    .map_or(Vec::new(), |parent| parent.span.to_vec()),
+                    .map_or(Vec::new(), |span| span.to_be_bytes().to_vec()),
                 _ => id(0),
             },
             name: piece.name,
@@ -202,8 +202,9 @@ mod tests {
             port: 4318,
             headers: Vec::new(),
             service: "peapod".to_owned(),
+            trace: u128::MAX,
             parent: None,
-            random: [0xff; 24],
+            first: u64::MAX,
         };
         let spans = |asked: &Asked| {
             let pieces = pieces_of(&times);
@@ -215,10 +216,8 @@ mod tests {
         assert_eq!(own[0].parent_span_id, [0; 0]);
         assert_eq!(own[1].parent_span_id, own[0].span_id);
         assert_ne!(own[1].span_id, [0; 8]);
-        asked.parent = Some(super::super::asked::Parent {
-            trace: [1; 16],
-            span: [2; 8],
-        });
+        asked.trace = u128::from_be_bytes([1; 16]);
+        asked.parent = Some(u64::from_be_bytes([2; 8]));
         let below = spans(&asked);
         assert_eq!(
             (&*below[2].trace_id, &*below[0].parent_span_id),

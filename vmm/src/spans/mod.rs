@@ -9,17 +9,13 @@ mod send;
 pub use asked::{Asked, Error};
 pub use boot::Times;
 
-use std::future::poll_fn;
 use std::sync::Arc;
 
 use crate::running::Running;
 
 /// Sends the spans of a boot once it is over, and gives up on a collector that cannot be had.
 pub async fn export(asked: Asked, running: Arc<Running>) {
-    let mut seen = 0;
-    while !running.agent.is_ready() {
-        poll_fn(|context| running.changes().poll(&mut seen, context)).await;
-    }
+    running.until_the_agent_is_ready().await;
     let request = boot::request(&asked, &running);
     match send::send(&asked, &request).await {
         Ok(()) => tracing::debug!("the boot's spans are at {}", asked.url),
