@@ -42,14 +42,15 @@ impl Pool {
         }
     }
 
-    /// Whether the heap may have much that nobody uses.
+    /// Whether there may be much memory that nobody uses: pieces kept for the next flow, or the heap's.
     pub fn has_slack(&self) -> bool {
-        self.returned >= SLACK
+        self.returned >= SLACK || self.free.iter().skip(1).any(|kept| !kept.is_empty())
     }
 
-    /// Gives the kernel what nobody uses of the heap: of a thousand flows that opened at once a
-    /// piece is left between the flows themselves, which malloc alone keeps for ever.
+    /// Gives the kernel what nobody uses: of a thousand flows that opened at once a piece of the heap is
+    /// left between the flows themselves, which malloc alone keeps for ever.
     pub fn trim(&mut self) {
+        self.free = Default::default();
         self.returned = 0;
         sys::trim_heap();
     }
@@ -293,6 +294,20 @@ mod tests {
         assert_eq!(pool.in_use, 0);
         let kept = pool.free.each_ref().map(Vec::len);
         assert_eq!(kept, [8, 0, 4, 0, 1]);
+    }
+
+    #[test]
+    fn what_is_kept_for_the_next_flow_goes_when_there_is_none_for_long() {
+        let mut pool = Pool::new(BUDGET);
+        pool.trim();
+        for (count, slack) in [(SMALL, false), (SMALL + 1, true)] {
+            let mut ring = Ring::default();
+            ring.push(&vec![7; count], &mut pool);
+            ring.clear(&mut pool);
+            assert_eq!(pool.has_slack(), slack, "{count}");
+        }
+        pool.trim();
+        assert!(!pool.has_slack() && pool.free.iter().all(Vec::is_empty));
     }
 
     #[test]
