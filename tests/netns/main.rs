@@ -1,5 +1,6 @@
 //! Tests of `peapod-net --netns`, of which the Linux kernel of a network namespace is the guest.
-//! They run on this host, as root, and leave nothing behind.
+//! They run on this host, as root, and leave nothing behind. Those of programs run with VMs too, where
+//! KVM works and `PEAPOD_GUEST` says so.
 
 #![allow(
     clippy::expect_used,
@@ -12,6 +13,7 @@ mod addresses;
 mod content;
 mod datagrams;
 mod forwards;
+mod machine;
 mod programs;
 mod refused;
 mod site;
@@ -23,10 +25,34 @@ mod trouble;
 use std::process::ExitCode;
 
 use libtest_mimic::Trial;
+use machine::Kind;
 use peapod_tests::{harness, trials};
 
+/// With VMs, what `make test` has time for.
+const QUICK: [&str; 1] = ["programs::curl_gets_by_http_1_1_and_2_and_in_ranges"];
+
 fn trials() -> Vec<Trial> {
-    trials! {
+    let programs = trials! {
+        programs:
+            iperf3_measures_each_way
+            curl_gets_by_http_1_1_and_2_and_in_ranges
+            wrk_gets_no_error_from_many_connections
+            apt_updates_and_installs
+            ssh_runs_commands_and_carries_streams
+            git_clones_by_ssh_and_by_http
+            a_websocket_carries_messages
+            a_postgres_session_keeps_what_it_is_told
+            dig_asks_by_udp_and_by_tcp
+            ping_is_answered_by_who_is_asked_or_by_nobody,
+    };
+    if Kind::asked() != Kind::Namespace {
+        let quick = |trial: Trial| {
+            let slow = !QUICK.contains(&trial.name());
+            trial.with_ignored_flag(slow)
+        };
+        return programs.into_iter().map(quick).collect();
+    }
+    let mut trials = trials! {
         addresses:
             a_guest_that_asks_by_dhcp_has_what_it_needs
             a_guest_with_the_kernel_s_ipv6_and_a_client_of_dhcpv6_has_what_it_needs,
@@ -71,26 +97,19 @@ fn trials() -> Vec<Trial> {
             descriptors_that_run_out_refuse_what_is_new_until_some_are_free
             flows_at_their_limit_refuse_what_is_new_until_some_have_ended
             connections_that_nobody_reads_take_bounded_memory_and_lose_nothing,
-        programs:
-            iperf3_measures_each_way
-            curl_gets_by_http_1_1_and_2_and_in_ranges
-            wrk_gets_no_error_from_many_connections
-            apt_updates_and_installs
-            ssh_runs_commands_and_carries_streams
-            git_clones_by_ssh_and_by_http
-            a_websocket_carries_messages
-            a_postgres_session_keeps_what_it_is_told
-            dig_asks_by_udp_and_by_tcp
-            ping_is_answered_by_who_is_asked_or_by_nobody,
         soak:
             connections_one_after_another_leave_nothing_behind
             connections_that_end_in_any_way_lose_nothing_before
             streams_between_slow_ends_on_a_starved_core_never_stall
             peers_that_vanish_are_forgotten
             a_guest_that_vanishes_is_forgotten,
-    }
+    };
+    trials.extend(programs);
+    trials
 }
 
 fn main() -> ExitCode {
-    harness::run("netns", trials())
+    let status = harness::run("netns", trials());
+    machine::end();
+    status
 }

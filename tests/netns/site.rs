@@ -14,6 +14,7 @@ use peapod_tests::space::{Process, Space};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::machine::{self, Kind, Machine};
 use crate::sockets::{PATIENCE, accept, call, dial, listen, port, until, wait_for};
 
 /// The world's own addresses, which no pod has on its link.
@@ -28,8 +29,12 @@ pub fn world(family: Family, port: u16) -> SocketAddr {
 
 /// A pod with its guest, before a world that it may share with others. Ends with this.
 pub struct Site {
+    /// peapod-net, or a VM that has the network in it.
     pub network: Process,
+    /// The guest, where it is a VM.
+    machine: Option<Machine>,
     arguments: String,
+    /// The guest, where it is not.
     pub guest: Space,
     pub pod: Space,
     pub world: Arc<Space>,
@@ -118,9 +123,17 @@ impl Site {
         for family in Family::BOTH.into_iter().filter(|family| has(*family)) {
             wait_for(&pod, family.of(WORLD));
         }
-        let network = setup.network(&pod, &guest);
+        let (network, machine) = match Kind::asked() {
+            Kind::Namespace => (setup.network(&pod, &guest), None),
+            kind => {
+                let wrapped = |program: &Command| setup.inside(&pod, program);
+                let (network, machine) = Machine::start(kind, &pod, setup.arguments, wrapped);
+                (network, Some(machine))
+            }
+        };
         Self {
             network,
+            machine,
             arguments: setup.arguments.to_owned(),
             guest,
             pod,
@@ -222,11 +235,24 @@ impl Site {
         answer["counters"][name].as_u64().expect(name)
     }
 
+    /// Whether the guest is a VM.
+    pub fn is_vm(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    /// What a script in the guest prints, which has to succeed.
+    #[track_caller]
+    pub fn run(&self, script: &str) -> String {
+        match self.machine {
+            Some(_) => machine::output(&self.pod, script),
+            None => output(&self.guest, script),
+        }
+    }
+
     /// Expects that the guest's kernel has sent no segment again.
     #[track_caller]
     pub fn nothing_sent_again(&self) {
-        let script = "nstat -asz TcpRetransSegs TcpExtTCPSynRetrans; ip -s link show eth0";
-        let said = output(&self.guest, script);
+        let said = self.run("nstat -asz TcpRetransSegs TcpExtTCPSynRetrans; ip -s link show eth0");
         let line = said.lines().find(|line| line.starts_with("TcpRetransSegs"));
         let count = line.and_then(|line| line.split_whitespace().nth(1));
         assert_eq!(count, Some("0"), "{said}");
@@ -281,8 +307,8 @@ impl Setup<'_> {
         Site::start(Arc::new(world), self)
     }
 
-    /// Starts peapod-net in `pod` for `guest`.
-    fn network(self, pod: &Space, guest: &Space) -> Process {
+    /// The program, to be run as a process of `pod`.
+    fn inside(&self, pod: &Space, program: &Command) -> Command {
         // Of its mount namespace it sees /etc/resolv.conf only. Of limits it raises the soft one.
         let mut script = format!(
             "printf '%s\\n' '{}' >/run/{name}.resolv
@@ -296,13 +322,22 @@ impl Setup<'_> {
         script += "exec \"$@\"";
         let mut command = pod.command("unshare").unwrap();
         command.args(["--mount", "sh", "-ec", &script, "sh"]);
-        command.arg(peapod_net());
+        command.arg(program.get_program()).args(program.get_args());
+        for (name, value) in program.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        command
+    }
+
+    /// Starts peapod-net in `pod` for `guest`.
+    fn network(self, pod: &Space, guest: &Space) -> Process {
+        let mut command = Command::new(peapod_net());
         command.args(["--netns", &guest.path(), "--control", &control(pod)]);
         if !self.asks {
             command.arg("--config-net");
         }
         command.args(self.arguments.split_whitespace());
-        let process = Process::start(&mut command).unwrap();
+        let process = Process::start(&mut self.inside(pod, &command)).unwrap();
         assert_eq!(process.line(PATIENCE).unwrap(), "ready");
         // What the guest sends again was lost: the machine may be too busy to answer at once.
         sh(
