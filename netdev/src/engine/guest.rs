@@ -8,7 +8,7 @@ use std::ops::Range;
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
 use super::table::Flow;
-use super::{Run, Verdict};
+use super::{EVERYBODY, Run, Verdict};
 use crate::config::{GATEWAY_LINK_LOCAL, Transport};
 use crate::flow::Key;
 use crate::flow::echo::Echo;
@@ -16,8 +16,8 @@ use crate::flow::tcp::{Taken, Tcp};
 use crate::flow::udp::Udp;
 use crate::link::{Link, MAX_FRAME, Received};
 use crate::wire::{
-    self, ETHERNET, Flags, Frame, Icmp, Packet, Protocol, Segment, SegmentHeader, Udp as Datagram,
-    Unreachable,
+    self, ETHERNET, Flags, Frame, Icmp, Mac, Packet, Protocol, Segment, SegmentHeader,
+    Udp as Datagram, Unreachable,
 };
 use crate::{access, service};
 
@@ -182,7 +182,7 @@ impl Run<'_> {
         };
         let packet = match content {
             Frame::Arp(question) => {
-                self.guest_mac = mac;
+                self.speaks_from(mac);
                 if let Some(answer) = service::arp::answer(&self.engine.config, &question)
                     && !self.link.send(&[&answer.frame()], Default::default())
                 {
@@ -208,9 +208,9 @@ impl Run<'_> {
             return;
         }
         match self.sender(&ip) {
-            Sender::Guest => self.guest_mac = mac,
+            Sender::Guest => self.speaks_from(mac),
             Sender::Local => {
-                self.guest_mac = mac;
+                self.speaks_from(mac);
                 return self.service(&ip);
             }
             Sender::Stranger => return counters.dropped_spoofed.add(),
@@ -222,6 +222,15 @@ impl Run<'_> {
             Protocol::Icmp => self.icmp(&ip),
             Protocol::Other(_) => counters.dropped_protocol.add(),
         }
+    }
+
+    /// The guest's card has that address. What was asked before that was known went to everybody, which
+    /// no kernel takes for a connection.
+    fn speaks_from(&mut self, mac: Mac) {
+        if self.guest_mac == EVERYBODY {
+            self.probes.ask_again(self.now);
+        }
+        self.guest_mac = mac;
     }
 
     /// Whether the guest may send from that address.

@@ -84,6 +84,13 @@ impl Probes {
         self.0.retain(|probe| (probe.port, probe.v6) != (port, v6));
     }
 
+    /// Has every port asked now.
+    pub fn ask_again(&mut self, now: Instant) {
+        for probe in &mut self.0 {
+            probe.next = now;
+        }
+    }
+
     /// When the next question is due.
     pub fn next_timer(&self) -> Option<Instant> {
         self.0.iter().map(|probe| probe.next).min()

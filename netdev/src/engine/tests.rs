@@ -123,6 +123,29 @@ fn forwarding() -> (Engine, SocketAddr) {
 }
 
 #[test]
+fn a_port_is_asked_for_again_as_soon_as_the_guest_s_card_is_known() {
+    let (mut engine, _) = forwarding();
+    engine.config.eager = false;
+    let (mut link, guest) = fake::pair();
+    let now = Instant::now();
+    let clock = move || now;
+    let mut run = engine.attach(&mut link, &clock).unwrap();
+    run.turn(false).unwrap();
+    let questions = || {
+        let frames = (0..guest.waiting()).map(|_| guest.receive());
+        let asks = |frame: &Vec<u8>| fake::segment(frame).is_some();
+        let to = |frame: Vec<u8>| frame[..6].to_vec();
+        frames.filter(asks).map(to).collect::<Vec<_>>()
+    };
+    assert_eq!(questions(), [EVERYBODY]);
+    for expected in [&[[2_u8; 6]][..], &[]] {
+        guest.datagram(5, "10.0.2.1:7".parse().unwrap(), b"x");
+        run.turn(false).unwrap();
+        assert_eq!(questions(), expected);
+    }
+}
+
+#[test]
 fn a_guest_that_remembers_an_older_connection_forgets_it_and_takes_the_new_one() {
     let (mut engine, bind) = forwarding();
     let (mut link, guest) = fake::pair();
