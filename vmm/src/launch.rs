@@ -148,7 +148,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     // Whatever it begins with, a guest that reboots has its kernel loaded.
     let mut restored = plan.restored.as_ref();
     let resident = Resident::open().map_err(Error::Resident)?;
-    let program = Program::find().map_err(Error::Resident)?;
+    let program = Program::find();
     if restored.is_some() {
         agent.is_a_copy(host::random().map_err(Error::Generation)?);
         tracing::info!("restoring {}", plan.boots);

@@ -1,7 +1,6 @@
 //! The process' own program in memory. A boot runs through much of it that is never run again, and what
 //! was run once stays mapped: most of what a VM costs beyond its guest.
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +12,15 @@ const LONGEST_BOOT: Duration = Duration::from_secs(60);
 /// What a guest that is ready is given for its first requests.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The mappings of the program's instructions and constants.
+const PAGE: usize = 4096;
+
+/// The program's instructions and constants: what the linker has nobody write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     parts: Vec<Part>,
 }
 
-/// One of them.
+/// Whole pages of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part {
     start: usize,
@@ -27,17 +28,14 @@ struct Part {
 }
 
 impl Program {
-    /// This process', found before the sandbox closes /proc.
-    pub fn find() -> io::Result<Self> {
-        let maps = fs::read_to_string("/proc/self/smaps")?;
-        let here = Self::find as fn() -> io::Result<Self> as usize;
-        let parts = parts(&maps, here);
-        if parts.is_empty() {
-            return Err(io::Error::other(
-                "/proc/self/smaps: the program is not in it",
-            ));
-        }
-        Ok(Self { parts })
+    /// This process'.
+    pub fn find() -> Self {
+        let mut parts = Vec::new();
+        let place: *mut Vec<Part> = &raw mut parts;
+        // SAFETY: `add_parts` is what dl_iterate_phdr(3) calls, and gets the place, which is there
+        // until it returns and which nobody else uses meanwhile.
+        unsafe { libc::dl_iterate_phdr(Some(add_parts), place.cast()) };
+        Self { parts }
     }
 
     /// Lets it go when the guest has been ready for a moment, or is taken to have been.
@@ -53,9 +51,9 @@ impl Program {
     /// when it is used.
     pub fn let_go(self) {
         for Part { start, len } in self.parts {
-            // SAFETY: the range is this program's, mapped from its file, private, cannot be written, and
-            // nothing in it was: what is there when it is mapped again is what was there. A file that is
-            // run cannot be written (ETXTBSY), and one that takes its name is another file.
+            // SAFETY: the range is a segment of this program's file, mapped private, that cannot be written
+            // and in which no relocation is made: what is there when it is mapped again is what was there. A
+            // file that is run cannot be written (ETXTBSY), and one that takes its name is another file.
             let failed = unsafe {
                 libc::madvise(
                     std::ptr::without_provenance_mut(start),
@@ -71,38 +69,27 @@ impl Program {
     }
 }
 
-/// Of proc_pid_smaps(5) what is of the file that `here` is in, private, not to be written, and as the
-/// file has it: no relocation was made in it.
-fn parts(smaps: &str, here: usize) -> Vec<Part> {
-    let (mut all, mut own, mut last) = (Vec::new(), None, None);
-    for line in smaps.lines() {
-        if let Some((part, rights, file)) = mapping(line) {
-            if (part.start..part.start + part.len).contains(&here) {
-                own = Some(file);
-            }
-            let constant = rights == "r-xp" || rights == "r--p";
-            last = constant.then_some((part, file));
-        } else if line.split_whitespace().eq(["Anonymous:", "0", "kB"]) {
-            all.extend(last.take());
-        }
-    }
-    all.retain(|(_, file)| Some(*file) == own && !file.ends_with(" 0"));
-    all.into_iter().map(|(part, _)| part).collect()
-}
-
-/// The first line of a mapping: where it is, what may be done with it, and the device and inode of its
-/// file.
-fn mapping(line: &str) -> Option<(Part, &str, &str)> {
-    let (range, rest) = line.split_once(' ')?;
-    let (start, end) = range.split_once('-')?;
-    let hex = |text| usize::from_str_radix(text, 16).ok();
-    let (start, end) = (hex(start)?, hex(end)?);
-    let len = end.checked_sub(start)?;
-    let (rights, rest) = rest.split_once(' ')?;
-    let (_, rest) = rest.split_once(' ')?;
-    let inode = rest.split_once(' ')?.1.split(' ').next()?;
-    let file = rest.get(..rest.find(' ')? + 1 + inode.len())?;
-    Some((Part { start, len }, rights, file))
+/// Adds to the vector at `place` what cannot be written of the first object, which is the program, and
+/// ends the iteration. What is made so after relocation (PT_GNU_RELRO) is of a segment that can be.
+unsafe extern "C" fn add_parts(
+    object: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    place: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the C library gives an object of which all is there until this returns; the place is that of
+    // a vector, by `Program::find`.
+    let (object, parts) = unsafe { (&*object, &mut *place.cast::<Vec<Part>>()) };
+    // SAFETY: that many program headers lie there, as long as the program is there.
+    let headers = unsafe { std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()) };
+    parts.extend(headers.iter().filter_map(|header| {
+        let constant = header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+        let start = (object.dlpi_addr as usize).checked_add(header.p_vaddr as usize)?;
+        let end = start.checked_add(header.p_memsz as usize)?;
+        let start = start / PAGE * PAGE;
+        let len = end.next_multiple_of(PAGE) - start;
+        constant.then_some(Part { start, len })
+    }));
+    1
 }
 
 #[cfg(test)]
@@ -111,38 +98,31 @@ mod tests {
 
     #[test]
     fn it_runs_on_when_it_was_let_go() {
-        let program = Program::find().unwrap();
+        let program = Program::find();
         program.clone().let_go();
-        assert_eq!(Program::find().unwrap(), program);
+        assert_eq!(Program::find(), program);
     }
 
     #[test]
-    fn only_what_is_of_the_file_and_as_the_file_has_it_is_let_go() {
-        let map = |range: &str, rights: &str, inode: &str, anonymous: u32| {
-            format!(
-                "{range} {rights} 00001000 08:01 {inode}      /x\nRss:   8 kB\n\
-                 Anonymous:      {anonymous} kB\nAnonHugePages:   0 kB\n"
-            )
+    fn it_is_what_nobody_can_write_of_the_program() {
+        let parts = Program::find().parts;
+        let covers = |address: usize| {
+            let within = |part: &&Part| (part.start..part.start + part.len).contains(&address);
+            parts.iter().any(|part| within(&part))
         };
-        let part = |start| Part {
-            start,
-            len: 0x1000,
-        };
-        let smaps = [
-            map("1000-2000", "r--p", "7", 0),
-            map("2000-3000", "r-xp", "7", 0),
-            map("3000-4000", "r--p", "7", 4),
-            map("4000-5000", "rw-p", "7", 0),
-            map("5000-6000", "r-xp", "8", 0),
-            map("6000-7000", "r--p", "0", 0),
-            map("7000-8000", "r--s", "7", 0),
-            "rubbish\n".to_owned(),
-        ]
-        .concat();
-        assert_eq!(parts(&smaps, 0x2fff), [part(0x1000), part(0x2000)]);
-        assert_eq!(parts(&smaps, 0x5000), [part(0x5000)]);
-        assert_eq!(parts(&smaps, 0x8000), []);
-        // What has no file is nobody's program.
-        assert_eq!(parts(&smaps, 0x6000), []);
+        let (instruction, constant) = (Program::find as fn() -> Program, &"a constant");
+        assert!(covers(instruction as usize));
+        assert!(covers(constant.as_ptr() as usize));
+        // A relocation is made in it, and then nobody can write it.
+        static RELOCATED: &&str = &"another";
+        static WRITTEN: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(1);
+        assert!(!covers(&raw const RELOCATED as usize));
+        assert!(!covers(WRITTEN.as_ptr() as usize));
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        for Part { start, len } in &parts {
+            let range = format!("{start:x}-{:x} r-", start + len);
+            let line = maps.lines().find(|line| line.starts_with(&range));
+            assert!(line.is_some(), "{range}\n{maps}");
+        }
     }
 }
