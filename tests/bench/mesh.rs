@@ -4,7 +4,8 @@
 //!
 //! The guest serves Bookinfo's details by WEBrick, and a few bytes by nginx, so that the network is
 //! measured too. All VMs have the same kernel, initramfs and root; each is idle while another is
-//! measured.
+//! measured. The same servers without a VM, as the pod's own processes, are the bar that no VM's network
+//! gets over: what it leaves is the proxies' and the servers' own.
 
 #![allow(
     clippy::expect_used,
@@ -14,29 +15,33 @@
 )]
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use peapod_tests::Boot;
 use peapod_tests::bench::{Mark, Record, cpu_seconds, machine, report};
+use peapod_tests::mesh::application::DETAILS;
 use peapod_tests::mesh::{Envoy, Node, Pod, Redirect, Service, Sidecar, User};
 use peapod_tests::networks::{Network, passt, version};
 use peapod_tests::space::{Process, enclose};
 
 const MEMORY_MIB: u64 = 512;
 const LIMIT: Duration = Duration::from_secs(300);
-/// Whose marks are told, ours first.
-const NETWORKS: [Network; 4] = [
-    Network::Peapod,
-    Network::Slirp,
-    Network::PasstVhostUser,
-    Network::TapVhostNet,
+/// Whose marks are told, ours first; the last is no VM.
+const PLACES: [Place; 5] = [
+    Place(Some(Network::Peapod)),
+    Place(Some(Network::Slirp)),
+    Place(Some(Network::PasstVhostUser)),
+    Place(Some(Network::TapVhostNet)),
+    Place(None),
 ];
-/// What the guest serves, and where.
+/// What is served, and where.
 const SERVERS: [(&str, u16, &str); 2] = [("details.rb", 9080, "/details/0"), ("static", 9081, "/")];
-const USER_DATA: &str = "#!/bin/bash
-cat >/etc/nginx/nginx.conf <<'end'
+/// Where nginx has its configuration, in the guest or in this program's own /run.
+const NGINX: &str = "cat >/run/nginx.conf <<'end'
 user root;
+pid /run/nginx.pid;
 events {}
 http {
     access_log off;
@@ -44,10 +49,43 @@ http {
     server { listen 9081; location / { return 200 'a few bytes'; } }
 }
 end
-nginx
+";
+/// What a guest does.
+const SERVE: &str = "nginx -c /run/nginx.conf
 cd /opt/details
 ruby details.rb 9080 >/dev/null 2>&1 &
 ";
+
+/// Where the servers are: in a VM with such a network, or in the pod itself.
+#[derive(Clone, Copy, PartialEq)]
+struct Place(Option<Network>);
+
+impl Place {
+    /// As a table has it.
+    fn name(self) -> &'static str {
+        self.0.map_or("no VM", Network::name)
+    }
+
+    /// Starts the servers, and what they are in.
+    fn start(self, pod: &Pod, boot: &Boot) -> Vec<Process> {
+        let space = pod.space();
+        if let Some(network) = self.0 {
+            return network.start(&space, boot, &[9080, 9081]);
+        }
+        let details = boot.path("details.rb");
+        std::fs::write(&details, DETAILS).unwrap();
+        let mut ruby = Command::new("ruby");
+        ruby.arg(details).arg("9080").stderr(Stdio::null());
+        let mut nginx = Command::new("bash");
+        let script = format!("{NGINX}exec nginx -c /run/nginx.conf -g 'daemon off;'");
+        nginx.args(["-ec", &script]);
+        let start = |command: &mut Command| {
+            let started = space.inside(|| Process::start(command)).unwrap();
+            started.unwrap()
+        };
+        vec![start(&mut ruby), start(&mut nginx)]
+    }
+}
 
 #[derive(Parser)]
 struct Options {
@@ -57,7 +95,7 @@ struct Options {
     /// How long each time, in seconds.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
-    /// The only VMs.
+    /// The only VMs; what has none is measured in any case.
     #[arg(long, value_delimiter = ',')]
     with: Vec<Network>,
     /// Runs in namespaces of its own already.
@@ -66,15 +104,16 @@ struct Options {
 }
 
 /// What is measured, and in what.
-const FIGURES: [(&str, &str); 3] = [
+const FIGURES: [(&str, &str); 4] = [
     ("requests", "1/s"),
     ("99th percentile", "ms"),
     ("sidecar's CPU a request", "CPU-us"),
+    ("VM's or server's CPU a request", "CPU-us"),
 ];
 
 /// What the ratio of a figure is to be, of a server's, beside a network.
-fn mark(figure: usize, server: usize, network: Network) -> Option<Mark> {
-    match (figure, network) {
+fn mark(figure: usize, server: usize, place: Place) -> Option<Mark> {
+    match (figure, place.0?) {
         (0, Network::Slirp) => Some(Mark::AtLeast([1.5, 2.0][server])),
         (0, Network::PasstVhostUser) => Some(Mark::AtLeast([1.2, 1.5][server])),
         (1, Network::TapVhostNet) => Some(Mark::AtMost(1.0)),
@@ -85,14 +124,14 @@ fn mark(figure: usize, server: usize, network: Network) -> Option<Mark> {
 
 /// A VM that waits to be measured, behind its sidecar.
 struct Vm<'a> {
-    network: Network,
+    place: Place,
     service: &'a Service,
     /// Its sidecar's process.
     sidecar: u32,
     /// Of each server each figure's values.
-    series: [[Vec<f64>; 3]; 2],
+    series: [[Vec<f64>; 4]; 2],
     _envoy: Envoy,
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
 }
 
 /// The number before `unit` as wrk writes it, in its own unit.
@@ -120,20 +159,21 @@ fn read(said: &str) -> Option<[f64; 3]> {
 }
 
 impl<'a> Vm<'a> {
-    fn start(network: Network, boot: &Boot, pod: &'a Pod, services: &'a [Service]) -> Self {
+    fn start(place: Place, boot: &Boot, pod: &'a Pod, services: &'a [Service]) -> Self {
         let start = Instant::now();
         let address = pod.address.to_string();
         let mut own = services.iter().filter(|s| s.endpoints[0].0 == address);
         let service = own.next().unwrap();
         Redirect::ISTIO.load(pod);
-        let envoy = sidecar(network.name(), pod, &[9080, 9081], services);
+        let (name, processes) = (place.name(), place.start(pod, boot));
+        let envoy = sidecar(name, pod, &[9080, 9081], services);
         let vm = Self {
-            network,
+            place,
             service,
             sidecar: envoy.id(),
             series: Default::default(),
             _envoy: envoy,
-            _processes: network.start(&pod.space(), boot, &[9080, 9081]),
+            processes,
         };
         for (_, port, path) in SERVERS {
             let url = format!("http://{}:{port}{path}", pod.address);
@@ -143,28 +183,35 @@ impl<'a> Vm<'a> {
                 if answered {
                     break;
                 }
-                let name = network.name();
                 assert!(start.elapsed() < LIMIT, "{name}: {url}: {said}");
             }
         }
         eprintln!(
-            "==> {}: up after {:.1} s",
-            network.name(),
+            "==> {name}: up after {:.1} s",
             start.elapsed().as_secs_f64()
         );
         vm
     }
 
-    fn measure(&self, client: &Pod, (_, port, path): (&str, u16, &str), seconds: u32) -> [f64; 3] {
+    /// The seconds of a CPU that the sidecar has had so far, and what serves, but for the kernel's
+    /// threads.
+    fn used(&self) -> [f64; 2] {
+        let seconds = |process| cpu_seconds(process).unwrap();
+        let serving = self.processes.iter().map(|process| seconds(process.id()));
+        [seconds(self.sidecar), serving.sum()]
+    }
+
+    fn measure(&self, client: &Pod, (_, port, path): (&str, u16, &str), seconds: u32) -> [f64; 4] {
         let host = &self.service.address;
-        let before = cpu_seconds(self.sidecar).unwrap();
+        let before = self.used();
         let script =
             format!("wrk -t1 -c8 -d{seconds}s --timeout 20s --latency http://{host}:{port}{path}");
         let said = client.run(&script);
-        let used = cpu_seconds(self.sidecar).unwrap() - before;
+        let after = self.used();
         let [rate, latency, requests] =
-            read(&said).unwrap_or_else(|| panic!("{}: {said}", self.network.name()));
-        [rate, latency, used * 1e6 / requests]
+            read(&said).unwrap_or_else(|| panic!("{}: {said}", self.place.name()));
+        let each = |i: usize| (after[i] - before[i]) * 1e6 / requests;
+        [rate, latency, each(0), each(1)]
     }
 }
 
@@ -193,8 +240,8 @@ fn main() {
     let node = Node::new();
     let client = node.pod("client", 10);
     let pods: Vec<Pod> = (0u8..)
-        .zip(NETWORKS)
-        .map(|(number, network)| node.pod(network.name(), 20 + number))
+        .zip(PLACES)
+        .map(|(number, place)| node.pod(place.name(), 20 + number))
         .collect();
     let services: Vec<Service> = pods
         .iter()
@@ -210,21 +257,25 @@ fn main() {
     node.publish(&services);
     Redirect::ISTIO.load(&client);
     let _client = sidecar("client", &client, &[], &services);
-    let boot = Boot::of("peapod/nginx:latest", USER_DATA, MEMORY_MIB, &[9080, 9081]);
-    let vms = NETWORKS.iter().zip(&pods);
-    let mut vms: Vec<Vm> = vms
-        .filter(|(network, _)| options.with.is_empty() || options.with.contains(network))
-        .map(|(network, pod)| Vm::start(*network, &boot, pod, &services))
+    let user_data = format!("#!/bin/bash\n{NGINX}{SERVE}");
+    let boot = Boot::of("peapod/nginx:latest", &user_data, MEMORY_MIB, &[9080, 9081]);
+    let wanted = |place: Place| {
+        let network = place.0.filter(|_| !options.with.is_empty());
+        network.is_none_or(|network| options.with.contains(&network))
+    };
+    let mut vms: Vec<Vm> = (PLACES.iter().zip(&pods))
+        .filter(|(place, _)| wanted(**place))
+        .map(|(place, pod)| Vm::start(*place, &boot, pod, &services))
         .collect();
     for round in 0..=options.rounds {
         eprintln!("==> round {round} of {}", options.rounds);
         for vm in &mut vms {
             for (index, server) in SERVERS.into_iter().enumerate() {
                 let figures = vm.measure(&client, server, options.seconds);
-                let [rate, latency, cpu] = figures;
-                let (name, what) = (vm.network.name(), server.0);
+                let [rate, latency, cpu, own] = figures;
+                let (name, what) = (vm.place.name(), server.0);
                 eprintln!(
-                    "    {name:<22} {what:<10} {rate:>8.1}/s {latency:>8.1} ms {cpu:>8.0} us"
+                    "    {name:<22} {what:<10} {rate:>8.1}/s {latency:>8.1} ms {cpu:>8.0} us {own:>8.0} us"
                 );
                 // The first round is slower than the next.
                 if round > 0 {
@@ -236,18 +287,18 @@ fn main() {
         // Nobody is always the first.
         vms.rotate_left(1);
     }
-    vms.sort_by_key(|vm| vm.network as u8);
+    vms.sort_by_key(|vm| PLACES.iter().position(|place| *place == vm.place));
     // Without ours there is nothing to hold against anybody.
     let [ours, peers @ ..] = &vms[..] else { return };
-    if ours.network != Network::Peapod {
+    if ours.place != PLACES[0] {
         return;
     }
     let mut records = Vec::new();
     for (server, (what, _, _)) in SERVERS.iter().enumerate() {
         for (figure, (name, unit)) in FIGURES.iter().enumerate() {
             records.extend(peers.iter().map(|peer| {
-                let theirs = (peer.network.name(), &peer.series[server][figure][..]);
-                let mark = mark(figure, server, peer.network);
+                let theirs = (peer.place.name(), &peer.series[server][figure][..]);
+                let mark = mark(figure, server, peer.place);
                 let name = format!("{what}: {name}");
                 Record::new(&name, unit, &ours.series[server][figure], theirs, mark)
             }));

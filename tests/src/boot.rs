@@ -263,6 +263,36 @@ impl Boot {
         command
     }
 
+    /// Firecracker, which lies at `program`, with a network by the tap `tap`, and a disk and user-data of its
+    /// own: what peapod boots, as a VM that can be saved by the API at `socket`.
+    pub fn firecracker_served(&self, program: &Path, tap: &str, socket: &Path) -> Command {
+        let root = self.path("firecracker-root");
+        fs::copy(self.root(), &root).unwrap();
+        let disk = |id: &str, path: &Path, read_only: bool| {
+            json!({
+                "drive_id": id, "path_on_host": path, "is_root_device": false, "is_read_only": read_only,
+            })
+        };
+        let machine = json!({
+            "boot-source": {
+                "kernel_image_path": self.kernel(),
+                "initrd_path": self.initramfs(),
+                "boot_args": CMDLINE,
+            },
+            "drives": [disk("root", &root, false), disk("seed", &self.path("seed.img"), true)],
+            "network-interfaces": [{ "iface_id": "n", "host_dev_name": tap }],
+            "machine-config": { "vcpu_count": 1, "mem_size_mib": self.memory_mib },
+            "entropy": {},
+        });
+        let file = self.path("firecracker-served.json");
+        fs::write(&file, machine.to_string()).unwrap();
+        let mut command = Command::new(program);
+        // By PCI, for which the initramfs has drivers.
+        command.arg("--enable-pci").arg("--api-sock").arg(socket);
+        command.arg("--config-file").arg(file);
+        command
+    }
+
     /// Cloud Hypervisor, which lies at `program`.
     pub fn cloud_hypervisor(&self, program: &Path) -> Command {
         let mut command = Command::new(program);

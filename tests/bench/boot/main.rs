@@ -12,35 +12,47 @@
     clippy::unwrap_used
 )]
 
+mod firecracker;
+
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use firecracker::Saved;
 use peapod_tests::bench::{Mark, Record, report};
 use peapod_tests::{Boot, FIRST_LINE, Vm};
 
 const IDLE_ROUNDS: usize = 3;
 const PEER: &str = "qemu q35, slirp";
+const MEMORY: &str = "memory beyond the guest's (PSS)";
+const WITH_FLOWS: &str = "the same with 1,000 connections";
 const MEMORY_MIB: u64 = 512;
+/// Where ours, and QEMU's, are called.
+const HOST: &str = "127.0.0.1";
 const PORT: u16 = 9080;
+/// Where the guest keeps whoever calls.
+const HELD_PORT: u16 = 9081;
+const FLOWS: usize = 1000;
 const LIMIT: Duration = Duration::from_secs(120);
-const USER_DATA: &str = "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\n";
+const USER_DATA: &str = "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\nulimit -n 4096\n\
+    ruby -rsocket -e 's = TCPServer.new(9081); s.listen(128); kept = []
+    loop { c = s.accept; c.write(c.readpartial(1)); kept << c }' &\n";
 
 /// What a guest has after its answer before it is looked at, and for how long it is.
 const SETTLED: Duration = Duration::from_secs(10);
 const WATCHED: Duration = Duration::from_secs(20);
-/// The mark of the process's own memory.
-const OWN_MIB: f64 = 5.0;
+/// The marks of the process's own memory, and with [`FLOWS`].
+const OWN_MIB: [f64; 2] = [5.0, 8.0];
 /// One of what an idle process does.
-type Figure = fn(&Idle) -> f64;
+type Figure = fn(&Times) -> f64;
 /// All of them, and the mark of each.
 const IDLE: [(&str, Figure, f64); 2] = [
-    ("wakes/s", |idle| idle.wakes, 10.0),
-    ("% CPU", |idle| idle.cpu, 0.1),
+    ("wakes/s", |boot| boot.idle.wakes, 10.0),
+    ("% CPU", |boot| boot.idle.cpu, 0.1),
 ];
 
 #[derive(Parser)]
@@ -48,6 +60,9 @@ struct Options {
     /// How often each is measured; the medians are told.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
+    /// Firecracker's program, to see how soon it answers that begins with a snapshot.
+    #[arg(long)]
+    firecracker: Option<PathBuf>,
 }
 
 /// What one boot took.
@@ -55,6 +70,8 @@ struct Times {
     userspace: f64,
     answer: f64,
     memory: f64,
+    /// The same with [`FLOWS`]; only where it was idle.
+    with_flows: f64,
     idle: Idle,
 }
 
@@ -108,12 +125,12 @@ fn work(process: u32) -> (u64, u64) {
 fn answer_of(mut command: Command) -> f64 {
     let begin = Instant::now();
     let _vm = Vm::start(&mut command);
-    answer(begin)
+    answer(HOST, begin)
 }
 
-/// Seconds until it answers.
-fn answer(begin: Instant) -> f64 {
-    while !answers() {
+/// Seconds until it answers at that address.
+fn answer(address: &str, begin: Instant) -> f64 {
+    while !answers(address) {
         assert!(begin.elapsed() < LIMIT, "no answer");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -124,19 +141,32 @@ fn measure(mut command: Command, idle: bool) -> Times {
     let begin = Instant::now();
     let vm = Vm::start(&mut command);
     vm.wait_console(FIRST_LINE, 1, LIMIT);
-    let (userspace, answered) = (begin.elapsed().as_secs_f64(), answer(begin));
+    let (userspace, answered) = (begin.elapsed().as_secs_f64(), answer(HOST, begin));
     // In use, and not in the midst of its boot any more.
     std::thread::sleep(SETTLED);
-    answer(Instant::now());
-    Times {
+    answer(HOST, Instant::now());
+    let mut times = Times {
         userspace,
         answer: answered,
         memory: memory_beyond_the_guest(vm.pid()),
-        idle: match idle {
-            true => Idle::of(vm.pid()),
-            false => Idle::default(),
-        },
+        with_flows: 0.0,
+        idle: Idle::default(),
+    };
+    if idle {
+        times.idle = Idle::of(vm.pid());
+        let _flows: Vec<_> = (0..FLOWS).map(|_| call()).collect();
+        times.with_flows = memory_beyond_the_guest(vm.pid());
     }
+    times
+}
+
+/// A connection on which the guest has answered a byte.
+fn call() -> TcpStream {
+    let mut stream = TcpStream::connect((HOST, HELD_PORT)).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(b"?").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    stream
 }
 
 /// Makes the snapshot of a VM that has answered; where it is.
@@ -145,7 +175,7 @@ fn save(files: &Boot) -> PathBuf {
     let mut command = files.peapod();
     command.arg("--state-dir").arg(&state);
     let _vm = Vm::start(&mut command);
-    answer(Instant::now());
+    answer(HOST, Instant::now());
     let mut save = files.command("snapshot");
     let saved = save.arg(&state).arg(&snapshot).arg("--stop").status();
     assert!(saved.unwrap().success());
@@ -159,9 +189,10 @@ fn restore(files: &Boot, snapshot: &Path) -> f64 {
     answer_of(command)
 }
 
-fn answers() -> bool {
+fn answers(address: &str) -> bool {
     let request = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", PORT))?;
+        let address = SocketAddr::new(address.parse().map_err(std::io::Error::other)?, PORT);
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.write_all(b"GET /details/0 HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
@@ -188,11 +219,15 @@ fn memory_beyond_the_guest(pid: u32) -> f64 {
 
 fn main() {
     let options = Options::parse();
-    let files = Boot::new(USER_DATA, MEMORY_MIB, &[PORT]);
-    let network = format!("user,id=n,hostfwd=tcp:127.0.0.1:{PORT}-:{PORT}");
+    let ports = [PORT, HELD_PORT];
+    let files = Boot::new(USER_DATA, MEMORY_MIB, &ports);
+    let forwards = ports.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:{port}"));
+    let network = format!("user,id=n{}", forwards.concat());
     let (mut ours, mut peer) = (Vec::new(), Vec::new());
-    let (mut restored, mut launched) = (Vec::new(), Vec::new());
+    let (mut restored, mut launched, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     let snapshot = save(&files);
+    let peer_of_snapshots =
+        (options.firecracker.as_ref()).map(|program| Saved::new(program, &files));
     // The first of each is not counted: it reads the programs themselves.
     for round in 0..=options.rounds {
         // It takes its time.
@@ -204,7 +239,9 @@ fn main() {
         // Asked no sooner than the others are: a guest that is starting has the asking's CPU the less.
         let in_a_pod = measure(files.launch(), false).answer;
         let again = restore(&files, &snapshot);
+        let their_own = peer_of_snapshots.as_ref().map(Saved::restore);
         if round > 0 {
+            theirs.extend(their_own);
             ours.push(a);
             peer.push(b);
             launched.push(in_a_pod);
@@ -216,11 +253,8 @@ fn main() {
         let series = |boots: &[Times]| boots.iter().map(figure).collect::<Vec<_>>();
         Record::new(name, unit, &series(&ours), (PEER, &series(&peer)), None)
     };
-    let idle = |boots: &[Times], figure: Figure| {
-        let idle = boots
-            .iter()
-            .take(IDLE_ROUNDS)
-            .map(|boot| figure(&boot.idle));
+    let idle = |boots: &[Times], figure: fn(&Times) -> f64| {
+        let idle = boots.iter().take(IDLE_ROUNDS).map(figure);
         idle.collect::<Vec<_>>()
     };
     let mark = |name: &str, unit, ours: &[f64], mark: f64| {
@@ -228,6 +262,8 @@ fn main() {
         Record::new(name, unit, ours, bar, Some(Mark::AtMost(1.0)))
     };
     let memory: Vec<_> = ours.iter().map(|boot| boot.memory).collect();
+    let flows: Figure = |boot| boot.with_flows;
+    let with_flows = idle(&ours, flows);
     let mut records = vec![
         record("process start to first line of userspace", "s", |b| {
             b.userspace
@@ -247,9 +283,28 @@ fn main() {
             ("peapod run", &booted),
             Some(Mark::AtMost(1.2)),
         ),
-        record("memory beyond the guest's (PSS)", "MiB", |b| b.memory),
-        mark("memory beyond the guest's (PSS)", "MiB", &memory, OWN_MIB),
+        record(MEMORY, "MiB", |b| b.memory),
+        mark(MEMORY, "MiB", &memory, OWN_MIB[0]),
+        Record::new(
+            WITH_FLOWS,
+            "MiB",
+            &with_flows,
+            (PEER, &idle(&peer, flows)),
+            None,
+        ),
+        mark(WITH_FLOWS, "MiB", &with_flows, OWN_MIB[1]),
     ];
+    if !theirs.is_empty() {
+        let name = "process start with a snapshot to first answer on 9080";
+        let peer = ("firecracker, tap", &theirs[..]);
+        records.push(Record::new(
+            name,
+            "s",
+            &restored,
+            peer,
+            Some(Mark::AtMost(1.0)),
+        ));
+    }
     for (unit, figure, most) in IDLE {
         let (ours, peer) = (idle(&ours, figure), idle(&peer, figure));
         let name = "idle, but for vCPUs";
