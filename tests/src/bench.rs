@@ -114,6 +114,36 @@ pub fn cpu_seconds(process: impl fmt::Display) -> io::Result<f64> {
     Ok(ticks(fields.split(' ').skip(11).take(2)))
 }
 
+/// What a thread of a process has done so far.
+#[derive(Debug, Clone)]
+pub struct Thread {
+    /// Its name.
+    pub name: String,
+    /// How often it has slept, and so was woken.
+    pub sleeps: u64,
+    /// The nanoseconds of a CPU that it has had.
+    pub ran: u64,
+}
+
+/// The threads of a process; one may have ended meanwhile.
+pub fn threads(process: u32) -> io::Result<Vec<Thread>> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task"))?;
+    let threads = tasks.map(|task| {
+        let path = task?.path();
+        let read = |name: &str| fs::read_to_string(path.join(name)).unwrap_or_default();
+        let (status, run) = (read("status"), read("schedstat"));
+        let slept = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        Ok(Thread {
+            name: read("comm").trim().to_owned(),
+            sleeps: slept.map_or(0, |n| n.trim().parse().unwrap_or(0)),
+            ran: run.split(' ').next().map_or(0, |n| n.parse().unwrap_or(0)),
+        })
+    });
+    threads.collect()
+}
+
 /// The seconds of fields of proc_stat(5) or proc_pid_stat(5) together.
 pub fn ticks<'a>(fields: impl Iterator<Item = &'a str>) -> f64 {
     let sum: f64 = fields.filter_map(|field| field.parse::<f64>().ok()).sum();

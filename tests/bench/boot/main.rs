@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use firecracker::Saved;
-use peapod_tests::bench::{Mark, Record, report};
+use peapod_tests::bench::{Mark, Record, report, threads};
 use peapod_tests::{Boot, FIRST_LINE, Vm};
 
 const IDLE_ROUNDS: usize = 3;
@@ -101,24 +101,11 @@ impl Idle {
 
 /// How often the threads but the vCPUs' have slept, and the nanoseconds that they have run.
 fn work(process: u32) -> (u64, u64) {
-    let (mut sleeps, mut ran) = (0, 0);
-    for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
-        let thread = thread.unwrap().path();
-        // A thread may have ended.
-        let read = |name: &str| fs::read_to_string(thread.join(name)).unwrap_or_default();
-        let name = read("comm");
-        if name.starts_with("vcpu") || name.starts_with("CPU ") {
-            continue;
-        }
-        let status = read("status");
-        let slept = status
-            .lines()
-            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        sleeps += slept.map_or(0, |n| n.trim().parse().unwrap());
-        let run = read("schedstat");
-        ran += run.split(' ').next().map_or(0, |n| n.parse().unwrap_or(0));
-    }
-    (sleeps, ran)
+    let threads = threads(process).unwrap().into_iter();
+    let own = threads.filter(|t| !t.name.starts_with("vcpu") && !t.name.starts_with("CPU "));
+    own.fold((0, 0), |(sleeps, ran), thread| {
+        (sleeps + thread.sleeps, ran + thread.ran)
+    })
 }
 
 /// Seconds from a process's start to its answer.

@@ -12,6 +12,7 @@
 
 mod load;
 mod measure;
+mod profile;
 mod site;
 mod table;
 
@@ -73,6 +74,8 @@ enum Part {
     Istio,
     /// Memory and descriptors of idle flows.
     Idle,
+    /// System calls, wake-ups and time on a CPU, of a stream and of a byte there and back.
+    Profile,
 }
 
 /// What is measured of sites of one kind.
@@ -128,12 +131,16 @@ impl Options {
         };
         let istio = vec![(Part::Istio, Measurement::BehindSidecar)];
         let idle = vec![(Part::Idle, Measurement::Idle)];
+        let profile = WAYS.map(Measurement::ProfileStream).into_iter();
+        let profile = profile.chain(WAYS.map(Measurement::ProfileAsk));
+        let profile = profile.map(|measurement| (Part::Profile, measurement));
         let all = usize::MAX;
         let mut stages = vec![
             stage(1500, false, all, streams(1500).chain(small).collect()),
             stage(65520, false, all, streams(65520).collect()),
             stage(1500, true, all, istio),
             stage(1500, false, 1, idle),
+            stage(1500, false, all, profile.collect()),
         ];
         let wanted = |part: &Part| self.only.is_empty() || self.only.contains(part);
         for stage in &mut stages {
@@ -152,7 +159,7 @@ fn concerns(part: Part, contender: Contender) -> bool {
         // is a process of the host's own.
         Part::Istio => !matches!(contender, Veth | Relay),
         // Those that keep flows in a process of theirs.
-        Part::Idle => !matches!(contender, Veth | Relay | Loopback),
+        Part::Idle | Part::Profile => !matches!(contender, Veth | Relay | Loopback),
         Part::Udp => !matches!(contender, Relay | Loopback),
         Part::Tcp | Part::Rr | Part::Crr => true,
     }

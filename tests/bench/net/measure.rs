@@ -10,6 +10,7 @@ use peapod_tests::bench::{Mark, cpu_seconds, ticks};
 use peapod_tests::sides::{Family, Way};
 
 use crate::load::service;
+use crate::profile;
 use crate::site::Contender::{Loopback, Pasta, Slirp4netns, Veth};
 use crate::site::Site;
 use crate::table::{Against, Row};
@@ -35,10 +36,12 @@ pub enum Measurement {
     Connect(Way),
     Datagrams(Way, usize),
     Idle,
+    ProfileStream(Way),
+    ProfileAsk(Way),
 }
 
 /// Longer than anything lasts that is not stuck.
-const LIMIT: Duration = Duration::from_secs(40);
+pub const LIMIT: Duration = Duration::from_secs(40);
 /// Less loss than this counts as none.
 const LOSS: f64 = 0.001;
 /// Datagrams a second: where the search begins, and what it is content with at either end.
@@ -94,6 +97,25 @@ impl Measurement {
                 let name = format!("UDP {size} B {way}, loss < 0.1 %");
                 vec![Row::new(&name, "1/s", &against)]
             }
+            Self::ProfileStream(way) => {
+                let name = format!("profile: TCP {way} IPv4 MTU 1500");
+                let row = |what: &str, unit| Row::new(&format!("{name}: {what}"), unit, &PEERS);
+                vec![
+                    row("system calls", "1/MiB"),
+                    row("wake-ups", "1/MiB"),
+                    row("frames", "1/MiB"),
+                    row("CPU a frame", "ns"),
+                ]
+            }
+            Self::ProfileAsk(way) => {
+                let name = format!("profile: 1 B there and back {way}");
+                let row = |what: &str, unit| Row::new(&format!("{name}: {what}"), unit, &PEERS);
+                vec![
+                    row("system calls", ""),
+                    row("wake-ups", ""),
+                    row("CPU", "ns"),
+                ]
+            }
             Self::Idle => {
                 let (all, most) = (scale.flows as f64, Mark::AtMost(1.0));
                 let pasta = [One(Pasta, None)];
@@ -112,6 +134,8 @@ impl Measurement {
     pub fn of(self, site: &mut Site, scale: Scale) -> io::Result<Option<Vec<f64>>> {
         let (way, family, service) = match self {
             Self::Stream(way, family, _) => (way, family, service::SINK),
+            Self::ProfileStream(way) => (way, Family::V4, service::SINK),
+            Self::ProfileAsk(way) => (way, Family::V4, service::ECHO),
             Self::BehindSidecar => (Way::Out, Family::V4, service::SINK),
             Self::Ask(way) => (way, Family::V4, service::ECHO),
             Self::Connect(way) => (way, Family::V4, service::ONCE),
@@ -133,6 +157,8 @@ impl Measurement {
                 probe(site, way, &words)
             }),
             Self::Idle => idle(site, to, scale),
+            Self::ProfileStream(_) => profile::stream(site, way, to),
+            Self::ProfileAsk(_) => profile::ask(site, way, to, scale.asks),
         };
         figures.map(Some)
     }

@@ -205,6 +205,18 @@ impl Site {
         if way == Way::Out { host } else { guest }
     }
 
+    /// Frames that its card gave the guest and took from it so far.
+    pub fn frames(&self) -> io::Result<f64> {
+        let Some(guest) = &self.guest else {
+            return Ok(f64::NAN);
+        };
+        let mut ip = guest.command("ip")?;
+        let output = ip.args(["-j", "-s", "link", "show", "eth0"]).output()?;
+        let links: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let count = |way: &str| links[0]["stats64"][way]["packets"].as_f64();
+        Ok(count("rx").unwrap_or(f64::NAN) + count("tx").unwrap_or(f64::NAN))
+    }
+
     /// What to call to get to a service; nothing if the contender can't get there.
     pub fn target(&self, way: Way, family: Family, service: u16) -> Option<SocketAddr> {
         let host = [HOST[0], HOST6];
