@@ -95,8 +95,9 @@ debian=http://deb.debian.org/debian
 
 # Sets `other` to apt's options that have it know those suites of Debian's and no other; the last is
 # where what it installs comes from. Their lists are kept apart, and are of today.
-other_apt() { # NAME SUITE...
-    local apt=$cache/tools/apt-$1
+other_apt() { # SUITE...
+    local apt
+    apt=$cache/tools/apt-$(IFS=+ && echo "$*")
     other=(
         -q -o APT::Sandbox::User=root -o Acquire::Languages=none -o APT::Default-Release="${*: -1}"
         -o Dir::Etc::sourcelist="$apt/debian.sources" -o Dir::Etc::sourceparts=-
@@ -107,11 +108,11 @@ other_apt() { # NAME SUITE...
     cat >"$apt/debian.sources" <<S
 Types: deb
 URIs: $debian
-Suites: ${*:2}
+Suites: $*
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 S
-    step "apt-get update for $1" apt-get "${other[@]}" update
+    step "apt-get update for $*" apt-get "${other[@]}" update
     touch "$apt/fresh"
 }
 
