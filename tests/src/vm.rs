@@ -95,11 +95,11 @@ impl Vm {
 
     /// Waits until the guest's console has shown `text` `count` times.
     pub fn wait_console(&self, text: &str, count: usize, limit: Duration) {
-        let shown = self.console.wait(text, count, limit);
-        assert!(
-            shown,
-            "the console did not show {text:?} {count} times in {limit:?}"
-        );
+        if !self.console.wait(text, count, limit) {
+            self.fail(&format!(
+                "the console did not show {text:?} {count} times in {limit:?}"
+            ));
+        }
     }
 
     /// Waits until peapod's own log has said `text`.
@@ -109,11 +109,11 @@ impl Vm {
 
     /// Waits until the log has said `text` so often.
     pub fn wait_log_count(&self, text: &str, count: usize, limit: Duration) {
-        let said = self.log.wait(text, count, limit);
-        assert!(
-            said,
-            "the log did not say {text:?} {count} times in {limit:?}"
-        );
+        if !self.log.wait(text, count, limit) {
+            self.fail(&format!(
+                "the log did not say {text:?} {count} times in {limit:?}"
+            ));
+        }
     }
 
     /// What the console has shown.
@@ -155,12 +155,27 @@ impl Vm {
     }
 }
 
+impl Vm {
+    /// Panics, with what was seen of it where nothing is dropped by that, as in a benchmark.
+    fn fail(&self, why: &str) -> ! {
+        if cfg!(panic = "abort") {
+            self.tell();
+        }
+        panic!("{why}")
+    }
+
+    /// Prints what was seen of it.
+    fn tell(&self) {
+        let (console, log) = (self.console(), self.log());
+        let threads = threads(self.pid());
+        eprintln!("--- console ---\n{console}\n--- log ---\n{log}\n{threads}");
+    }
+}
+
 impl Drop for Vm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let (console, log) = (self.console(), self.log());
-            let threads = threads(self.pid());
-            eprintln!("--- console ---\n{console}\n--- log ---\n{log}\n{threads}");
+            self.tell();
         }
         // It may have ended already.
         let _ = self.child.kill();
