@@ -77,7 +77,8 @@ impl Place {
         let mut ruby = Command::new("ruby");
         ruby.arg(details).arg("9080").stderr(Stdio::null());
         let mut nginx = Command::new("bash");
-        let script = format!("{NGINX}exec nginx -c /run/nginx.conf -g 'daemon off; master_process off;'");
+        let script =
+            format!("{NGINX}exec nginx -c /run/nginx.conf -g 'daemon off; master_process off;'");
         nginx.args(["-ec", &script]);
         let start = |command: &mut Command| {
             let started = space.inside(|| Process::start(command)).unwrap();

@@ -245,7 +245,8 @@ fn main() {
         idle.collect::<Vec<_>>()
     };
     let mark = |name: &str, unit, ours: &[f64], mark: f64| {
-        let bar = ("what it may be", &[mark][..]);
+        let bar = vec![mark; ours.len()];
+        let bar = ("what it may be", &bar[..]);
         Record::new(name, unit, ours, bar, Some(Mark::AtMost(1.0)))
     };
     let memory: Vec<_> = ours.iter().map(|boot| boot.memory).collect();
