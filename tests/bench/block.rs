@@ -21,7 +21,8 @@ use peapod_tests::{Boot, ExtraDisk, Scratch, Vm};
 
 const MEMORY_MIB: u64 = 512;
 const SIZE: &str = "256M";
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(120);
+const MOST_HUNG: usize = 3;
 /// The program comes on a disk too: the guest has no other way that both have.
 const USER_DATA: &str = "#!/bin/bash\ndd if=/dev/vdc of=/run/load-disk bs=1M 2>/dev/null\n\
     chmod 755 /run/load-disk\n/run/load-disk /dev/vdd 3 >/dev/console 2>&1\n";
@@ -50,10 +51,19 @@ fn image(folder: &Path, format: &str) -> PathBuf {
     path
 }
 
-/// What the guest said of each load.
+/// What the guest said of each load. One that hangs is told of and started again: QEMU's is seen to, its
+/// vCPU spinning, once in some thirty times in the lab.
 fn measure(mut command: Command) -> Vec<(String, f64)> {
-    let vm = Vm::start(&mut command);
-    vm.wait_console("load-disk done", 1, LIMIT);
+    let mut hung = 0;
+    let vm = loop {
+        let vm = Vm::start(&mut command);
+        if vm.shows("load-disk done", LIMIT) {
+            break vm;
+        }
+        hung += 1;
+        assert!(hung < MOST_HUNG, "{command:?} hangs");
+        eprintln!("    hung, and is started again: {command:?}");
+    };
     let console = vm.console();
     let lines = console.lines().filter_map(|l| l.split_once("load-disk "));
     let loads = lines.filter_map(|(_, load)| load.rsplit_once(' '));

@@ -93,6 +93,15 @@ impl Vm {
         self.child.id()
     }
 
+    /// Whether the guest's console shows `text` in time; if not, what was seen of it is printed.
+    pub fn shows(&self, text: &str, limit: Duration) -> bool {
+        let shown = self.console.wait(text, 1, limit);
+        if !shown {
+            self.tell();
+        }
+        shown
+    }
+
     /// Waits until the guest's console has shown `text` `count` times.
     pub fn wait_console(&self, text: &str, count: usize, limit: Duration) {
         if !self.console.wait(text, count, limit) {
