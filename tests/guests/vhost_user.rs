@@ -29,18 +29,7 @@ fn qemu_s_guest_has_the_same_network() {
         assert!(start.elapsed() < SOON, "no socket");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let memory = format!("memory-backend-memfd,id=m,share=on,size={MEMORY_MIB}M");
-    let chardev = format!("socket,id=c,path={}", socket.display());
-    let mut qemu = boot.qemu(&[
-        "-object",
-        &memory,
-        "-machine",
-        "memory-backend=m",
-        "-chardev",
-        &chardev,
-        "-netdev",
-        "vhost-user,id=n,chardev=c",
-    ]);
+    let mut qemu = boot.qemu_by_vhost_user(&socket);
     let console = boot.path("console");
     qemu.stdin(Stdio::null())
         .stdout(File::create(&console).unwrap());

@@ -68,11 +68,7 @@ fn trials() -> Vec<Trial> {
                 where_all_goes_through_the_sidecar_it_is_installed_and_cloned_too,
         });
         // Each boots a VM and its proxies in the lab.
-        let quick = |trial: Trial| {
-            let slow = !QUICK.contains(&trial.name());
-            trial.with_ignored_flag(slow)
-        };
-        trials = trials.into_iter().map(quick).collect();
+        trials = harness::slow_but(&QUICK, trials);
     }
     trials
 }

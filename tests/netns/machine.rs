@@ -1,6 +1,7 @@
 //! A VM as the guest: `peapod run`'s, or one of Debian's QEMU with `peapod-net --vhost-user`. It has
 //! nothing in common with the tests but its network, by which it is told what to do.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -81,16 +82,7 @@ impl Machine {
             until("no socket", || {
                 std::fs::exists(&socket).unwrap().then_some(())
             });
-            let mut qemu = boot.qemu(&[
-                "-chardev",
-                &format!("socket,id=c,path={socket}"),
-                "-netdev",
-                "vhost-user,id=n,chardev=c",
-                "-object",
-                &format!("memory-backend-memfd,id=m,size={MEMORY_MIB}M,share=on"),
-                "-machine",
-                "memory-backend=m",
-            ]);
+            let mut qemu = boot.qemu_by_vhost_user(Path::new(&socket));
             (network, Some(Process::start(&mut qemu).unwrap()))
         };
         let machine = Self {

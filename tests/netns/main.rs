@@ -46,11 +46,7 @@ fn trials() -> Vec<Trial> {
             ping_is_answered_by_who_is_asked_or_by_nobody,
     };
     if Kind::asked() != Kind::Namespace {
-        let quick = |trial: Trial| {
-            let slow = !QUICK.contains(&trial.name());
-            trial.with_ignored_flag(slow)
-        };
-        return programs.into_iter().map(quick).collect();
+        return harness::slow_but(&QUICK, programs);
     }
     let mut trials = trials! {
         addresses:

@@ -63,11 +63,6 @@ impl Boot {
         boot
     }
 
-    /// The guest's memory.
-    pub fn memory_mib(&self) -> u64 {
-        self.memory_mib
-    }
-
     /// A path beside what it boots from.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
@@ -187,6 +182,22 @@ impl Boot {
         command
     }
 
+    /// QEMU with it, whose network is behind a vhost-user socket.
+    pub fn qemu_by_vhost_user(&self, socket: &Path) -> Command {
+        let socket = format!("socket,id=c,path={}", socket.display());
+        let memory = format!(
+            "memory-backend-memfd,id=m,size={}M,share=on",
+            self.memory_mib
+        );
+        let network = [
+            ["-chardev", &socket],
+            ["-netdev", "vhost-user,id=n,chardev=c"],
+            ["-object", &memory],
+            ["-machine", "memory-backend=m"],
+        ];
+        self.qemu(&network.concat())
+    }
+
     /// QEMU with it, whose network `n` the arguments make.
     pub fn qemu(&self, network: &[&str]) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
@@ -241,56 +252,58 @@ impl Boot {
 
     /// Firecracker, which lies at `program`.
     pub fn firecracker(&self, program: &Path) -> Command {
+        let disks = [("root", &*self.root(), true)];
+        let mut command = Command::new(program);
+        command.arg("--no-api");
+        command
+            .arg("--config-file")
+            .arg(self.firecracker_machine(&disks, json!([])));
+        command
+    }
+
+    /// The same with a network by the tap `tap`, and a disk and user-data of its own: what peapod boots, as
+    /// a VM that can be saved by the API at `socket`.
+    pub fn firecracker_served(&self, program: &Path, tap: &str, socket: &Path) -> Command {
+        let root = self.path("firecracker-root");
+        fs::copy(self.root(), &root).unwrap();
+        let disks = [
+            ("root", &*root, false),
+            ("seed", &*self.path("seed.img"), true),
+        ];
+        let networks = json!([{ "iface_id": "n", "host_dev_name": tap }]);
+        let mut command = Command::new(program);
+        // By PCI, for which the initramfs has drivers.
+        command.arg("--enable-pci").arg("--api-sock").arg(socket);
+        command
+            .arg("--config-file")
+            .arg(self.firecracker_machine(&disks, networks));
+        command
+    }
+
+    /// The file that describes its machine; of each disk its name, its place, and whether it is only read.
+    fn firecracker_machine(&self, disks: &[(&str, &Path, bool)], networks: Value) -> PathBuf {
+        let disks = disks.iter().map(|(name, path, read_only)| {
+            json!({
+                "drive_id": name,
+                "path_on_host": path,
+                "is_root_device": false,
+                "is_read_only": read_only,
+            })
+        });
         let machine = json!({
             "boot-source": {
                 "kernel_image_path": self.kernel(),
                 "initrd_path": self.initramfs(),
                 "boot_args": CMDLINE,
             },
-            "drives": [{
-                "drive_id": "root",
-                "path_on_host": self.root(),
-                "is_root_device": false,
-                "is_read_only": true,
-            }],
+            "drives": disks.collect::<Vec<_>>(),
+            "network-interfaces": networks,
             "machine-config": { "vcpu_count": 1, "mem_size_mib": self.memory_mib },
             "entropy": {},
         });
         let file = self.path("firecracker.json");
         fs::write(&file, machine.to_string()).unwrap();
-        let mut command = Command::new(program);
-        command.args(["--no-api", "--config-file"]).arg(file);
-        command
-    }
-
-    /// Firecracker, which lies at `program`, with a network by the tap `tap`, and a disk and user-data of its
-    /// own: what peapod boots, as a VM that can be saved by the API at `socket`.
-    pub fn firecracker_served(&self, program: &Path, tap: &str, socket: &Path) -> Command {
-        let root = self.path("firecracker-root");
-        fs::copy(self.root(), &root).unwrap();
-        let disk = |id: &str, path: &Path, read_only: bool| {
-            json!({
-                "drive_id": id, "path_on_host": path, "is_root_device": false, "is_read_only": read_only,
-            })
-        };
-        let machine = json!({
-            "boot-source": {
-                "kernel_image_path": self.kernel(),
-                "initrd_path": self.initramfs(),
-                "boot_args": CMDLINE,
-            },
-            "drives": [disk("root", &root, false), disk("seed", &self.path("seed.img"), true)],
-            "network-interfaces": [{ "iface_id": "n", "host_dev_name": tap }],
-            "machine-config": { "vcpu_count": 1, "mem_size_mib": self.memory_mib },
-            "entropy": {},
-        });
-        let file = self.path("firecracker-served.json");
-        fs::write(&file, machine.to_string()).unwrap();
-        let mut command = Command::new(program);
-        // By PCI, for which the initramfs has drivers.
-        command.arg("--enable-pci").arg("--api-sock").arg(socket);
-        command.arg("--config-file").arg(file);
-        command
+        file
     }
 
     /// Cloud Hypervisor, which lies at `program`.

@@ -26,6 +26,15 @@ pub fn trial(name: &str, test: fn()) -> Trial {
     })
 }
 
+/// Has all but the `quick` ones run only where slow ones are asked for.
+pub fn slow_but(quick: &[&str], trials: Vec<Trial>) -> Vec<Trial> {
+    let marked = trials.into_iter().map(|trial| {
+        let slow = !quick.contains(&trial.name());
+        trial.with_ignored_flag(slow)
+    });
+    marked.collect()
+}
+
 /// Runs them as root with peapod-net, as the command line says, which is libtest's.
 pub fn run(name: &str, trials: Vec<Trial>) -> ExitCode {
     if let Err(error) = start() {

@@ -46,9 +46,14 @@ fn masquerade(pod: &Space, boot: &Boot, ports: &[u16]) -> Process {
          done"
     ))
     .unwrap();
+    start(pod, &mut dhcp_server(boot, "k6t-eth0"))
+}
+
+/// Who tells the guest behind an interface by DHCP that it is 10.0.2.2.
+pub fn dhcp_server(boot: &Boot, interface: &str) -> Command {
     let (file, leases) = (boot.path("udhcpd.conf"), boot.path("leases"));
     let text = format!(
-        "interface k6t-eth0\nstart 10.0.2.2\nend 10.0.2.2\nmax_leases 1\n\
+        "interface {interface}\nstart 10.0.2.2\nend 10.0.2.2\nmax_leases 1\n\
          option subnet 255.255.255.0\noption router 10.0.2.1\n\
          lease_file {0}\npidfile {0}.pid\n",
         leases.display()
@@ -56,8 +61,11 @@ fn masquerade(pod: &Space, boot: &Boot, ports: &[u16]) -> Process {
     fs::write(&file, text).unwrap();
     File::create(leases).unwrap();
     let mut server = Command::new("busybox");
-    server.args(["udhcpd", "-f"]).arg(file);
-    start(pod, server.stderr(Stdio::null()))
+    server
+        .args(["udhcpd", "-f"])
+        .arg(file)
+        .stderr(Stdio::null());
+    server
 }
 
 /// Starts a command in a pod.
@@ -124,20 +132,7 @@ impl Network {
             backend(pod, command.args(more), &socket)
         };
         let qemu = |network: &str| start(pod, &mut boot.qemu(&["-netdev", network]));
-        let vhost_user = || {
-            let socket = format!("socket,id=c,path={at}");
-            let memory = format!(
-                "memory-backend-memfd,id=m,size={}M,share=on",
-                boot.memory_mib()
-            );
-            let network = [
-                ["-chardev", &socket],
-                ["-netdev", "vhost-user,id=n,chardev=c"],
-                ["-object", &memory],
-                ["-machine", "memory-backend=m"],
-            ];
-            start(pod, &mut boot.qemu(&network.concat()))
-        };
+        let vhost_user = || start(pod, &mut boot.qemu_by_vhost_user(&socket));
         match self {
             Self::Peapod => {
                 let mut command = boot.peapod();

@@ -4,9 +4,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use peapod_tests::networks::dhcp_server;
 use peapod_tests::space::{Process, run};
 use peapod_tests::{Boot, Vm};
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use crate::answer;
 
 /// The guest's address.
-pub const GUEST: &str = "10.0.2.2";
+const GUEST: &str = "10.0.2.2";
 const TAP: &str = "firecracker";
 
 /// A VM that was saved once it had answered.
@@ -104,15 +105,5 @@ fn tap(files: &Boot) -> Process {
         "ip tuntap add {TAP} mode tap; ip address add 10.0.2.1/24 dev {TAP}; ip link set {TAP} up"
     );
     run(Command::new("sh").args(["-ec", &script])).unwrap();
-    let (file, leases) = (files.path("udhcpd.conf"), files.path("leases"));
-    let text = format!(
-        "interface {TAP}\nstart {GUEST}\nend {GUEST}\nmax_leases 1\noption subnet 255.255.255.0\n\
-         option router 10.0.2.1\nlease_file {0}\npidfile {0}.pid\n",
-        leases.display()
-    );
-    std::fs::write(&file, text).unwrap();
-    std::fs::File::create(leases).unwrap();
-    let mut server = Command::new("busybox");
-    server.args(["udhcpd", "-f"]).arg(file);
-    Process::start(server.stderr(Stdio::null())).unwrap()
+    Process::start(&mut dhcp_server(files, TAP)).unwrap()
 }

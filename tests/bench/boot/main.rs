@@ -28,6 +28,7 @@ use peapod_tests::{Boot, FIRST_LINE, Vm};
 
 const IDLE_ROUNDS: usize = 3;
 const PEER: &str = "qemu q35, slirp";
+const RESTORED: &str = "process start with a snapshot to first answer on 9080";
 const MEMORY: &str = "memory beyond the guest's (PSS)";
 const WITH_FLOWS: &str = "the same with 1,000 connections";
 const MEMORY_MIB: u64 = 512;
@@ -213,8 +214,10 @@ fn main() {
     let (mut ours, mut peer) = (Vec::new(), Vec::new());
     let (mut restored, mut launched, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     let snapshot = save(&files);
-    let peer_of_snapshots =
-        (options.firecracker.as_ref()).map(|program| Saved::new(program, &files));
+    let peer_of_snapshots = options
+        .firecracker
+        .as_ref()
+        .map(|program| Saved::new(program, &files));
     // The first of each is not counted: it reads the programs themselves.
     for round in 0..=options.rounds {
         // It takes its time.
@@ -258,7 +261,7 @@ fn main() {
         }),
         record("process start to first answer on 9080", "s", |b| b.answer),
         Record::new(
-            "process start with a snapshot to first answer on 9080",
+            RESTORED,
             "s",
             &restored,
             ("its own boot", &booted),
@@ -283,10 +286,9 @@ fn main() {
         mark(WITH_FLOWS, "MiB", &with_flows, OWN_MIB[1]),
     ];
     if !theirs.is_empty() {
-        let name = "process start with a snapshot to first answer on 9080";
         let peer = ("firecracker, tap", &theirs[..]);
         records.push(Record::new(
-            name,
+            RESTORED,
             "s",
             &restored,
             peer,

@@ -68,6 +68,12 @@ impl Measurement {
                 Row::new(&format!("{name}: all CPU"), "s/GiB", &all),
             ]
         };
+        let profile = |of: &str, figures: &[(&str, &'static str)]| {
+            let row = |(what, unit): &(&str, &'static str)| {
+                Row::new(&format!("profile: {of}: {what}"), unit, &PEERS)
+            };
+            figures.iter().map(row).collect()
+        };
         match self {
             Self::Stream(way, family, mtu) => {
                 let better = BetterOf([Pasta, Slirp4netns], Mark::AtLeast(1.2));
@@ -97,25 +103,19 @@ impl Measurement {
                 let name = format!("UDP {size} B {way}, loss < 0.1 %");
                 vec![Row::new(&name, "1/s", &against)]
             }
-            Self::ProfileStream(way) => {
-                let name = format!("profile: TCP {way} IPv4 MTU 1500");
-                let row = |what: &str, unit| Row::new(&format!("{name}: {what}"), unit, &PEERS);
-                vec![
-                    row("system calls", "1/MiB"),
-                    row("wake-ups", "1/MiB"),
-                    row("frames", "1/MiB"),
-                    row("CPU a frame", "ns"),
-                ]
-            }
-            Self::ProfileAsk(way) => {
-                let name = format!("profile: 1 B there and back {way}");
-                let row = |what: &str, unit| Row::new(&format!("{name}: {what}"), unit, &PEERS);
-                vec![
-                    row("system calls", ""),
-                    row("wake-ups", ""),
-                    row("CPU", "ns"),
-                ]
-            }
+            Self::ProfileStream(way) => profile(
+                &format!("TCP {way} IPv4 MTU 1500"),
+                &[
+                    ("system calls", "1/MiB"),
+                    ("wake-ups", "1/MiB"),
+                    ("frames", "1/MiB"),
+                    ("CPU a frame", "ns"),
+                ],
+            ),
+            Self::ProfileAsk(way) => profile(
+                &format!("1 B there and back {way}"),
+                &[("system calls", ""), ("wake-ups", ""), ("CPU", "ns")],
+            ),
             Self::Idle => {
                 let (all, most) = (scale.flows as f64, Mark::AtMost(1.0));
                 let pasta = [One(Pasta, None)];

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use peapod_tests::bench::threads;
+use peapod_tests::bench::{Thread, threads};
 use peapod_tests::sides::Way;
 use peapod_tests::space::about;
 use rustix::process::{Pid, Signal, kill_process};
@@ -75,9 +75,7 @@ fn watched<T>(
     };
     let done = |site: &Site| {
         let threads = threads(process)?;
-        let sum = |figure: fn(&peapod_tests::bench::Thread) -> u64| {
-            threads.iter().map(figure).sum::<u64>() as f64
-        };
+        let sum = |figure: fn(&Thread) -> u64| threads.iter().map(figure).sum::<u64>() as f64;
         Ok::<_, io::Error>([sum(|t| t.sleeps), sum(|t| t.ran), site.frames()?])
     };
     let counter = Counter::start(process)?;
