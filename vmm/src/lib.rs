@@ -30,6 +30,7 @@ pub mod sandbox;
 pub mod seed;
 pub mod snapshot;
 pub mod spans;
+pub mod sparse;
 pub mod topology;
 pub mod vfat;
 pub mod vmi;

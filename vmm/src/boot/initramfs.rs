@@ -7,14 +7,11 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
 
-use super::mapped::{Changes, Mapped};
-
 /// An initramfs on the host.
 #[derive(Debug, Clone)]
 pub struct Initramfs {
     name: PathBuf,
     file: Arc<File>,
-    changes: Changes,
 }
 
 /// Why the guest cannot have it.
@@ -30,19 +27,18 @@ pub enum InitramfsError {
 
 impl Initramfs {
     /// The one at `path`.
-    pub fn open(path: &Path, changes: Changes) -> Result<Self, InitramfsError> {
+    pub fn open(path: &Path) -> Result<Self, InitramfsError> {
         match File::open(path) {
-            Ok(file) => Ok(Self::new(path, file, changes)),
+            Ok(file) => Ok(Self::new(path, file)),
             Err(error) => Err(InitramfsError::Read(path.to_owned(), error)),
         }
     }
 
     /// The one in `file`, which is called `name` where a person is told of it.
-    pub fn new(name: &Path, file: File, changes: Changes) -> Self {
+    pub fn new(name: &Path, file: File) -> Self {
         Self {
             name: name.to_owned(),
             file: Arc::new(file),
-            changes,
         }
     }
 
@@ -65,17 +61,9 @@ impl Initramfs {
         let slice = memory.get_slice(GuestAddress(start), len);
         let mut slice = slice.map_err(|_| no_room())?;
         let mut file = &*self.file;
-        match self.changes {
-            Changes::Never => {
-                let mut mapped = Mapped::new(file).map_err(failed)?;
-                mapped.read_exact_volatile(&mut slice)
-            }
-            Changes::Perhaps => {
-                file.rewind().map_err(failed)?;
-                file.read_exact_volatile(&mut slice)
-            }
-        }
-        .map_err(|error| failed(io::Error::other(error)))?;
+        file.rewind().map_err(failed)?;
+        let read = file.read_exact_volatile(&mut slice);
+        read.map_err(|error| failed(io::Error::other(error)))?;
         Ok((GuestAddress(start), size))
     }
 }
@@ -92,9 +80,8 @@ mod tests {
     fn it_lies_at_the_end_of_memory_each_time_it_is_loaded_or_nowhere() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 5000]).unwrap();
-        for changes in [Changes::Perhaps, Changes::Never] {
-            let file = file.try_clone().unwrap();
-            let initramfs = Initramfs::new(Path::new("x.cpio"), file, changes);
+        let initramfs = Initramfs::new(Path::new("x.cpio"), file);
+        for _ in 0..2 {
             let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
             let (at, len) = initramfs
                 .load(&memory, GuestAddress(0x8_0000), 1 << 20)
@@ -104,7 +91,6 @@ mod tests {
             memory.read_slice(&mut bytes, at).unwrap();
             assert_eq!((bytes[0], bytes[4999], bytes[5000]), (7, 7, 0));
         }
-        let initramfs = Initramfs::new(Path::new("x.cpio"), file, Changes::Perhaps);
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let kernel_end = GuestAddress((1 << 20) - 0x1000);
         let error = initramfs.load(&memory, kernel_end, 1 << 20).unwrap_err();

@@ -7,7 +7,6 @@ pub mod entries;
 pub mod initramfs;
 pub mod kernel;
 pub mod linux;
-pub mod mapped;
 pub mod pvh;
 pub mod smbios;
 pub mod start;

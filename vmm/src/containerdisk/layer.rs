@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 
 use super::layout::{Layer, Layout};
 use super::{Fault, bad};
+use crate::sparse;
 
 /// More than this is no disk that anybody has put into a container image.
 const MAX_DISK: u64 = 2 << 40;
@@ -126,11 +127,7 @@ fn copy_sparse(from: &mut impl Read, to: &mut File, size: u64) -> Result<(), Fau
             break;
         };
         from.read_exact(chunk)?;
-        if chunk.iter().all(|b| *b == 0) {
-            to.seek(SeekFrom::Current(want as i64))?;
-        } else {
-            to.write_all(chunk)?;
-        }
+        sparse::append(to, chunk)?;
         done += want as u64;
     }
     Ok(())

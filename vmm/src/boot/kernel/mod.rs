@@ -9,7 +9,7 @@ mod packed;
 
 use std::borrow::Cow;
 use std::fs::{File, Metadata};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use linux_loader::loader::{self, Elf, KernelLoader, elf::PvhBootCapability};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::mapped::{Changes, Mapped};
 use crate::hex::hex;
+use crate::sparse;
 use packed::Packed;
 
 /// No kernel is larger than this, packed or not.
@@ -31,6 +31,8 @@ const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// A file that was changed since then could be changed again, and its times not tell: they are those of
 /// the kernel's last tick.
 const SETTLED: Duration = Duration::from_millis(20);
+/// So much of zeros is a hole in an unpacked kernel, in bytes; smaller ones would tear it to pieces.
+const HOLE: usize = 64 << 10;
 /// Where the protocol's 64-bit entry lies behind the start of the code.
 const ENTRY_64: u64 = 0x200;
 
@@ -89,7 +91,7 @@ pub struct Kernel {
 #[derive(Debug, Clone, Copy)]
 enum Form {
     /// A kernel that needs no unpacking.
-    Elf(Changes),
+    Elf,
     /// The same of something that does not know Linux's boot protocol.
     Firmware,
     /// What unpacks itself.
@@ -142,12 +144,12 @@ impl Kernel {
             return Self::by_itself(path, &begins, why, || Ok(file));
         }
         if magic == ELF_MAGIC {
-            return Ok(Self::of(path, file, Form::Elf(Changes::Perhaps)));
+            return Ok(Self::of(path, file, Form::Elf));
         }
         let known = known(&file.metadata().map_err(failed)?);
         let known = known.map(|name| cache.join(name));
         if let Some(elf) = known.as_ref().and_then(|known| File::open(known).ok()) {
-            return Ok(Self::of(path, elf, Form::Elf(Changes::Never)));
+            return Ok(Self::of(path, elf, Form::Elf));
         }
         let image = rest(MAX_KERNEL)?;
         let name = unpacked(&image);
@@ -162,7 +164,7 @@ impl Kernel {
             let _ = std::fs::remove_file(&known);
             let _ = symlink(name, known);
         }
-        Ok(Self::of(path, elf, Form::Elf(Changes::Never)))
+        Ok(Self::of(path, elf, Form::Elf))
     }
 
     /// Firmware that is entered as a kernel is: an ELF image, which needs no unpacking.
@@ -193,7 +195,7 @@ impl Kernel {
         }
         match unpack_as(&unpacked(image), path, image, cache) {
             Err(why @ KernelError::Packing(..)) => Self::by_itself(path, image, why, as_it_is),
-            elf => Ok(Self::of(path, elf?, Form::Elf(Changes::Never))),
+            elf => Ok(Self::of(path, elf?, Form::Elf)),
         }
     }
 
@@ -218,7 +220,7 @@ impl Kernel {
         }
     }
 
-    /// Loads the kernel into `memory`.
+    /// Loads the kernel into `memory`, which is fresh.
     pub fn load(&self, memory: &GuestMemoryMmap) -> Result<Loaded, KernelError> {
         let failed = |error| KernelError::Read(self.path.clone(), error);
         // The loader seeks; nobody else reads.
@@ -239,13 +241,8 @@ impl Kernel {
                 },
             });
         }
-        let loaded = match self.form {
-            Form::Elf(Changes::Never) => {
-                let mut mapped = Mapped::new(&file).map_err(failed)?;
-                Elf::load(memory, None, &mut mapped, None)
-            }
-            _ => Elf::load(memory, None, &mut file, None),
-        };
+        // The machine is new, and so is its memory.
+        let loaded = Elf::load(memory, None, &mut sparse::ToFresh(file), None);
         let loaded = loaded.map_err(damaged)?;
         let entry = match (loaded.pvh_boot_cap, self.form) {
             (PvhBootCapability::PvhEntryPresent(entry), _) => Entry::Pvh(entry),
@@ -338,7 +335,7 @@ fn keep<'a>(
         let write = || {
             std::fs::create_dir_all(kept.parent().unwrap_or(Path::new(".")))?;
             let partial = kept.with_extension(format!("partial-{}", std::process::id()));
-            File::create(&partial)?.write_all(&content)?;
+            sparse::write(&File::create(&partial)?, &content, HOLE)?;
             std::fs::rename(&partial, kept)
         };
         write().map_err(|error| KernelError::Cache(path.to_owned(), kept.to_owned(), error))?;

@@ -1,6 +1,6 @@
 //! Of kernels' files.
 
-use std::io::Seek;
+use std::io::{Seek, Write};
 use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;

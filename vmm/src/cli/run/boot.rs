@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use super::{Agent, Error, Options, find, firmware};
 use crate::boot::initramfs::{Initramfs, InitramfsError};
 use crate::boot::kernel::Kernel;
-use crate::boot::mapped::Changes;
 use crate::devices::virtio::block::disk;
 use crate::disks::Finder;
 use crate::disks::entries::Own;
@@ -60,7 +59,7 @@ pub(super) struct Booted {
 
 enum Source {
     None,
-    File(PathBuf, Changes),
+    File(PathBuf),
     /// The disk's own, and what goes ahead of it.
     Disk {
         agent: Option<PathBuf>,
@@ -112,7 +111,7 @@ pub(super) fn choose(
                 kernel: Kernel::open(&kernel, &kernels, args.unpacked())?,
                 what: format!("{} with {}", kernel.display(), initramfs.display()),
                 cmdline: None,
-                initramfs: Source::File(initramfs, changes(args)),
+                initramfs: Source::File(initramfs),
                 has_agent: true,
             });
         }
@@ -121,7 +120,7 @@ pub(super) fn choose(
     let mut cmdline = entry.cmdline;
     let (initramfs, agent) = match (&args.initramfs, loaded.initramfs) {
         (Some(given), _) => (
-            Source::File(given.clone(), Changes::Perhaps),
+            Source::File(given.clone()),
             "with --initramfs instead of its own".to_owned(),
         ),
         (None, Some(bytes)) => match agent(args, &cmdline, finder.images) {
@@ -172,14 +171,6 @@ fn agent(args: &Options, cmdline: &str, images: &[PathBuf]) -> Result<PathBuf, S
     })
 }
 
-/// What is given is a user's; that of the images, and of a container image, is replaced as a whole.
-fn changes(args: &Options) -> Changes {
-    match args.initramfs {
-        Some(_) => Changes::Perhaps,
-        None => Changes::Never,
-    }
-}
-
 /// `firmware.kernelBoot`.
 fn from_image(
     args: &Options,
@@ -207,7 +198,7 @@ fn from_image(
         kernel: Kernel::open(&kernel, kernels, args.unpacked())?,
         what: format!("{}'s {}, without the agent", boot.image, boot.kernel),
         cmdline: Some(boot.arguments.clone()),
-        initramfs: initramfs.map_or(Source::None, |path| Source::File(path, changes(args))),
+        initramfs: initramfs.map_or(Source::None, Source::File),
         // Its own is Peapod's; the manifest's is anybody's.
         has_agent: args.initramfs.is_some(),
     })
@@ -230,7 +221,7 @@ impl Chosen {
     pub(super) fn keep(self, state_dir: &Path) -> Result<Booted, Error> {
         let initramfs = match &self.initramfs {
             Source::None => None,
-            Source::File(path, changes) => Some(Initramfs::open(path, *changes)?),
+            Source::File(path) => Some(Initramfs::open(path)?),
             Source::Disk { agent, bytes } => {
                 let mut file = disk::unnamed(state_dir).map_err(disks::Error::from)?;
                 if let Some(agent) = agent {
@@ -241,11 +232,7 @@ impl Chosen {
                     path: state_dir.to_owned(),
                     cause,
                 })?;
-                Some(Initramfs::new(
-                    Path::new("of the disk"),
-                    file,
-                    Changes::Never,
-                ))
+                Some(Initramfs::new(Path::new("of the disk"), file))
             }
         };
         Ok(Booted {

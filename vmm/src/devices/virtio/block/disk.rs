@@ -11,6 +11,7 @@ use vm_memory::VolatileSlice;
 
 use super::lock;
 use crate::snapshot::layer::{Layer, Source};
+use crate::sparse;
 
 /// A sector, the unit of every length and place on a disk.
 pub const SECTOR: u64 = 512;
@@ -173,10 +174,8 @@ impl RawDisk {
         // SAFETY: the descriptor was made just now and nobody else owns it.
         let file = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
         // Of an image most is zeros, which take no memory where they are not written.
-        let pages = (0..).step_by(PAGE).zip(bytes.chunks(PAGE));
-        let mut written = pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0));
-        file.set_len(size)
-            .and_then(|()| written.try_for_each(|(at, page)| file.write_all_at(page, at)))
+        sparse::write(&file, bytes, PAGE)
+            .and_then(|()| file.set_len(size))
             .map_err(|error| DiskError::Open(path(), error))?;
         Ok(Self {
             file: Arc::new(file),
