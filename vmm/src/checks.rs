@@ -171,7 +171,8 @@ pub fn initramfs(path: &Path) -> Result<(), Error> {
             .seek(SeekFrom::Start(metadata.len() - tail))
             .and_then(|_| file.take(TAIL).read_to_end(&mut end));
         read.map_err(|e| subject.io(&e))?;
-        if !end.windows(10).any(|w| w == b"TRAILER!!!") && !is_compressed(&end) {
+        let mut names = end.windows(10).rev();
+        if !names.any(|name| name == b"TRAILER!!!") && !is_compressed(&end) {
             return Err(subject.bad("truncated: the cpio archive has no end"));
         }
         return Ok(());
