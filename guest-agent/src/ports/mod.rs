@@ -4,6 +4,7 @@
 mod diag;
 mod proc;
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -51,15 +52,16 @@ struct Ports {
 }
 
 impl Ports {
-    /// Of `waiting`; those of UDP that the kernel chose are some client's.
-    fn of(waiting: &[Waiting], ephemeral: &RangeInclusive<u16>) -> Self {
+    /// Of `waiting`; those of UDP that the kernel chose, from `ephemeral`, are some client's.
+    fn of(waiting: &[Waiting], ephemeral: impl FnOnce() -> RangeInclusive<u16>) -> Self {
         let mut ports = Self::default();
+        let ephemeral = LazyCell::new(ephemeral);
         // The loopback is not outside.
         for socket in waiting.iter().filter(|s| !s.address.is_loopback()) {
             let port = socket.port;
             match socket.transport {
                 Transport::Tcp => ports.tcp.insert(port),
-                Transport::Udp if ephemeral.contains(&port) || CLIENTS.contains(&port) => false,
+                Transport::Udp if CLIENTS.contains(&port) || ephemeral.contains(&port) => false,
                 Transport::Udp => ports.udp.insert(port),
             };
         }
@@ -88,7 +90,7 @@ fn tell(voice: &Voice) -> io::Result<()> {
     let mut source = Source::open();
     let (mut told, mut changed) = (None, Instant::now());
     loop {
-        let ports = Ports::of(&source.waiting()?, &ephemeral());
+        let ports = Ports::of(&source.waiting()?, ephemeral);
         if told.as_ref() != Some(&ports) {
             voice.ports(ports.event());
             told = Some(ports);
@@ -183,7 +185,7 @@ mod tests {
                 waiting(Transport::Udp, "0.0.0.0", 68),
                 waiting(Transport::Udp, "0.0.0.0", 40_000),
             ],
-            &EPHEMERAL,
+            || EPHEMERAL,
         );
         assert_eq!(
             ports.event(),

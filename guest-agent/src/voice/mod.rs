@@ -1,7 +1,7 @@
 //! The guest's voice: tells the VMM what the agent is doing, and does what it asks
 //! (docs/agent-protocol.md).
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::guest;
 use crate::power::{self, End};
-use crate::protocol::{self, Event, Frame, Kind, Outcome, Reply, Request, Role, StageState};
+use crate::protocol::{
+    self, Event, Frame, FrameError, Kind, Outcome, Reply, Request, Role, StageState,
+};
 use crate::{say, uptime_ms};
 
 /// The VMM's address (vsock(7), `VMADDR_CID_HOST`).
@@ -162,8 +164,11 @@ impl Voice {
                     return;
                 }
             };
-            if let Err(error) = self.open(&stream).and_then(|()| self.listen(&mut stream)) {
-                say!("the VMM's connection broke: {error}");
+            match self.open(&stream).and_then(|()| self.listen(&mut stream)) {
+                // So a copy's ends that goes on with another VMM; it is no news to anybody.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+                Err(error) => say!("the VMM's connection broke: {error}"),
+                Ok(()) => {}
             }
             self.state().line = Line::Waiting(Vec::new());
             thread::sleep(PAUSE);
@@ -187,7 +192,11 @@ impl Voice {
     }
 
     fn listen(&self, stream: &mut UnixStream) -> io::Result<()> {
-        while let Some(frame) = protocol::read(stream).map_err(io::Error::other)? {
+        let failed = |error| match error {
+            FrameError::Io(error) => error,
+            FrameError::Length(_) => io::Error::other(error),
+        };
+        while let Some(frame) = protocol::read(stream).map_err(failed)? {
             if frame.kind == Kind::Request
                 && let Some(reply) = self.answer(&frame)
             {
@@ -217,6 +226,10 @@ impl Voice {
             }
             Ok(Request::Resize(_) | Request::Unknown) => {
                 Reply::Error("a request that is not known here".to_owned())
+            }
+            // What waits for nothing, and comes when a copy has other things to do, needs no thread.
+            Ok(request @ (Request::SetClock { .. } | Request::Reseed { .. })) => {
+                return guest::answer(&request);
             }
             Ok(request) => return self.answer_later(frame.number, request),
             Err(error) => Reply::Error(format!("not a request: {error}")),
@@ -279,7 +292,7 @@ fn connect() -> io::Result<UnixStream> {
 
 /// How long, and how often, it is worth another attempt.
 fn patience(error: &io::Error) -> Option<(Duration, Duration)> {
-    use io::ErrorKind::{ConnectionRefused, ConnectionReset, TimedOut};
+    use ErrorKind::{ConnectionRefused, ConnectionReset, TimedOut};
     if [ConnectionReset, ConnectionRefused, TimedOut].contains(&error.kind()) {
         return Some((REFUSED, PAUSE));
     }
