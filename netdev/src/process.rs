@@ -4,14 +4,20 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// From so many bytes on a buffer is large: malloc's own measure, before it changes it.
 const LARGE_BUFFER: libc::c_int = 128 << 10;
 
+/// For so many descriptors there is room at once.
+const DESCRIPTORS: i32 = 1024;
+
 /// Raises the soft limit of open files to the hard one: every flow is a socket. Where it fails the
-/// limit stays, and flows beyond it are refused.
-pub fn raise_descriptor_limit() {
+/// limit stays, and flows beyond it are refused. It is for a process that has one thread: its table of
+/// descriptors grows then, and once there are more the kernel waits for every processor whenever it does
+/// (fs/file.c, `expand_fdtable`), which takes some 10 ms.
+pub fn make_room_for_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -20,6 +26,9 @@ pub fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!("limit of open files: {error}");
     }
+    // Where that is more than may be, the table grows when it has to.
+    let _ = eventfd(0, EventfdFlags::CLOEXEC)
+        .and_then(|any| rustix::io::fcntl_dupfd_cloexec(any, DESCRIPTORS - 1));
 }
 
 /// Has the C library map each large buffer by itself, which gives it back as soon as it is free, and

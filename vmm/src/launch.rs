@@ -123,7 +123,7 @@ pub fn launch(plan: Plan, mut door: Option<Door>) -> Result<Outcome, Error> {
 
 fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
     let launched = SystemTime::now();
-    netdev::process::raise_descriptor_limit();
+    netdev::process::make_room_for_descriptors();
     netdev::process::give_large_buffers_back();
     block_signals().map_err(Error::Signals)?;
     let (agent, streams) = Agent::new();

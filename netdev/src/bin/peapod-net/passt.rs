@@ -227,7 +227,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         None => run::start_log(io::stderr),
     }
     let config = config(args)?;
-    process::raise_descriptor_limit();
+    process::make_room_for_descriptors();
     process::give_large_buffers_back();
     let mut engine = Engine::new(config).map_err(Failure::input)?;
     engine.poll_beside(1);

@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     start_log(io::stderr);
     args.options.refuse_proxy().map_err(Failure::Input)?;
     let config = config(args)?;
-    process::raise_descriptor_limit();
+    process::make_room_for_descriptors();
     process::give_large_buffers_back();
     let stop = process::stop_signals().map_err(Failure::runtime)?;
     let mut engine = Engine::new(config.clone()).map_err(Failure::input)?;
