@@ -1,7 +1,8 @@
 //! Threads that start when a thread asks that may not start any itself, as a vCPU does when the
 //! guest's driver sets its device up. Seccomp's filters are inherited and only ever narrow, so a
-//! thread that has none of its own starts them all.
+//! thread that has none of its own starts them all, or the one that entered the sandbox.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
@@ -17,8 +18,15 @@ pub const STACK: usize = 1 << 20;
 
 static STARTER: OnceLock<Sender<Start>> = OnceLock::new();
 
-/// Starts the thread that starts the others.
+thread_local! {
+    /// Whether the process's own filter is all that the thread has, so that its threads have that too.
+    static MAY_START: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Starts the thread that starts those for threads that may not; the calling one, which is in the sandbox,
+/// may.
 pub fn start() -> io::Result<()> {
+    MAY_START.set(true);
     let (give, orders) = channel::<Start>();
     Builder::new()
         .name("threads".to_owned())
@@ -51,7 +59,7 @@ pub fn spawn_named<T: Send + 'static>(
             job()
         })
     };
-    let Some(starter) = STARTER.get() else {
+    let Some(starter) = STARTER.get().filter(|_| !MAY_START.get()) else {
         return start();
     };
     let gone = || io::Error::other("the thread that starts threads is gone");
