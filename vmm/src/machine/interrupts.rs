@@ -2,7 +2,7 @@
 //! ioeventfd.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
@@ -22,11 +22,22 @@ const MAX_GSIS: u32 = 1024;
 /// The routes from GSI to interrupt controller, as KVM wants them: all at once.
 struct Routes {
     vm: Arc<VmFd>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
     /// By GSI, from [`PINS`] up; `None` is a vector that has no message yet.
-    messages: Mutex<Vec<Option<MsiMessage>>>,
+    messages: Vec<Option<MsiMessage>>,
+    /// The vectors that are to be open when KVM is told, where that is later.
+    later: Option<Vec<(u32, EventFd)>>,
 }
 
 impl Routes {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn apply(&self, messages: &[Option<MsiMessage>]) -> io::Result<()> {
         let mut entries = Vec::new();
         for pin in 0..PINS {
@@ -68,7 +79,7 @@ impl KvmHost {
     pub fn new(vm: Arc<VmFd>) -> io::Result<Self> {
         let routes = Routes {
             vm: vm.clone(),
-            messages: Mutex::default(),
+            state: Mutex::default(),
         };
         routes.apply(&[])?;
         Ok(Self {
@@ -76,6 +87,20 @@ impl KvmHost {
             routes: Arc::new(routes),
             gate: Gate::default(),
         })
+    }
+
+    /// Tells KVM what `restore` says of vectors once that has ended: KVM waits for every processor
+    /// whenever it is told. What is raised meanwhile is injected then.
+    pub fn all_routes_at_once<T>(&self, restore: impl FnOnce() -> T) -> io::Result<T> {
+        self.routes.state().later = Some(Vec::new());
+        let restored = restore();
+        let mut state = self.routes.state();
+        let open = state.later.take().unwrap_or_default();
+        self.routes.apply(&state.messages)?;
+        for (gsi, event) in open {
+            self.vm.register_irqfd(&event, gsi)?;
+        }
+        Ok(restored)
     }
 }
 
@@ -85,11 +110,7 @@ impl Host for KvmHost {
     }
 
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
-        let mut messages = self
-            .routes
-            .messages
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let messages = &mut self.routes.state().messages;
         let gsi = PINS + u32::try_from(messages.len()).map_err(io::Error::other)?;
         if gsi >= MAX_GSIS {
             return Err(io::Error::other("no interrupt vector is left"));
@@ -137,23 +158,20 @@ impl MsiVector for Vector {
 
     fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.routes.state();
         if let Some(message) = message {
-            let mut messages = self
-                .routes
-                .messages
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let slot = messages
-                .get_mut((self.gsi - PINS) as usize)
-                .ok_or_else(|| io::Error::other("a vector of another machine"))?;
-            if *slot != Some(message) {
-                *slot = Some(message);
-                self.routes.apply(&messages)?;
+            let slot = state.messages.get_mut((self.gsi - PINS) as usize);
+            let slot = slot.ok_or_else(|| io::Error::other("a vector of another machine"))?;
+            let before = slot.replace(message);
+            if before != Some(message) && state.later.is_none() {
+                self.routes.apply(&state.messages)?;
             }
         }
-        match (message.is_some(), *open) {
-            (true, false) => self.routes.vm.register_irqfd(&self.event, self.gsi)?,
-            (false, true) => self.routes.vm.unregister_irqfd(&self.event, self.gsi)?,
+        match (message.is_some(), *open, &mut state.later) {
+            (true, false, Some(later)) => later.push((self.gsi, self.event.try_clone()?)),
+            (false, true, Some(later)) => later.retain(|(gsi, _)| *gsi != self.gsi),
+            (true, false, None) => self.routes.vm.register_irqfd(&self.event, self.gsi)?,
+            (false, true, None) => self.routes.vm.unregister_irqfd(&self.event, self.gsi)?,
             _ => {}
         }
         *open = message.is_some();

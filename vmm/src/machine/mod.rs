@@ -293,8 +293,11 @@ impl Machine {
     ) -> Result<(), MachineError> {
         let fds: Vec<_> = vcpus.iter().map(Vcpu::fd).collect();
         state.restore(&self.vm, &fds)?;
-        self.buses.pio.restore(&state.ports)?;
-        self.buses.mmio.restore(&state.windows)?;
+        let restored = self.host.all_routes_at_once(|| {
+            self.buses.pio.restore(&state.ports)?;
+            self.buses.mmio.restore(&state.windows)
+        });
+        restored.map_err(|error| MachineError::Io("route interrupts", error))??;
         acpi::write_generation(&self.memory, generation)?;
         // The counter cannot be full: this is its only write.
         let _ = self.changed.write(1);
