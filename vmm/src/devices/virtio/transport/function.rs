@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::common::{self, NO_VECTOR, Registers, Request, status};
+use super::doorbells::Doorbells;
 use crate::devices::host::Host;
 use crate::devices::pci::config::{ConfigSpace, Identity};
 use crate::devices::pci::msix::Msix;
@@ -55,14 +55,12 @@ pub struct PciTransport {
     host: Arc<dyn Host>,
     memory: GuestMemory,
     msix: Msix,
-    kicks: Vec<EventFd>,
+    doorbells: Doorbells,
     queue_vectors: Vec<Arc<AtomicU16>>,
     config_vector: Arc<AtomicU16>,
     complaints: Arc<Complaints>,
     /// Of the device that runs.
     trouble: Option<Trouble>,
-    /// Where the doorbells are registered now.
-    doorbells: Option<u64>,
     pci_cfg: u16,
 }
 
@@ -96,10 +94,7 @@ impl PciTransport {
         let table = (TABLE, PENDING);
         let msix = Msix::new(&*host, &mut space, count + 1, address, table)?;
         let pci_cfg = add_structures(&mut space, u32::from(count)).map_err(io::Error::other)?;
-        let kicks = sizes
-            .iter()
-            .map(|_| EventFd::new(EFD_NONBLOCK))
-            .collect::<Result<_, _>>()?;
+        let doorbells = Doorbells::new(host.clone(), sizes.len())?;
         let no_vector = || Arc::new(AtomicU16::new(NO_VECTOR));
         Ok(Self {
             space,
@@ -108,12 +103,11 @@ impl PciTransport {
             host,
             memory,
             msix,
-            kicks,
+            doorbells,
             queue_vectors: sizes.iter().map(|_| no_vector()).collect(),
             config_vector: no_vector(),
             complaints,
             trouble: None,
-            doorbells: None,
             pci_cfg: u16::from(pci_cfg),
         })
     }
@@ -140,7 +134,7 @@ impl PciTransport {
     /// What came to pass between the driver and the device that was, and neither knows any more: the
     /// device looks at its queues, and the driver does.
     fn nudge(&self) {
-        for (kick, vector) in self.kicks.iter().zip(&self.queue_vectors) {
+        for (kick, vector) in self.doorbells.kicks().zip(&self.queue_vectors) {
             // An eventfd's write fails only when its counter is full: it is signalled then.
             let _ = kick.write(1);
             let _ = self.interrupt(vector).trigger();
@@ -152,7 +146,7 @@ impl PciTransport {
         self.registers.reset();
         self.trouble = None;
         self.move_vectors();
-        for kick in &self.kicks {
+        for kick in self.doorbells.kicks() {
             // An error means that nothing was pending.
             let _ = kick.read();
         }
@@ -182,7 +176,7 @@ impl PciTransport {
         let features = self.registers.features;
         let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let mut queues = Vec::new();
-        let parts = self.kicks.iter().zip(&self.queue_vectors);
+        let parts = self.doorbells.kicks().zip(&self.queue_vectors);
         for (registers, (kick, vector)) in self.registers.queues.iter().zip(parts) {
             let active = match registers.queue(event_idx) {
                 None => None,
@@ -215,26 +209,9 @@ impl PciTransport {
         })
     }
 
-    /// Registers the doorbells where BAR 0 is decoded now.
-    fn move_doorbells(&mut self) {
-        let base = self.space.bar().map(|(base, _)| base);
-        if base == self.doorbells {
-            return;
-        }
-        let at = |base: u64, queue: usize| {
-            base.wrapping_add(u64::from(NOTIFY))
-                .wrapping_add(queue as u64 * NOTIFY_STEP)
-        };
-        for (i, kick) in self.kicks.iter().enumerate() {
-            if let Some(old) = self.doorbells {
-                warn_on(self.host.remove_ioevent(at(old, i), kick));
-            }
-            if let Some(new) = base {
-                // Where this fails a kick leaves the guest and is delivered by `bar_write`.
-                warn_on(self.host.add_ioevent(at(new, i), kick));
-            }
-        }
-        self.doorbells = base;
+    /// Where BAR 0 is decoded now.
+    fn base(&self) -> Option<u64> {
+        self.space.bar().map(|(base, _)| base)
     }
 
     /// An access through the PCI_CFG structure (section 4.1.4.9): where it goes, if it is to a
@@ -260,10 +237,10 @@ struct Saved {
     device: Value,
 }
 
-fn warn_on(result: io::Result<()>) {
-    if let Err(error) = result {
-        tracing::debug!("a doorbell could not be moved: {error}");
-    }
+/// Where a queue's doorbell is while BAR 0 is decoded at `base`.
+fn doorbell(base: Option<u64>, queue: usize) -> Option<u64> {
+    let first = base?.wrapping_add(u64::from(NOTIFY));
+    Some(first.wrapping_add((queue as u64).wrapping_mul(NOTIFY_STEP)))
 }
 
 fn lock(device: &SharedVirtio) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
@@ -326,7 +303,8 @@ impl PciFunction for PciTransport {
             return;
         }
         self.space.write(offset, data);
-        self.move_doorbells();
+        let base = self.base();
+        self.doorbells.moved(|queue| doorbell(base, queue));
         if let Err(error) = self.msix.update(&self.space) {
             tracing::warn!("an interrupt could not be routed: {error}");
         }
@@ -366,10 +344,8 @@ impl PciFunction for PciTransport {
             Ok(DEVICE) => lock(&self.device).write_config(offset, data),
             Ok(NOTIFY) => {
                 let queue = usize::try_from(offset / NOTIFY_STEP).unwrap_or(usize::MAX);
-                if let Some(kick) = self.kicks.get(queue) {
-                    // Its counter is full: it is signalled already.
-                    let _ = kick.write(1);
-                }
+                let base = self.base();
+                self.doorbells.ring(queue, doorbell(base, queue));
             }
             Ok(TABLE) => {
                 if let Err(error) = self.msix.write(offset, data, &self.space) {
@@ -406,7 +382,6 @@ impl PciFunction for PciTransport {
         self.move_vectors();
         let routed = self.msix.restore(saved.vectors, &self.space);
         routed.map_err(Unfit::new)?;
-        self.move_doorbells();
         lock(&self.device).restore(&saved.device)?;
         if self.registers.status & status::DRIVER_OK != 0 {
             self.start(true);

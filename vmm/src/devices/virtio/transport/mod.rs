@@ -1,6 +1,7 @@
 //! Virtio over PCI, modern only (virtio 1.2, section 4.1).
 
 mod common;
+mod doorbells;
 mod function;
 
 pub use common::Registers;
