@@ -169,6 +169,12 @@ impl Control {
         )
     }
 
+    /// The guest has told what it listens on, and tells when that changes, so that its ports are asked now
+    /// and less often then; or it does not any more.
+    pub fn guest_tells(&self, tells: bool) -> Result<(), Error> {
+        self.ask(tells, |run, tells| run.guest_tells(tells), |_, _| ())
+    }
+
     /// The flows there are now, `most` of them at most. There are none without a guest.
     pub fn flows(&self, most: usize) -> Result<Flows, Error> {
         self.ask(

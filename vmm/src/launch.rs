@@ -162,7 +162,14 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
             forward.guest_port
         );
     }
-    if let (Some(network), []) = (&network, &plan.forwards[..]) {
+    if let Some(network) = &network {
+        let addresses = match plan.forwards[..] {
+            [] => plan.addresses.clone(),
+            _ => Vec::new(),
+        };
+        agent.follow_by(Follower::new(network.clone(), addresses));
+    }
+    if let (Some(_), []) = (&network, &plan.forwards[..]) {
         let published = match plan.has_agent {
             true => "those that the guest's agent reports are published",
             false => {
@@ -170,7 +177,6 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
             }
         };
         tracing::info!("no port is declared: {published}");
-        agent.publish_by(Follower::new(network.clone(), plan.addresses.clone()));
     }
     let socket = Listener::bind(&plan.state_dir.join(api::SOCKET), true).map_err(Error::Socket)?;
     let probes = plan.probes.map(|at| {

@@ -99,6 +99,10 @@ impl Run<'_> {
         Some(())
     }
 
+    pub(crate) fn guest_tells(&mut self, tells: bool) {
+        self.probes.told(tells, self.now);
+    }
+
     pub(crate) fn capture(&mut self) -> &mut Option<Box<Capture>> {
         &mut self.link.capture
     }

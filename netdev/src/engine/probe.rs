@@ -16,11 +16,12 @@ use crate::wire::{Flags, Segment, SegmentHeader};
 
 /// The gateway's port that asks: TCPMUX's, which no client connects from.
 pub const ASKING_PORT: u16 = 1;
-/// How often a port is asked that was closed a moment ago, that has been closed for long, and that
-/// is open.
+/// How often a port is asked that was closed a moment ago, that has been closed for long, that is open, and
+/// that is open in a guest that tells of it.
 const FRESH: Duration = Duration::from_millis(100);
 const STALE: Duration = Duration::from_secs(1);
 const OPEN: Duration = Duration::from_secs(1);
+const OPEN_AND_TOLD: Duration = Duration::from_secs(10);
 /// How long a closed port counts as fresh.
 const FRESH_FOR: Duration = Duration::from_secs(60);
 /// Questions without an answer after which an open port counts as closed.
@@ -49,11 +50,24 @@ impl Probe {
             next: now,
         }
     }
+
+    fn interval(&self, told: bool, now: Instant) -> Duration {
+        match self.open {
+            true if told => OPEN_AND_TOLD,
+            true => OPEN,
+            false if now.saturating_duration_since(self.changed) < FRESH_FOR => FRESH,
+            false => STALE,
+        }
+    }
 }
 
 /// All of them.
 #[derive(Default)]
-pub struct Probes(Vec<Probe>);
+pub struct Probes {
+    all: Vec<Probe>,
+    /// Whether the guest tells when its ports change.
+    told: bool,
+}
 
 impl Probes {
     /// Probes for these ports, each with its family.
@@ -61,45 +75,51 @@ impl Probes {
         let mut ports: Vec<_> = ports.collect();
         ports.sort_unstable();
         ports.dedup();
-        Self(
-            ports
-                .into_iter()
-                .map(|port| Probe::new(port, now))
-                .collect(),
-        )
+        let probes = ports.into_iter().map(|port| Probe::new(port, now));
+        Self {
+            all: probes.collect(),
+            told: false,
+        }
     }
 
     /// Asks for one more port; returns whether it is known to be open.
     pub fn add(&mut self, (port, v6): (u16, bool), now: Instant) -> bool {
         let same = |probe: &&Probe| (probe.port, probe.v6) == (port, v6);
-        if let Some(probe) = self.0.iter().find(same) {
+        if let Some(probe) = self.all.iter().find(same) {
             return probe.open;
         }
-        self.0.push(Probe::new((port, v6), now));
+        self.all.push(Probe::new((port, v6), now));
         false
     }
 
     /// Asks for a port no longer.
     pub fn remove(&mut self, (port, v6): (u16, bool)) {
-        self.0.retain(|probe| (probe.port, probe.v6) != (port, v6));
+        self.all
+            .retain(|probe| (probe.port, probe.v6) != (port, v6));
+    }
+
+    /// The guest has told of its ports and goes on to, or does not any more.
+    pub fn told(&mut self, told: bool, now: Instant) {
+        self.told = told;
+        self.ask_again(now);
     }
 
     /// Has every port asked now.
     pub fn ask_again(&mut self, now: Instant) {
-        for probe in &mut self.0 {
+        for probe in &mut self.all {
             probe.next = now;
         }
     }
 
     /// When the next question is due.
     pub fn next_timer(&self) -> Option<Instant> {
-        self.0.iter().map(|probe| probe.next).min()
+        self.all.iter().map(|probe| probe.next).min()
     }
 
     /// What an answer to our question says: open or not; `None` where it answers none.
     fn answer(&mut self, key: &Key, segment: &Segment<'_>) -> Option<bool> {
         let probe = self
-            .0
+            .all
             .iter_mut()
             .find(|probe| probe.port == key.guest_port && probe.v6 == key.remote.is_ipv6())?;
         let ours = segment.acknowledgement == probe.sequence.wrapping_add(1);
@@ -112,27 +132,17 @@ impl Probes {
 
     fn set(&mut self, port: u16, v6: bool, open: bool, now: Instant) -> bool {
         let mut changed = false;
-        for probe in &mut self.0 {
+        for probe in &mut self.all {
             if (probe.port, probe.v6) == (port, v6) {
                 changed |= probe.open != open;
                 if probe.open != open {
                     probe.open = open;
                     probe.changed = now;
                 }
-                probe.next = now + interval(probe, now);
+                probe.next = now + probe.interval(self.told, now);
             }
         }
         changed
-    }
-}
-
-fn interval(probe: &Probe, now: Instant) -> Duration {
-    if probe.open {
-        OPEN
-    } else if now.saturating_duration_since(probe.changed) < FRESH_FOR {
-        FRESH
-    } else {
-        STALE
     }
 }
 
@@ -198,14 +208,15 @@ impl Run<'_> {
         }
         let mut closed = Vec::new();
         let mut questions = Vec::new();
-        for probe in &mut self.probes.0 {
+        for probe in &mut self.probes.all {
             if probe.next > now {
                 continue;
             }
             if probe.open && probe.unanswered >= PATIENCE {
                 closed.push((probe.port, probe.v6));
             }
-            probe.next = now + interval(probe, now);
+            // The answer may put it off.
+            probe.next = now + probe.interval(false, now);
             probe.unanswered = probe.unanswered.saturating_add(1);
             questions.push((probe.port, probe.v6));
         }
@@ -225,7 +236,7 @@ impl Run<'_> {
                 remote: SocketAddr::new(gateway, ASKING_PORT),
             };
             let sequence = self.engine.first_sequence(&key);
-            for probe in &mut self.probes.0 {
+            for probe in &mut self.probes.all {
                 if (probe.port, probe.v6) == (port, v6) {
                     probe.sequence = sequence;
                 }

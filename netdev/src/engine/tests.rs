@@ -146,6 +146,47 @@ fn a_port_is_asked_for_again_as_soon_as_the_guest_s_card_is_known() {
 }
 
 #[test]
+fn an_open_port_is_asked_for_less_often_while_the_guest_tells_of_it() {
+    let (mut engine, _) = forwarding();
+    engine.config.eager = false;
+    let (mut link, guest) = fake::pair();
+    let now = std::cell::Cell::new(Instant::now());
+    let clock = || now.get();
+    let mut run = engine.attach(&mut link, &clock).unwrap();
+    let is_asked = |run: &mut Run<'_>, after: u64, answers: bool| {
+        now.set(now.get() + Duration::from_secs(after));
+        run.turn(false).unwrap();
+        let frames: Vec<_> = (0..guest.waiting()).map(|_| guest.receive()).collect();
+        let mut segments = frames.iter().filter_map(|frame| fake::segment(frame));
+        let question = segments.find(|(_, segment)| segment.flags.has(Flags::SYN));
+        if let (true, Some((far, question))) = (answers, &question) {
+            let answer = SegmentHeader {
+                source: 80,
+                destination: far.port(),
+                sequence: 7,
+                acknowledgement: question.sequence.wrapping_add(1),
+                flags: Flags::SYN.and(Flags::ACK),
+                window: 1000,
+                options: None,
+            };
+            guest.segment(*far, &answer, &[]);
+            run.turn(false).unwrap();
+        }
+        question.is_some()
+    };
+    assert!(is_asked(&mut run, 0, true));
+    assert!(!is_asked(&mut run, 0, true) && is_asked(&mut run, 1, true));
+    run.guest_tells(true);
+    assert!(is_asked(&mut run, 0, true));
+    assert!(!is_asked(&mut run, 9, true) && is_asked(&mut run, 1, false));
+    // What is not answered is asked for as before, and so is all when the guest tells nothing.
+    assert!(is_asked(&mut run, 1, true));
+    run.guest_tells(false);
+    assert!(is_asked(&mut run, 0, true));
+    assert!(!is_asked(&mut run, 0, true) && is_asked(&mut run, 1, true));
+}
+
+#[test]
 fn a_guest_that_remembers_an_older_connection_forgets_it_and_takes_the_new_one() {
     let (mut engine, bind) = forwarding();
     let (mut link, guest) = fake::pair();

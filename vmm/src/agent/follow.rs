@@ -1,4 +1,5 @@
-//! Publishes what the guest listens on, where nobody has said which ports are to be published.
+//! What the guest listens on, by its agent: it is published where nobody has said which ports are to be,
+//! and the ports that somebody has named are asked for when it changes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +23,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Publishes ports of `network`'s guest at `addresses`, under their own numbers.
+    /// Publishes ports of `network`'s guest at `addresses`, under their own numbers; with none, no port.
     pub fn new(network: Control, addresses: Vec<IpAddr>) -> Self {
         Self {
             network,
@@ -33,6 +34,27 @@ impl Follower {
 
     /// The guest listens on these ports now, and on no others. The mesh's own are passed over.
     pub fn follow(&mut self, tcp: &[u16], udp: &[u16]) {
+        if !self.addresses.is_empty() {
+            self.publish_all(tcp, udp);
+        }
+        self.tell(true);
+    }
+
+    /// Nobody knows what it listens on now.
+    pub fn lose(&mut self) {
+        self.publish_all(&[], &[]);
+        self.tell(false);
+    }
+
+    fn tell(&self, tells: bool) {
+        match self.network.guest_tells(tells) {
+            // There is no guest any more that could.
+            Ok(()) | Err(Error::NotRunning) => {}
+            Err(error) => tracing::debug!("what the guest listens on is not asked now: {error}"),
+        }
+    }
+
+    fn publish_all(&mut self, tcp: &[u16], udp: &[u16]) {
         let tcp = tcp.iter().map(|port| (Transport::Tcp, *port));
         let all = tcp.chain(udp.iter().map(|port| (Transport::Udp, *port)));
         let wanted: Vec<_> = all

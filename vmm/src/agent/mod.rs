@@ -150,8 +150,8 @@ impl Agent {
         self.state().machine = Some(machine);
     }
 
-    /// What the guest listens on is published by `follower` from now on.
-    pub fn publish_by(&self, follower: Follower) {
+    /// What the guest listens on is `follower`'s business from now on.
+    pub fn follow_by(&self, follower: Follower) {
         *self.follower() = Some(follower);
     }
 
@@ -234,8 +234,9 @@ impl Agent {
             if let Err(error) = result {
                 tracing::warn!("the agent's connection broke: {error}");
             }
-            // Nobody knows what it listens on now.
-            self.follow(&[], &[]);
+            if let Some(follower) = &mut *self.follower() {
+                follower.lose();
+            }
             let mut state = self.state();
             *state = State {
                 power_off: state.power_off,
