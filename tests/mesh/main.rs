@@ -12,6 +12,7 @@
 mod bookinfo;
 mod faults;
 mod others;
+mod pod;
 mod safety;
 mod seed;
 mod sidecar;
@@ -25,7 +26,8 @@ use peapod_tests::mesh::is_vm;
 use peapod_tests::{harness, trials};
 
 /// With a VM as the guest: the rest is `make test-all`'s.
-const QUICK: [&str; 3] = [
+const QUICK: [&str; 4] = [
+    "pod::what_is_printed_is_ready_three_of_three_with_the_injected_sidecar",
     "sidecar::the_guest_calls_a_service_by_each_of_its_names_through_the_sidecar",
     "bookinfo::what_the_guest_says_comes_out_at_the_gateway_and_in_one_trace",
     "seed::what_is_outside_the_ranges_is_installed_and_cloned_directly",
@@ -63,6 +65,8 @@ fn trials() -> Vec<Trial> {
     if is_vm() {
         // Which have a disk and a script.
         trials.extend(trials! {
+            pod:
+                what_is_printed_is_ready_three_of_three_with_the_injected_sidecar,
             seed:
                 what_is_outside_the_ranges_is_installed_and_cloned_directly
                 where_all_goes_through_the_sidecar_it_is_installed_and_cloned_too,

@@ -99,7 +99,9 @@ pub fn kubelet_s_probes_are_answered_by_the_guest() {
     let _envoy = site.envoy(&site.sidecar(&RANGES));
     let _agent = pod.inside(|| {
         let listener = TcpListener::bind("0.0.0.0:15020").unwrap();
-        Server::start(listener, agent(pod.at(9080)))
+        let asked = "/app-health/details/readyz".to_owned();
+        let probers = [(asked, (9080, "/health".to_owned()))].into();
+        Server::start(listener, agent(pod.address, probers))
     });
     let probe = |port_and_path: &str| {
         let script = format!(

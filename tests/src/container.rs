@@ -116,6 +116,11 @@ impl Container {
         }
     }
 
+    /// Whether the disk's image's container runs, where it is one.
+    pub fn beside_runs(&mut self) -> Option<bool> {
+        self.beside.as_mut().map(|beside| beside.ended().is_none())
+    }
+
     /// Stops the disk's container as a kubelet does after the compute container's end; its status.
     pub fn stop_beside(&mut self) -> Option<i32> {
         let mut crun = self.crun("kill");

@@ -1,6 +1,6 @@
-//! A kubelet small enough for the tests: one pod of one container, that `peapod pod` printed, in a
-//! network and a control group of its own. What it does is what Kubernetes documents (Pod Lifecycle; Liveness, Readiness
-//! and Startup Probes; Determine the Reason for Pod Failure).
+//! A kubelet small enough for the tests: one pod that `peapod pod` printed, in a network and a control
+//! group of its own, whose compute container it keeps. What it does is what Kubernetes documents (Pod Lifecycle;
+//! Liveness, Readiness and Startup Probes; Determine the Reason for Pod Failure).
 //!
 //! It works while a test waits for something ([`Kubelet::until`]), and asks one probe after another.
 //! A container that ends is started again at once: what a kubelet waits between a second start and
@@ -12,6 +12,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ pub struct Status {
     pub started: bool,
     /// Its readiness probe does.
     pub ready: bool,
+    /// How many of the pod's containers are ready, of how many, as `kubectl get pods` has it.
+    pub containers: (usize, usize),
     /// How often its container was started again.
     pub restarts: u32,
     /// How the container ended when it last did.
@@ -64,7 +67,9 @@ pub struct Kubelet {
     pub limit: u64,
     /// The pod's control group.
     pub group: Group,
-    _network: Space,
+    /// The containers behind the first, which are others' to keep, by what tells that they are ready.
+    others: Vec<(Option<Probe>, bool)>,
+    _network: Arc<Space>,
     grace: Duration,
     restart: String,
     startup: Option<Probe>,
@@ -106,11 +111,11 @@ fn pod_spec(objects: &[Value]) -> &Value {
 /// A pod's container, with what it has in the Pod.
 fn start(objects: &[Value], place: Place<'_>, name: &str) -> Container {
     let spec = pod_spec(objects);
-    let words = spec["containers"][0]["args"].as_array();
-    let words = words.expect("arguments").iter();
-    let mut command = entry_point();
-    command.extend(words.map(|word| word.as_str().expect("a word").to_owned()));
-    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let entry = entry_point();
+    let command = entry.iter().map(String::as_str);
+    let command: Vec<&str> = command
+        .chain(words(&spec["containers"][0]["args"]))
+        .collect();
     let id = |name: &str| {
         let id = spec["securityContext"][name].as_u64();
         u32::try_from(id.expect("a number")).expect("a user")
@@ -118,6 +123,11 @@ fn start(objects: &[Value], place: Place<'_>, name: &str) -> Container {
     let user = (id("runAsUser"), id("runAsGroup"));
     let vmi = objects[0]["stringData"]["vmi.yaml"].as_str();
     Container::start_in(place, name, user, &command, vmi.expect("a VMI"))
+}
+
+fn words(list: &Value) -> Vec<&str> {
+    let list = list.as_array().expect("words").iter();
+    list.map(|word| word.as_str().expect("a word")).collect()
 }
 
 /// The memory that a pod may have, which `peapod pod` has in MiB.
@@ -128,7 +138,7 @@ fn memory_limit(spec: &Value) -> u64 {
 }
 
 /// A network for a pod, on a link to the caller's, and its address.
-fn network(spec: &Value) -> (Space, IpAddr) {
+fn network() -> (Arc<Space>, IpAddr) {
     static NEXT: AtomicU8 = AtomicU8::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let space = Space::new("kubelet").expect("a network");
@@ -144,17 +154,18 @@ fn network(spec: &Value) -> (Space, IpAddr) {
          ip route add default via {net}.1"
     );
     space.shell(&up).expect("an address");
-    for sysctl in spec["securityContext"]["sysctls"]
-        .as_array()
-        .into_iter()
-        .flatten()
-    {
+    (Arc::new(space), Ipv4Addr::new(10, 244, number, 2).into())
+}
+
+/// Sets what a pod wants of its network.
+fn set(spec: &Value, space: &Space) {
+    let sysctls = spec["securityContext"]["sysctls"].as_array();
+    for sysctl in sysctls.into_iter().flatten() {
         let text = |name: &str| sysctl[name].as_str().expect("a sysctl");
         let path = text("name").replace('.', "/");
         let set = format!("echo {} >/proc/sys/{path}", text("value"));
         space.shell(&set).expect("a sysctl");
     }
-    (space, Ipv4Addr::new(10, 244, number, 2).into())
 }
 
 impl Kubelet {
@@ -166,22 +177,47 @@ impl Kubelet {
     /// The same, where the node's disk is that folder.
     pub fn run_on(disk: Option<&Path>, name: &str, manifest: &Manifest, options: &[&str]) -> Self {
         let objects = objects(manifest, options);
-        let spec = pod_spec(&objects);
-        let (network, address) = network(spec);
+        let network = network();
+        Self::keep(name, &objects, network, disk)
+    }
+
+    /// Runs the pod of these objects in a network that is there, where it has that address. Containers behind
+    /// the first are others' to start.
+    pub fn run_in(network: (Arc<Space>, IpAddr), name: &str, objects: &[Value]) -> Self {
+        Self::keep(name, objects, network, None)
+    }
+
+    fn keep(
+        name: &str,
+        objects: &[Value],
+        (network, address): (Arc<Space>, IpAddr),
+        disk: Option<&Path>,
+    ) -> Self {
+        let spec = pod_spec(objects);
+        set(spec, &network);
         let group = Group::new(&network.name).expect("a control group");
         let limit = memory_limit(spec);
         let limited = group.set("memory.max", &limit.to_string());
         limited.expect("a limit");
+        let before = spec["initContainers"].as_array();
+        let before = before.map(|all| [0, 1].map(|number| words(&all[number]["command"])));
+        let before = before.as_ref().map(|[copy, give]| [&copy[..], give]);
         let place = Place {
             network: Some(&network),
             group: Some(&group),
             disk,
-            before: None,
+            before,
         };
+        let others = spec["containers"].as_array().expect("containers").iter();
+        let others = others
+            .skip(1)
+            .map(|other| Probe::of(other, "readinessProbe"));
+        let others = others.map(|probe| (probe, false)).collect();
         let probe = |name| Probe::of(&spec["containers"][0], name);
         let grace = spec["terminationGracePeriodSeconds"].as_u64();
         Self {
-            container: start(&objects, place, name),
+            container: start(objects, place, name),
+            others,
             address,
             limit,
             grace: Duration::from_secs(grace.expect("seconds")),
@@ -255,6 +291,7 @@ impl Kubelet {
         if let Some(exit_code) = self.container.vm.ended() {
             return self.ended(exit_code);
         }
+        self.look_at_others();
         if !self.status.started && !self.start_up() {
             return;
         }
@@ -277,6 +314,21 @@ impl Kubelet {
                 self.kill("Liveness probe failed", grace);
             }
         }
+    }
+
+    /// Which containers are ready: one without a probe as long as it runs.
+    fn look_at_others(&mut self) {
+        for (probe, ready) in &mut self.others {
+            let answer = probe.as_mut().map(|probe| {
+                probe.ask(self.address, &self.container);
+                probe.verdict()
+            });
+            *ready = answer.unwrap_or(Some(true)).unwrap_or(*ready);
+        }
+        let beside = self.container.beside_runs();
+        let others = self.others.iter().map(|(_, ready)| *ready).chain(beside);
+        let all: Vec<bool> = others.chain([self.status.ready]).collect();
+        self.status.containers = (all.iter().filter(|ready| **ready).count(), all.len());
     }
 
     /// Whether the startup probe, before which there is no other, has succeeded.

@@ -50,28 +50,34 @@ async fn tell(ConnectInfo(peer): ConnectInfo<SocketAddr>, uri: Uri, headers: Hea
     told.to_string()
 }
 
-/// What Istio's agent does at its port, 15020: says that the proxy is ready, and asks the workload
-/// at `workload` in kubelet's place, by the way that Envoy's own connections into the pod take.
-pub fn agent(workload: SocketAddr) -> Router {
-    let ask = move || async move {
+/// Where a container is asked, by the path at which Istio's agent is asked for it: the port, and the path.
+pub type Probers = BTreeMap<String, (u16, String)>;
+
+/// What Istio's agent does at its port, 15020: says that the proxy is ready, and asks the containers
+/// of the pod at `address` in kubelet's place, by the way that Envoy's own connections into the pod take.
+pub fn agent(address: Ipv4Addr, probers: Probers) -> Router {
+    let ask = async |workload: SocketAddr, path: String| {
         let socket = TcpSocket::new_v4()?;
         socket.bind((Ipv4Addr::new(127, 0, 0, 6), 0).into())?;
         let mut stream = socket.connect(workload).await?;
-        let request = "GET /health HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n";
+        let request = format!("GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         Ok::<_, io::Error>(answer.starts_with("HTTP/1.1 200 "))
     };
-    let probe = move || async move {
-        match ask().await {
-            Ok(true) => StatusCode::OK,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        }
-    };
-    Router::new()
-        .route("/healthz/ready", get(async || StatusCode::OK))
-        .route("/app-health/details/readyz", get(probe))
+    let ready = Router::new().route("/healthz/ready", get(async || StatusCode::OK));
+    probers
+        .into_iter()
+        .fold(ready, |router, (asked, (port, path))| {
+            let probe = move || async move {
+                match ask((address, port).into(), path).await {
+                    Ok(true) => StatusCode::OK,
+                    _ => StatusCode::SERVICE_UNAVAILABLE,
+                }
+            };
+            router.route(&asked, get(probe))
+        })
 }
 
 /// The same as [`seen`] in Ruby, for a guest: on each port that it is given.
