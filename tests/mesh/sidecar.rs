@@ -260,8 +260,9 @@ pub fn names_are_looked_up_at_the_sidecar() {
         let found = guest.run("getent ahostsv4 only.mesh");
         found.starts_with("240.240.0.1 ").then_some(())
     });
-    let by_tcp = guest.run("dig +short +tcp only.mesh");
-    assert_eq!(by_tcp, "240.240.0.1\n");
+    // resolv.conf(5); a guest's root need not have dig.
+    let by_tcp = guest.run("RES_OPTIONS=use-vc getent ahostsv4 only.mesh");
+    assert!(by_tcp.starts_with("240.240.0.1 "), "{by_tcp}");
     let found = guest.run("getent ahostsv4 ratings");
     assert!(found.starts_with(RATINGS), "{found}");
 }
