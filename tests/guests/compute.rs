@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use peapod_tests::{Container, Guest, Manifest, Place, entry_point, kubelet, until};
+use peapod_tests::kubelet::{self, words};
+use peapod_tests::space::Space;
+use peapod_tests::{Container, Guest, Manifest, Place, entry_point, until};
 use serde_json::Value;
 
 use super::{BOOT, SOON};
@@ -108,11 +110,6 @@ fn printed(arguments: &[&str]) -> Value {
     kubelet::printed(&manifest, arguments)
 }
 
-fn words(list: &Value) -> Vec<&str> {
-    let list = list.as_array().unwrap().iter();
-    list.map(|word| word.as_str().unwrap()).collect()
-}
-
 /// Runs its compute container until the guest is off.
 fn run_printed(list: &Value, place: Place<'_>, user: (u32, u32)) -> Container {
     let compute = &list["items"][1]["spec"]["containers"][0];
@@ -120,6 +117,12 @@ fn run_printed(list: &Value, place: Place<'_>, user: (u32, u32)) -> Container {
     let command = entry.iter().map(String::as_str);
     let command: Vec<_> = command.chain(words(&compute["args"])).collect();
     let vmi = list["items"][0]["stringData"]["vmi.yaml"].as_str().unwrap();
+    // Its own, for each of them answers probes at the same port.
+    let network = Space::new("compute").unwrap();
+    let place = Place {
+        network: Some(&network),
+        ..place
+    };
     let mut container = Container::start_in(place, "off", user, &command, vmi);
     assert_eq!(container.vm.wait(BOOT), 0);
     assert_eq!(container.last_word(), "the guest powered off");

@@ -125,7 +125,8 @@ fn start(objects: &[Value], place: Place<'_>, name: &str) -> Container {
     Container::start_in(place, name, user, &command, vmi.expect("a VMI"))
 }
 
-fn words(list: &Value) -> Vec<&str> {
+/// A command or its arguments, as a Pod has them.
+pub fn words(list: &Value) -> Vec<&str> {
     let list = list.as_array().expect("words").iter();
     list.map(|word| word.as_str().expect("a word")).collect()
 }
@@ -319,11 +320,13 @@ impl Kubelet {
     /// Which containers are ready: one without a probe as long as it runs.
     fn look_at_others(&mut self) {
         for (probe, ready) in &mut self.others {
-            let answer = probe.as_mut().map(|probe| {
-                probe.ask(self.address, &self.container);
-                probe.verdict()
-            });
-            *ready = answer.unwrap_or(Some(true)).unwrap_or(*ready);
+            *ready = match probe {
+                Some(probe) => {
+                    probe.ask(self.address, &self.container);
+                    probe.verdict().unwrap_or(*ready)
+                }
+                None => true,
+            };
         }
         let beside = self.container.beside_runs();
         let others = self.others.iter().map(|(_, ready)| *ready).chain(beside);
