@@ -163,20 +163,18 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
         );
     }
     if let Some(network) = &network {
-        let addresses = match plan.forwards[..] {
-            [] => plan.addresses.clone(),
-            _ => Vec::new(),
-        };
+        let mut addresses = Vec::new();
+        if plan.forwards.is_empty() {
+            let published = match plan.has_agent {
+                true => "those that the guest's agent reports are published",
+                false => {
+                    "none is published, unless an agent of Peapod's that the disk has reports some"
+                }
+            };
+            tracing::info!("no port is declared: {published}");
+            addresses.clone_from(&plan.addresses);
+        }
         agent.follow_by(Follower::new(network.clone(), addresses));
-    }
-    if let (Some(_), []) = (&network, &plan.forwards[..]) {
-        let published = match plan.has_agent {
-            true => "those that the guest's agent reports are published",
-            false => {
-                "none is published, unless an agent of Peapod's that the disk has reports some"
-            }
-        };
-        tracing::info!("no port is declared: {published}");
     }
     let socket = Listener::bind(&plan.state_dir.join(api::SOCKET), true).map_err(Error::Socket)?;
     let probes = plan.probes.map(|at| {

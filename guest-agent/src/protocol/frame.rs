@@ -79,6 +79,15 @@ pub enum FrameError {
     Length(u32),
 }
 
+impl From<FrameError> for io::Error {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) => error,
+            FrameError::Length(_) => Self::other(error),
+        }
+    }
+}
+
 /// Reads the next frame; `None` where the stream ends between two. Memory grows with what really
 /// arrives, not with the length that was announced.
 pub fn read(from: &mut impl Read) -> Result<Option<Frame>, FrameError> {

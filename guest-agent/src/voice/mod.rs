@@ -14,9 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::guest;
 use crate::power::{self, End};
-use crate::protocol::{
-    self, Event, Frame, FrameError, Kind, Outcome, Reply, Request, Role, StageState,
-};
+use crate::protocol::{self, Event, Frame, Kind, Outcome, Reply, Request, Role, StageState};
 use crate::{say, uptime_ms};
 
 /// The VMM's address (vsock(7), `VMADDR_CID_HOST`).
@@ -192,11 +190,7 @@ impl Voice {
     }
 
     fn listen(&self, stream: &mut UnixStream) -> io::Result<()> {
-        let failed = |error| match error {
-            FrameError::Io(error) => error,
-            FrameError::Length(_) => io::Error::other(error),
-        };
-        while let Some(frame) = protocol::read(stream).map_err(failed)? {
+        while let Some(frame) = protocol::read(stream)? {
             if frame.kind == Kind::Request
                 && let Some(reply) = self.answer(&frame)
             {

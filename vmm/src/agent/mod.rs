@@ -206,12 +206,6 @@ impl Agent {
         follower.unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn follow(&self, tcp: &[u16], udp: &[u16]) {
-        if let Some(follower) = &mut *self.follower() {
-            follower.follow(tcp, udp);
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -228,7 +222,7 @@ impl Agent {
                 match protocol::read(&mut stream) {
                     Ok(Some(frame)) => self.frame(&frame),
                     Ok(None) => break,
-                    Err(error) => result = Err(io::Error::other(error)),
+                    Err(error) => result = Err(error.into()),
                 }
             }
             if let Err(error) = result {
@@ -347,7 +341,11 @@ impl Agent {
                     _ => tracing::info!("the guest is ready after {seconds:.3} s"),
                 }
             }
-            Event::Ports { tcp, udp } => self.follow(&tcp, &udp),
+            Event::Ports { tcp, udp } => {
+                if let Some(follower) = &mut *self.follower() {
+                    follower.follow(&tcp, &udp);
+                }
+            }
             Event::Fatal { reason } => {
                 if let Some(machine) = &self.state().machine {
                     machine.end(power::Outcome::GaveUp(shown(&reason)));

@@ -76,7 +76,7 @@ impl Seed {
     }
 
     fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
-        let Some(frame) = protocol::read(stream).map_err(io::Error::other)? else {
+        let Some(frame) = protocol::read(stream)? else {
             return Ok(());
         };
         let reply = match serde_json::from_slice(&frame.payload) {

@@ -11,6 +11,9 @@ use crate::devices::host::Host;
 /// every processor (`synchronize_srcu`), which costs about as much; and many are never rung so often.
 const RUNG: u32 = 32;
 
+/// Bytes between two queues' doorbells.
+pub const STEP: u64 = 4;
+
 /// Those of a device.
 pub struct Doorbells {
     host: Arc<dyn Host>,
@@ -44,15 +47,15 @@ impl Doorbells {
         self.bells.iter().map(|bell| &bell.kick)
     }
 
-    /// The guest has left to ring that queue's, which is at `address` where it is decoded.
-    pub fn ring(&mut self, queue: usize, address: Option<u64>) {
+    /// The guest has left to ring that queue's; the first one's is at `first`, while they are decoded.
+    pub fn ring(&mut self, queue: usize, first: Option<u64>) {
         let Some(bell) = self.bells.get_mut(queue) else {
             return;
         };
         // Where its counter is full it is signalled already.
         let _ = bell.kick.write(1);
         bell.rung = bell.rung.saturating_add(1);
-        if let (RUNG.., None, Some(address)) = (bell.rung, bell.at, address) {
+        if let (RUNG.., None, Some(address)) = (bell.rung, bell.at, at(first, queue)) {
             match self.host.add_ioevent(address, &bell.kick) {
                 Ok(()) => bell.at = Some(address),
                 Err(error) => {
@@ -63,10 +66,10 @@ impl Doorbells {
         }
     }
 
-    /// They are where `address` says now, or nowhere.
-    pub fn moved(&mut self, address: impl Fn(usize) -> Option<u64>) {
+    /// The first one's is at `first` now, or they are not decoded.
+    pub fn moved(&mut self, first: Option<u64>) {
         for (queue, bell) in self.bells.iter_mut().enumerate() {
-            let Some(old) = bell.at.take_if(|old| Some(*old) != address(queue)) else {
+            let Some(old) = bell.at.take_if(|old| Some(*old) != at(first, queue)) else {
                 continue;
             };
             if let Err(error) = self.host.remove_ioevent(old, &bell.kick) {
@@ -74,4 +77,8 @@ impl Doorbells {
             }
         }
     }
+}
+
+fn at(first: Option<u64>, queue: usize) -> Option<u64> {
+    Some(first?.wrapping_add((queue as u64).wrapping_mul(STEP)))
 }

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
 use super::common::{self, NO_VECTOR, Registers, Request, status};
-use super::doorbells::Doorbells;
+use super::doorbells::{self, Doorbells};
 use crate::devices::host::Host;
 use crate::devices::pci::config::{ConfigSpace, Identity};
 use crate::devices::pci::msix::Msix;
@@ -37,8 +37,6 @@ const VENDOR_CAPABILITY: u8 = 9;
 const RED_HAT: u16 = 0x1af4;
 /// A modern device's PCI id is this plus its virtio id (section 4.1.2).
 const DEVICE_BASE: u16 = 0x1040;
-/// Bytes between two queues' notification addresses.
-const NOTIFY_STEP: u64 = 4;
 
 // Structures' types (section 4.1.4).
 const CFG_COMMON: u8 = 1;
@@ -209,9 +207,10 @@ impl PciTransport {
         })
     }
 
-    /// Where BAR 0 is decoded now.
-    fn base(&self) -> Option<u64> {
-        self.space.bar().map(|(base, _)| base)
+    /// Where the first queue's doorbell is, while BAR 0 is decoded.
+    fn first_doorbell(&self) -> Option<u64> {
+        let (base, _) = self.space.bar()?;
+        Some(base.wrapping_add(u64::from(NOTIFY)))
     }
 
     /// An access through the PCI_CFG structure (section 4.1.4.9): where it goes, if it is to a
@@ -235,12 +234,6 @@ struct Saved {
     registers: Registers,
     broken: bool,
     device: Value,
-}
-
-/// Where a queue's doorbell is while BAR 0 is decoded at `base`.
-fn doorbell(base: Option<u64>, queue: usize) -> Option<u64> {
-    let first = base?.wrapping_add(u64::from(NOTIFY));
-    Some(first.wrapping_add((queue as u64).wrapping_mul(NOTIFY_STEP)))
 }
 
 fn lock(device: &SharedVirtio) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
@@ -268,10 +261,10 @@ fn add_structures(
         body.extend(extra);
         body
     };
-    let step = (NOTIFY_STEP as u32).to_le_bytes();
+    let step = (doorbells::STEP as u32).to_le_bytes();
     for (kind, at, len, extra) in [
         (CFG_COMMON, COMMON, 64, &[][..]),
-        (CFG_NOTIFY, NOTIFY, queues * NOTIFY_STEP as u32, &step),
+        (CFG_NOTIFY, NOTIFY, queues * doorbells::STEP as u32, &step),
         (CFG_ISR, ISR, 4, &[]),
         (CFG_DEVICE, DEVICE, PAGE, &[]),
     ] {
@@ -303,8 +296,7 @@ impl PciFunction for PciTransport {
             return;
         }
         self.space.write(offset, data);
-        let base = self.base();
-        self.doorbells.moved(|queue| doorbell(base, queue));
+        self.doorbells.moved(self.first_doorbell());
         if let Err(error) = self.msix.update(&self.space) {
             tracing::warn!("an interrupt could not be routed: {error}");
         }
@@ -343,9 +335,8 @@ impl PciFunction for PciTransport {
             }
             Ok(DEVICE) => lock(&self.device).write_config(offset, data),
             Ok(NOTIFY) => {
-                let queue = usize::try_from(offset / NOTIFY_STEP).unwrap_or(usize::MAX);
-                let base = self.base();
-                self.doorbells.ring(queue, doorbell(base, queue));
+                let queue = usize::try_from(offset / doorbells::STEP).unwrap_or(usize::MAX);
+                self.doorbells.ring(queue, self.first_doorbell());
             }
             Ok(TABLE) => {
                 if let Err(error) = self.msix.write(offset, data, &self.space) {
