@@ -8,6 +8,7 @@ pub mod engine;
 pub mod flow;
 pub mod forward;
 pub mod gate;
+mod gather;
 pub mod link;
 pub mod netlink;
 pub mod netns;

@@ -26,7 +26,7 @@ impl Link for Card {
         place[..frame.len()].copy_from_slice(&frame);
         (!frame.is_empty()).then_some(Received {
             len: frame.len(),
-            datagrams: None,
+            ..Received::default()
         })
     }
 

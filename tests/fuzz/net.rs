@@ -52,10 +52,17 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         link.acknowledge();
         for _ in 0..FRAMES {
             match link.receive(&mut place) {
-                Some(frame) => assert!(frame.len <= place.len()),
+                Some(frame) => {
+                    assert!(frame.len <= place.len());
+                    if let (Some(loan), Some(loans)) = (frame.loan, link.loans()) {
+                        let whole = place.get_mut(..frame.len).unwrap_or_default();
+                        loans.copy(loan, 0, whole).unwrap();
+                    }
+                }
                 None => break,
             }
         }
+        link.end_batch();
         link.send(&[&[1; 60]], Offload::default());
         link.send(&[&[2; 54], &[3; 20_000]], cut);
         link.flush();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use peapod_tests::{Guest, Manifest, Vm, peapod};
 
+use super::watchdog::run_on_13;
 use super::{BOOT, SOON, shared};
 
 /// An address of this machine that is not loopback, on an interface made for the tests.
@@ -73,6 +74,61 @@ fn a_mebibyte_each_way_over_the_guest_s_own_connection_arrives_whole() {
     let seen = server.join().unwrap();
     assert_eq!(seen.len(), 1 << 20);
     assert!(output.starts_with("true\n"), "{output}");
+}
+
+/// Since 6.11 Linux counts the bytes that a card of virtio has of it, and sends nothing at all while they
+/// are too many.
+#[test]
+fn a_reader_that_stops_stops_no_other_connection_of_a_kernel_that_counts_what_its_card_has() {
+    let listener = TcpListener::bind((outside(), 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        // The first says a byte and hears one; the others are not read.
+        let (mut first, _) = listener.accept().unwrap();
+        std::thread::spawn(move || {
+            let mut others = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                others.push(stream);
+            }
+        });
+        let mut byte = [0];
+        while first.read(&mut byte).unwrap() == 1 {
+            first.write_all(&byte).unwrap();
+        }
+    });
+    let script = format!(
+        r#"ruby -rsocket << 'script' > /dev/console 2>&1
+to, longest = [{:?}, {port}], 0
+asked = TCPSocket.new(*to)
+now = -> {{ Process.clock_gettime(Process::CLOCK_MONOTONIC) }}
+3.times do
+  other = TCPSocket.new(*to)
+  Thread.new {{ loop {{ other.write("x" * 65536) }} }}
+  30.times do
+    start = now.call
+    asked.write("x")
+    asked.read(1)
+    longest = [longest, now.call - start].max
+  end
+end
+limit = File.read(Dir["/sys/class/net/e*/queues/tx-0/byte_queue_limits/limit"].first)
+puts "longest #{{(longest * 1000).to_i}} limit #{{limit.to_i}} end"
+script
+"#,
+        outside()
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let vm = run_on_13(directory.path(), Manifest::new("counted", &script));
+    vm.wait_console(" end", 1, BOOT);
+    let console = vm.console();
+    let said = console.split_once("longest ").unwrap().1;
+    let mut numbers = said
+        .split_whitespace()
+        .filter_map(|word| word.parse::<u32>().ok());
+    let (longest, limit) = (numbers.next().unwrap(), numbers.next().unwrap());
+    assert!(limit > 0, "this kernel does not count");
+    // Frames that the card keeps until it takes them for lost, a second later, hold up all that come after.
+    assert!(longest < 900, "{longest} ms");
 }
 
 #[test]

@@ -11,7 +11,7 @@ const GENERATION: &str = "echo generation $(busybox dd if=/dev/mem bs=4096 skip=
     2> /dev/null | busybox head -c 16 | busybox hexdump -e '16/1 \"%02x\"')\n";
 
 /// A VM with Debian 13's kernel.
-fn run_on_13(directory: &std::path::Path, manifest: Manifest) -> Vm {
+pub fn run_on_13(directory: &std::path::Path, manifest: Manifest) -> Vm {
     let manifest = manifest.write(directory);
     let (kernel, initramfs) = (image("vmlinuz-13"), image("initramfs-13.cpio"));
     let arguments = [

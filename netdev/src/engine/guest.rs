@@ -1,7 +1,7 @@
 //! From the guest to the sockets: frames, a batch at a time, so that what they bring for one
 //! socket goes there in one call.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
@@ -11,9 +11,11 @@ use super::table::Flow;
 use super::{EVERYBODY, Run, Verdict};
 use crate::config::{GATEWAY_LINK_LOCAL, Transport};
 use crate::flow::Key;
+use crate::flow::data::Data;
 use crate::flow::echo::Echo;
 use crate::flow::tcp::{Taken, Tcp};
 use crate::flow::udp::Udp;
+use crate::link::loans::{Loan, Loans};
 use crate::link::{Link, MAX_FRAME, Received};
 use crate::wire::{
     self, ETHERNET, Flags, Frame, Icmp, Mac, Packet, Protocol, Segment, SegmentHeader,
@@ -40,12 +42,36 @@ pub struct Batch {
     first: u32,
 }
 
-/// Bytes of the arena for a flow's socket.
+/// Bytes for a flow's socket.
 struct Piece {
     flow: u32,
-    bytes: Range<usize>,
-    /// Where the packet starts that they came in.
+    place: Place,
+    /// Where in the arena the packet starts that they came in.
     packet: usize,
+}
+
+/// Where they lie.
+enum Place {
+    Arena(Range<usize>),
+    Lent(Loan, Range<usize>),
+}
+
+impl Piece {
+    /// Its bytes; none where what is lent is not to be had.
+    fn data<'a>(&self, arena: &'a [u8], loans: Option<&'a Loans>) -> Option<Data<'a>> {
+        match &self.place {
+            Place::Arena(range) => arena.get(range.clone()).map(Data::Copied),
+            Place::Lent(loan, range) => Some(Data::Lent(loans?, *loan, range.clone())),
+        }
+    }
+
+    /// Its bytes, if they are in the arena.
+    fn bytes<'a>(&self, arena: &'a [u8]) -> Option<&'a [u8]> {
+        match &self.place {
+            Place::Arena(range) => arena.get(range.clone()),
+            Place::Lent(..) => None,
+        }
+    }
 }
 
 impl Batch {
@@ -92,6 +118,7 @@ impl Run<'_> {
             }
             self.engine.counters.frames.add_many(count as u64);
             self.deliver(&arena);
+            self.link.end_batch();
             // What the guest was just told may have made it send more, so it is asked again.
             if count == 0 {
                 self.more = false;
@@ -110,20 +137,21 @@ impl Run<'_> {
             let Some(index) = group.first().map(|piece| piece.flow) else {
                 continue;
             };
-            let bytes = group
-                .iter()
-                .map(|piece| arena.get(piece.bytes.clone()).unwrap_or_default());
             match self.table.get(index) {
                 Some(Flow::Tcp(tcp)) => {
-                    let slices: Vec<IoSlice<'_>> = bytes.map(IoSlice::new).collect();
-                    let verdict = tcp.deliver(&slices, &mut self.pool);
+                    let loans = self.link.loans();
+                    let pieces = group.iter().map(|piece| piece.data(arena, loans));
+                    let data: Option<Vec<Data<'_>>> = pieces.collect();
+                    let verdict =
+                        data.map_or(Verdict::Reset, |data| tcp.deliver(&data, &mut self.pool));
                     if verdict != Verdict::Keep {
                         self.judge(index, verdict);
                     }
                 }
                 Some(Flow::Udp(udp)) => {
                     udp.touch(self.now);
-                    let datagrams: Vec<&[u8]> = bytes.collect();
+                    let pieces = group.iter().map(|piece| piece.bytes(arena));
+                    let datagrams: Vec<&[u8]> = pieces.map(Option::unwrap_or_default).collect();
                     let unsent = udp.send(&datagrams);
                     let full = std::mem::take(&mut udp.unsent);
                     self.engine.counters.dropped_socket_full.add_many(full);
@@ -217,7 +245,7 @@ impl Run<'_> {
         }
         let start = start + ETHERNET;
         match ip.protocol {
-            Protocol::Tcp => self.segment(&ip, start),
+            Protocol::Tcp => self.segment(&ip, start, received.loan),
             Protocol::Udp => self.datagram(&ip, start, received.datagrams),
             Protocol::Icmp => self.icmp(&ip),
             Protocol::Other(_) => counters.dropped_protocol.add(),
@@ -281,7 +309,7 @@ impl Run<'_> {
         }
     }
 
-    fn segment(&mut self, ip: &Packet<'_>, start: usize) {
+    fn segment(&mut self, ip: &Packet<'_>, start: usize, loan: Option<Loan>) {
         let Some(segment) = Segment::parse(ip.payload) else {
             return self.engine.counters.dropped_malformed.add();
         };
@@ -302,7 +330,27 @@ impl Run<'_> {
             return self.refuse(&key, &segment);
         }
         let asked = tcp.is_asking();
-        let Taken { verdict, data } = tcp.receive(&segment, now, &mut self.pool);
+        let taken = tcp.receive(&segment, now, &mut self.pool);
+        let Taken { verdict, data, .. } = taken;
+        // The payload ends where the packet does.
+        let header = ip.whole.len() - segment.payload.len();
+        let place = |range: Range<usize>| {
+            let behind = |at: usize| at + range.start..at + range.end;
+            match loan {
+                Some(loan) => Place::Lent(loan, behind(ETHERNET + header)),
+                None => Place::Arena(behind(start + header)),
+            }
+        };
+        if taken.early {
+            let bytes = match (place(0..segment.payload.len()), self.link.loans()) {
+                (Place::Lent(loan, range), Some(loans)) => Data::Lent(loans, loan, range),
+                _ => Data::Copied(segment.payload),
+            };
+            match bytes.to_box() {
+                Ok(bytes) => tcp.keep_ahead(&segment, bytes),
+                Err(error) => tracing::debug!("a frame that was lent cannot be read: {error}"),
+            }
+        }
         if verdict != Verdict::Keep {
             self.judge(index, verdict);
             if asked {
@@ -311,11 +359,9 @@ impl Run<'_> {
             return;
         }
         if !data.is_empty() || segment.flags.has(Flags::FIN) {
-            // The payload ends where the packet does.
-            let at = start + ip.whole.len() - segment.payload.len();
             self.batch.pieces.push(Piece {
                 flow: index,
-                bytes: at + data.start..at + data.end,
+                place: place(data),
                 packet: start,
             });
         }
@@ -465,7 +511,7 @@ impl Run<'_> {
             let next = end.min(at + size);
             self.batch.pieces.push(Piece {
                 flow: index,
-                bytes: at..next,
+                place: Place::Arena(at..next),
                 packet: start,
             });
             at = next;

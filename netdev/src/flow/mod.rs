@@ -1,5 +1,6 @@
 //! Flows: one guest connection and its host socket each.
 
+pub mod data;
 pub mod echo;
 pub mod ring;
 pub mod tcp;

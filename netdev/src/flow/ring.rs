@@ -1,6 +1,6 @@
 //! A flow's buffer: a ring of bytes that takes memory only while there is something in it.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSliceMut;
 use std::ops::Range;
 
 use crate::sys;
@@ -150,7 +150,7 @@ impl Ring {
         self.start = 0;
     }
 
-    /// Room as [`Ring::make_room`] left it, as its two pieces.
+    /// Room as [`Ring::make_room`] or [`Ring::reserve`] left it, as its two pieces.
     pub fn spare(&mut self) -> [IoSliceMut<'_>; 2] {
         let size = self.bytes.len();
         let (start, end) = (self.start, self.start + self.len);
@@ -169,15 +169,20 @@ impl Ring {
         self.len = (self.len + count).min(self.bytes.len());
     }
 
-    /// Puts `bytes` behind what there is, and returns how many of them had room: all, up to
-    /// [`MOST`] together, for whoever was told that it may send must not find that it may not.
-    pub fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) -> usize {
-        let wanted = bytes.len();
-        let all = self.len + wanted;
+    /// Makes room in [`Ring::spare`] for `count` bytes: for all, up to [`MOST`] together, for whoever was
+    /// told that it may send must not find that it may not.
+    pub fn reserve(&mut self, count: usize, pool: &mut Pool) {
+        let all = self.len.saturating_add(count);
         if all > self.bytes.len() && self.bytes.len() < MOST {
             let size = SIZES.into_iter().find(|size| *size >= all);
             self.grow(size.unwrap_or(MOST), pool);
         }
+    }
+
+    /// Puts `bytes` behind what there is, and returns how many of them [`Ring::reserve`] made room for.
+    pub fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) -> usize {
+        let wanted = bytes.len();
+        self.reserve(wanted, pool);
         for mut place in self.spare() {
             let n = place.len().min(bytes.len());
             let (now, later) = bytes.split_at_checked(n).unwrap_or_default();
@@ -205,11 +210,6 @@ impl Ring {
         } else {
             [piece(from..size), piece(0..to - size)]
         }
-    }
-
-    /// All of it, for the kernel to take from.
-    pub fn slices(&self) -> [IoSlice<'_>; 2] {
-        self.parts(0..self.len).map(IoSlice::new)
     }
 
     /// Drops the first `count` bytes; an empty ring gives its memory back.

@@ -12,14 +12,16 @@
 //! told is never taken back. What the socket gives waits in `outbox` until the guest has
 //! acknowledged it.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read};
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::data::Data;
 use super::ring::{MOST, Pool, Ring};
 use super::{Carried, Key, Outlet, Verdict};
 use crate::counters::Counters;
+use crate::gather::Gather;
 use crate::wire::{Flags, Segment, SegmentHeader};
 
 /// What a guest is told that it may send at most: no more than a ring has room for.
@@ -117,6 +119,8 @@ pub struct Taken {
     pub verdict: Verdict,
     /// Which bytes of its payload are to go to the socket, by [`Tcp::deliver`].
     pub data: Range<usize>,
+    /// It came before others that are missing, and is to be kept, by [`Tcp::keep_ahead`].
+    pub early: bool,
 }
 
 impl Taken {
@@ -124,6 +128,7 @@ impl Taken {
         Self {
             verdict,
             data: 0..0,
+            early: false,
         }
     }
 }
@@ -405,8 +410,10 @@ impl Tcp {
         }
         self.acknowledge = true;
         if known >= 1 << 31 {
-            self.keep_ahead(segment, fin);
-            return Taken::nothing(Verdict::Keep);
+            return Taken {
+                early: self.is_worth_keeping(segment),
+                ..Taken::nothing(Verdict::Keep)
+            };
         }
         let room = self.edge.wrapping_sub(self.expected) as usize;
         let start = known as usize;
@@ -421,6 +428,7 @@ impl Tcp {
         Taken {
             verdict: Verdict::Keep,
             data: start..end,
+            early: false,
         }
     }
 
@@ -432,8 +440,8 @@ impl Tcp {
         self.ahead = Vec::new();
     }
 
-    /// Keeps a segment that lies whole within the window, until what is missing before it comes.
-    fn keep_ahead(&mut self, segment: &Segment<'_>, fin: bool) {
+    /// Whether a segment lies whole within the window, and is not kept yet.
+    fn is_worth_keeping(&self, segment: &Segment<'_>) -> bool {
         let from = segment.sequence.wrapping_sub(self.expected) as usize;
         let room = self.edge.wrapping_sub(self.expected) as usize;
         // Segments that overlap may be more together than the window.
@@ -441,19 +449,22 @@ impl Tcp {
         let len = segment.payload.len();
         let within = from + len <= room && kept + len <= room;
         let known = |ahead: &Ahead| ahead.sequence == segment.sequence;
-        if within && self.ahead.len() < MAX_AHEAD && !self.ahead.iter().any(known) {
-            self.ahead.push(Ahead {
-                sequence: segment.sequence,
-                bytes: segment.payload.into(),
-                fin,
-            });
-        }
+        within && self.ahead.len() < MAX_AHEAD && !self.ahead.iter().any(known)
     }
 
-    /// Gives `pieces` to the socket, and then what had come before its turn; what the socket does
+    /// Keeps a segment, whose payload is `bytes`, until what is missing before it comes.
+    pub fn keep_ahead(&mut self, segment: &Segment<'_>, bytes: Box<[u8]>) {
+        self.ahead.push(Ahead {
+            sequence: segment.sequence,
+            bytes,
+            fin: segment.flags.has(Flags::FIN),
+        });
+    }
+
+    /// Gives `data` to the socket, and then what had come before its turn; what the socket does
     /// not take waits. They are what [`Tcp::receive`] said to deliver, in its order.
-    pub fn deliver(&mut self, pieces: &[IoSlice<'_>], pool: &mut Pool) -> Verdict {
-        if let Err(error) = self.forward(pieces, pool) {
+    pub fn deliver(&mut self, data: &[Data<'_>], pool: &mut Pool) -> Verdict {
+        if let Err(error) = self.forward(data, pool) {
             return Verdict::Failed(error.kind());
         }
         while let Some(next) = self.next_ahead() {
@@ -463,7 +474,7 @@ impl Tcp {
             if next.fin {
                 self.end_of_guest();
             }
-            if let Err(error) = self.forward(&[IoSlice::new(data)], pool) {
+            if let Err(error) = self.forward(&[Data::Copied(data)], pool) {
                 return Verdict::Failed(error.kind());
             }
         }
@@ -485,45 +496,44 @@ impl Tcp {
         Some(self.ahead.swap_remove(index))
     }
 
-    fn forward(&mut self, pieces: &[IoSlice<'_>], pool: &mut Pool) -> io::Result<()> {
+    fn forward(&mut self, data: &[Data<'_>], pool: &mut Pool) -> io::Result<()> {
+        let total: usize = data.iter().map(Data::len).sum();
+        self.carried.from_guest += total as u64;
         let mut taken = 0;
-        if self.inbox.is_empty() && self.writable && !pieces.iter().all(|piece| piece.is_empty()) {
-            let total: usize = pieces.iter().map(|piece| piece.len()).sum();
-            taken = self.write(pieces)?;
-            self.writable = taken == total;
+        if self.inbox.is_empty() && self.writable && total > 0 {
+            let mut gather = Gather::default();
+            for piece in data {
+                piece.gather(&mut gather)?;
+            }
+            taken = gather.write(&self.socket)?;
+            self.writable = taken == gather.len();
         }
-        for piece in pieces {
-            self.carried.from_guest += piece.len() as u64;
-            let rest = piece.get(taken..).unwrap_or_default();
-            taken = taken.saturating_sub(piece.len());
-            self.inbox.push(rest, pool);
+        for piece in data {
+            let now = taken.min(piece.len());
+            taken -= now;
+            piece.push_to(&mut self.inbox, now, pool)?;
+        }
+        // What one call had no room for.
+        self.write_inbox(pool)
+    }
+
+    fn write_inbox(&mut self, pool: &mut Pool) -> io::Result<()> {
+        while !self.inbox.is_empty() && self.writable {
+            let mut gather = Gather::default();
+            for part in self.inbox.parts(0..self.inbox.len()) {
+                gather.push(part);
+            }
+            let n = gather.write(&self.socket)?;
+            self.writable = n == gather.len();
+            self.inbox.consume(n, pool);
         }
         Ok(())
     }
 
-    fn write(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        loop {
-            match self.socket.write_vectored(pieces) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
-            }
-        }
-    }
-
     /// Gives the socket what waits, where it takes it.
     pub fn drain(&mut self, pool: &mut Pool) -> Verdict {
-        while !self.inbox.is_empty() && self.writable {
-            let waiting = self.inbox.len();
-            match self.socket.write_vectored(&self.inbox.slices()) {
-                Ok(n) => {
-                    self.inbox.consume(n, pool);
-                    self.writable = n == waiting;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Verdict::Failed(error.kind()),
-            }
+        if let Err(error) = self.write_inbox(pool) {
+            return Verdict::Failed(error.kind());
         }
         self.shut_when_empty();
         // The guest waits for room where it was told that there is little.
@@ -833,6 +843,7 @@ impl Tcp {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::net::TcpListener;
 
     use super::*;
@@ -874,12 +885,14 @@ mod tests {
         let (mut tcp, mut peer) = open(100);
         let (mut pool, now) = (Pool::new(64 << 20), Instant::now());
         for (sequence, payload) in [(6, b"ghi"), (3, b"def"), (4, b"efg")] {
-            let taken = tcp.receive(&segment(sequence, payload), now, &mut pool);
-            assert_eq!(taken, Taken::nothing(Verdict::Keep));
+            let segment = segment(sequence, payload);
+            let taken = tcp.receive(&segment, now, &mut pool);
+            assert_eq!((taken.data, taken.early), (0..0, true));
+            tcp.keep_ahead(&segment, segment.payload.into());
         }
         let taken = tcp.receive(&segment(0, b"abc"), now, &mut pool);
         assert_eq!(taken.data, 0..3);
-        tcp.deliver(&[IoSlice::new(b"abc")], &mut pool);
+        tcp.deliver(&[Data::Copied(b"abc")], &mut pool);
         assert_eq!(tcp.expected, 9);
         let mut bytes = [0; 9];
         peer.read_exact(&mut bytes).unwrap();
@@ -919,15 +932,32 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_in_more_places_than_one_call_takes_goes_out_all_the_same() {
+        const LEN: usize = 3000;
+        let (mut tcp, mut peer) = open(LEN as u32);
+        let bytes: Vec<u8> = (0..LEN).map(|at| (at % 251) as u8).collect();
+        let data: Vec<Data<'_>> = bytes.chunks(1).map(Data::Copied).collect();
+        let mut pool = Pool::new(64 << 20);
+        assert_eq!(tcp.deliver(&data, &mut pool), Verdict::Keep);
+        assert!(tcp.inbox.is_empty() && tcp.writable);
+        let mut got = vec![0; LEN];
+        peer.read_exact(&mut got).unwrap();
+        assert!(got == bytes);
+    }
+
+    #[test]
     fn overlapping_segments_are_kept_only_as_far_as_the_window_goes() {
         let (mut tcp, _peer) = open(1000);
         let mut pool = Pool::new(64 << 20);
         for sequence in 1..200 {
-            tcp.receive(&segment(sequence, &[0; 600]), Instant::now(), &mut pool);
+            let segment = segment(sequence, &[0; 600]);
+            if tcp.receive(&segment, Instant::now(), &mut pool).early {
+                tcp.keep_ahead(&segment, segment.payload.into());
+            }
         }
         let kept: usize = tcp.ahead.iter().map(|ahead| ahead.bytes.len()).sum();
         assert_eq!(kept, 600);
-        tcp.receive(&segment(900, &[0; 101]), Instant::now(), &mut pool);
-        assert_eq!(tcp.ahead.len(), 1, "beyond the window");
+        let taken = tcp.receive(&segment(900, &[0; 101]), Instant::now(), &mut pool);
+        assert!(!taken.early, "beyond the window");
     }
 }

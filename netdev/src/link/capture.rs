@@ -28,6 +28,7 @@ use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption, InterfaceTsResolution,
 };
 
+use super::loans::Loans;
 use super::metered::Metered;
 use super::{Capabilities, Link, MAX_FRAME, Offload, Received};
 
@@ -173,12 +174,18 @@ impl Capture {
         }
     }
 
+    /// How many bytes are captured of a frame of `len`.
+    fn kept(&self, len: usize) -> usize {
+        let most = self.options.snaplen as usize;
+        if self.goes_on() { len.min(most) } else { 0 }
+    }
+
     fn record(&mut self, parts: &[&[u8]], direction: u32) {
-        if self.chunks.is_none() {
+        if !self.goes_on() {
             return;
         }
         let len: usize = parts.iter().map(|part| part.len()).sum();
-        let mut kept = len.min(self.options.snaplen as usize);
+        let mut kept = self.kept(len);
         if self.bytes + (kept + BLOCK) as u64 > self.options.max_bytes {
             tracing::info!(
                 "the capture to {} has ended: the file is as large as it may be",
@@ -303,10 +310,25 @@ impl Link for Captured<'_> {
     fn receive(&mut self, place: &mut [u8]) -> Option<Received> {
         let received = self.link.receive(place)?;
         if let Some(capture) = &mut self.capture {
-            let frame = place.get(..received.len).unwrap_or_default();
+            let frame = place.get_mut(..received.len).unwrap_or_default();
+            if let Some(loan) = received.loan
+                && let Some(loans) = self.link.loans()
+                && let Some(kept) = frame.get_mut(..capture.kept(received.len))
+                && let Err(error) = loans.copy(loan, 0, kept)
+            {
+                tracing::debug!("a frame that was lent cannot be read: {error}");
+            }
             capture.record(&[frame], OUTBOUND);
         }
         Some(received)
+    }
+
+    fn loans(&self) -> Option<&Loans> {
+        self.link.loans()
+    }
+
+    fn end_batch(&mut self) {
+        self.link.end_batch();
     }
 
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {

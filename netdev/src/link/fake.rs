@@ -101,6 +101,7 @@ impl Link for Fake {
         Some(Received {
             len: frame.len(),
             datagrams: None,
+            loan: None,
         })
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::loans::Loans;
 use super::metered::content;
 use super::{Capabilities, Link, Offload, Received};
 use crate::counters::Content;
@@ -91,6 +92,14 @@ impl Link for Limited<'_> {
         }
         self.wake_in(wait, now);
         None
+    }
+
+    fn loans(&self) -> Option<&Loans> {
+        self.link.loans()
+    }
+
+    fn end_batch(&mut self) {
+        self.link.end_batch();
     }
 
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {

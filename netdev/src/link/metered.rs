@@ -4,6 +4,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use super::loans::Loans;
 use super::{Capabilities, Link, Offload, Received};
 use crate::counters::{Content, Counters, Direction};
 use crate::wire::{ETHERNET, TYPE_ARP, TYPE_IPV4, TYPE_IPV6};
@@ -50,6 +51,14 @@ impl Link for Metered<'_> {
         let frame = place.get(..received.len).unwrap_or_default();
         count(&mut self.out, &[frame]);
         Some(received)
+    }
+
+    fn loans(&self) -> Option<&Loans> {
+        self.link.loans()
+    }
+
+    fn end_batch(&mut self) {
+        self.link.end_batch();
     }
 
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {

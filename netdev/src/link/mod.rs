@@ -5,20 +5,25 @@ pub mod capture;
 pub mod fake;
 pub mod header;
 pub mod limited;
+pub mod loans;
 pub mod metered;
 pub mod tap;
 pub mod virtqueue;
 
 use std::os::fd::RawFd;
 
+use loans::{Loan, Loans};
+
 /// A frame from the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Received {
     /// Its bytes, without any offload header.
     pub len: usize,
     /// UDP: the frame is several datagrams of so many bytes, one behind the other behind one
     /// header, the last perhaps shorter.
     pub datagrams: Option<u16>,
+    /// The frame was lent: only its first [`loans::HEAD`] bytes were copied.
+    pub loan: Option<Loan>,
 }
 
 /// What a frame to the guest leaves for its network card to do, in the words of
@@ -69,8 +74,17 @@ pub struct Capabilities {
 /// A guest's network card, seen from outside.
 pub trait Link {
     /// Copies the guest's next frame to the start of `place`; `None` where there is none. One that
-    /// cannot be read, or is longer than `place`, has no bytes; [`MAX_FRAME`] bytes hold any.
+    /// cannot be read, or is longer than `place`, has no bytes; [`MAX_FRAME`] bytes hold any. A link
+    /// with [`Link::loans`] may lend a long one of TCP, until [`Link::end_batch`].
     fn receive(&mut self, place: &mut [u8]) -> Option<Received>;
+
+    /// The frames that are lent now, by a link that lends any.
+    fn loans(&self) -> Option<&Loans> {
+        None
+    }
+
+    /// The frames that were received are dealt with: the guest may have its buffers back.
+    fn end_batch(&mut self) {}
 
     /// Gives the guest a frame made of `parts`; false where it has no room for it now.
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool;

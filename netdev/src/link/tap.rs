@@ -97,6 +97,7 @@ impl Link for Tap {
         Some(Received {
             len: n.checked_sub(header::LEN)?,
             datagrams: header::datagrams(&header),
+            loan: None,
         })
     }
 

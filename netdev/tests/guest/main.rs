@@ -11,6 +11,8 @@
 mod closing;
 mod datagrams;
 mod incoming;
+#[path = "../hostile/lender.rs"]
+mod lender;
 mod limits;
 mod stalls;
 mod streams;

@@ -7,11 +7,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use netdev::link::loans::Loans;
 use netdev::link::{Capabilities, Link, Offload, Received, SegmentKind, Segments};
 use netdev::wire::{ETHERNET, Packet, Sum};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::lender::Lender;
 use super::watch::Watch;
 
 /// What the wire does to frames, both ways: of a hundred each.
@@ -299,22 +301,40 @@ fn cut(frame: &[u8], start: usize, offset: usize, segments: Segments) -> Vec<Vec
 }
 
 /// The engine's end.
-pub struct Card(pub Rc<RefCell<Wire>>);
+pub struct Card {
+    pub wire: Rc<RefCell<Wire>>,
+    /// What it lends, where it does.
+    pub lender: Option<Lender>,
+}
 
 impl Link for Card {
     fn receive(&mut self, place: &mut [u8]) -> Option<Received> {
-        let mut wire = self.0.borrow_mut();
+        let mut wire = self.wire.borrow_mut();
         let frame = wire.to_engine.arrived.pop_front()?;
         wire.moved += 1;
+        let lender = self.lender.as_mut();
+        if let Some(lent) = lender.and_then(|lender| lender.lend(&frame, place)) {
+            return Some(lent);
+        }
         place[..frame.len()].copy_from_slice(&frame);
         Some(Received {
             len: frame.len(),
-            datagrams: None,
+            ..Received::default()
         })
     }
 
+    fn loans(&self) -> Option<&Loans> {
+        Some(&self.lender.as_ref()?.loans)
+    }
+
+    fn end_batch(&mut self) {
+        if let Some(lender) = &mut self.lender {
+            lender.end_batch();
+        }
+    }
+
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {
-        let mut wire = self.0.borrow_mut();
+        let mut wire = self.wire.borrow_mut();
         if wire.is_full() {
             wire.refused = true;
             return false;
@@ -328,15 +348,15 @@ impl Link for Card {
     fn flush(&mut self) {}
 
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.0.borrow().notify.as_raw_fd()]
+        vec![self.wire.borrow().notify.as_raw_fd()]
     }
 
     fn acknowledge(&mut self) {
-        let _ = self.0.borrow().notify.read();
+        let _ = self.wire.borrow().notify.read();
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.0.borrow().capabilities
+        self.wire.borrow().capabilities
     }
 }
 

@@ -1,6 +1,9 @@
 //! A guest and a host that do what some bytes say: a frame, valid or not, a call, an end, or the
 //! passing of time. Shared with the fuzzer of sequences in tests/fuzz.
 
+#[path = "lender.rs"]
+mod lender;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
@@ -11,10 +14,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lender::Lender;
 use netdev::config::{
     Config, Forward, GATEWAY_LINK_LOCAL, GATEWAY_MAC, Network, Policy, Transport,
 };
 use netdev::engine::{Engine, Run};
+use netdev::link::loans::Loans;
 use netdev::link::{Capabilities, Link, MAX_FRAME, Offload, Received};
 use netdev::resolver::Resolver;
 use netdev::wire::{
@@ -152,6 +157,7 @@ impl Frames {
 
 /// The guest's card.
 struct Card {
+    lender: Option<Lender>,
     frames: Rc<RefCell<Frames>>,
     notify: Rc<EventFd>,
 }
@@ -159,11 +165,26 @@ struct Card {
 impl Link for Card {
     fn receive(&mut self, place: &mut [u8]) -> Option<Received> {
         let (frame, datagrams) = self.frames.borrow_mut().to_engine.pop_front()?;
+        let lender = self.lender.as_mut();
+        if let Some(lent) = lender.and_then(|lender| lender.lend(&frame, place)) {
+            return Some(lent);
+        }
         place[..frame.len()].copy_from_slice(&frame);
         Some(Received {
             len: frame.len(),
             datagrams,
+            loan: None,
         })
+    }
+
+    fn loans(&self) -> Option<&Loans> {
+        Some(&self.lender.as_ref()?.loans)
+    }
+
+    fn end_batch(&mut self) {
+        if let Some(lender) = &mut self.lender {
+            lender.end_batch();
+        }
     }
 
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {
@@ -569,6 +590,7 @@ pub fn drive(bytes: &[u8]) {
     };
     let notify = Rc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let mut card = Card {
+        lender: offloads.then(Lender::new),
         frames: frames.clone(),
         notify: notify.clone(),
     };

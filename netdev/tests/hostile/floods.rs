@@ -19,7 +19,7 @@ impl Link for Endless {
         place[..60].fill(0);
         Some(Received {
             len: 60,
-            datagrams: None,
+            ..Received::default()
         })
     }
 

@@ -15,11 +15,14 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::header::{self, Header};
+use super::loans::{self, Buffer, Loans};
+use super::metered::content;
 use super::{Capabilities, Link, Offload, Received};
+use crate::counters::Content;
 use crate::virtqueue::{BadChain, Chain, QueueError, available, descriptors, next};
 
 /// The features that a card of ours offers, whatever else its transport does.
@@ -74,6 +77,11 @@ pub struct VirtqueueLink {
     control: Option<Virtqueue>,
     /// Where the frame goes that is being given.
     places: Vec<Place>,
+    /// Where the frame lies that is being taken.
+    buffers: Vec<Buffer>,
+    loans: Loans,
+    /// Chains to be given back when the batch ends.
+    batch: Vec<u16>,
     features: u64,
     /// Of the features those that the driver has switched on, as far as it may switch them.
     offloads: Arc<AtomicU64>,
@@ -120,12 +128,16 @@ impl VirtqueueLink {
         control: Option<Virtqueue>,
         features: u64,
     ) -> Self {
+        let loans = Loans::new(memory.clone());
         Self {
             memory,
             receive,
             transmit,
             control,
             places: Vec::new(),
+            buffers: Vec::new(),
+            loans,
+            batch: Vec::new(),
             features,
             offloads: Arc::new(AtomicU64::new(features & OFFLOADS)),
             capabilities: capabilities(features),
@@ -181,14 +193,14 @@ impl VirtqueueLink {
             self.transmit.queue.disable_notification(&self.memory)?;
             if let Some(chain) = next(&mut self.transmit.queue, &self.memory)? {
                 let head = chain.head_index();
-                let mut header: Header = [0; header::LEN];
-                let read = self.read(&chain, &mut header, place);
-                self.transmit.queue.add_used(&self.memory, head, 0)?;
-                self.taken = true;
-                return Ok(Some(Received {
-                    len: read.unwrap_or(0),
-                    datagrams: header::datagrams(&header),
-                }));
+                let received = find(&self.memory, &chain, &mut self.buffers)
+                    .and_then(|(header, len)| self.read(&header, place.get_mut(..len)?));
+                self.batch.push(head);
+                // In the order in which they came: behind one that is lent they wait with it.
+                if !self.loans.any() {
+                    self.give_back()?;
+                }
+                return Ok(Some(received.unwrap_or_default()));
             }
             if self.quiet || !self.transmit.queue.enable_notification(&self.memory)? {
                 return Ok(None);
@@ -196,35 +208,47 @@ impl VirtqueueLink {
         }
     }
 
-    /// Copies what the driver wrote to the two places, and returns how much came to the second;
-    /// `None` where there is too much or too little, or a buffer lies outside memory.
-    fn read(&self, chain: &Chain<'_>, header: &mut Header, place: &mut [u8]) -> Option<usize> {
-        let mut at = 0;
-        for descriptor in descriptors(chain) {
-            let descriptor = descriptor.ok()?;
-            if descriptor.is_write_only() {
-                continue;
-            }
-            let (mut from, mut left) = (descriptor.addr(), descriptor.len() as usize);
-            if let Some(rest) = header.get_mut(at..)
-                && !rest.is_empty()
-            {
-                let n = rest.len().min(left);
-                self.memory.read_slice(rest.get_mut(..n)?, from).ok()?;
-                (from, left, at) = (
-                    GuestAddress(from.0.checked_add(n as u64)?),
-                    left - n,
-                    at + n,
-                );
-            }
-            if left > 0 {
-                let start = at - header::LEN;
-                let to = place.get_mut(start..start.checked_add(left)?)?;
-                self.memory.read_slice(to, from).ok()?;
-                at += left;
+    /// Reads the frame that was found, to all of `place`, or lends it.
+    fn read(&mut self, header: &Header, place: &mut [u8]) -> Option<Received> {
+        let received = Received {
+            len: place.len(),
+            datagrams: header::datagrams(header),
+            loan: None,
+        };
+        if place.len() >= loans::LEAST {
+            let start = place.get_mut(..loans::HEAD)?;
+            self.copy(start)?;
+            if content(&[start]) == Content::Tcp {
+                let loan = self.loans.lend(&self.buffers);
+                if loan.is_some() {
+                    return Some(Received { loan, ..received });
+                }
             }
         }
-        at.checked_sub(header::LEN).filter(|len| *len > 0)
+        self.copy(place)?;
+        Some(received)
+    }
+
+    /// Fills `place` with the start of the frame that was found.
+    fn copy(&self, place: &mut [u8]) -> Option<()> {
+        let mut rest = place;
+        for (from, len) in &self.buffers {
+            let n = rest.len().min(*len);
+            let (now, later) = rest.split_at_mut_checked(n)?;
+            self.memory.read_slice(now, *from).ok()?;
+            rest = later;
+        }
+        rest.is_empty().then_some(())
+    }
+
+    /// Gives the driver back what it sent, as far as it does not have it yet.
+    fn give_back(&mut self) -> Result<(), QueueError> {
+        self.loans.end();
+        for head in self.batch.drain(..) {
+            self.transmit.queue.add_used(&self.memory, head, 0)?;
+            self.taken = true;
+        }
+        Ok(())
     }
 
     /// Finds chains with room for `len` bytes and returns how many; none where the driver has not
@@ -337,6 +361,37 @@ impl VirtqueueLink {
     }
 }
 
+/// Finds a frame, its header and its length, and notes in `buffers` where its bytes lie; `None` where
+/// the header is not whole, there is nothing behind it, or the chain lies.
+fn find(
+    memory: &GuestMemoryMmap,
+    chain: &Chain<'_>,
+    buffers: &mut Vec<Buffer>,
+) -> Option<(Header, usize)> {
+    buffers.clear();
+    let mut header: Header = [0; header::LEN];
+    let (mut at, mut len) = (0, 0_usize);
+    for descriptor in descriptors(chain) {
+        let descriptor = descriptor.ok()?;
+        if descriptor.is_write_only() {
+            continue;
+        }
+        let (mut from, mut left) = (descriptor.addr(), descriptor.len() as usize);
+        if let Some(rest) = header.get_mut(at..)
+            && !rest.is_empty()
+        {
+            let n = rest.len().min(left);
+            memory.read_slice(rest.get_mut(..n)?, from).ok()?;
+            (from, left, at) = (from.checked_add(n as u64)?, left - n, at + n);
+        }
+        if left > 0 {
+            len = len.checked_add(left)?;
+            buffers.push((from, left));
+        }
+    }
+    (at == header::LEN && len > 0).then_some((header, len))
+}
+
 impl Link for VirtqueueLink {
     fn receive(&mut self, place: &mut [u8]) -> Option<Received> {
         self.guarded(|link| link.take(place))
@@ -344,6 +399,14 @@ impl Link for VirtqueueLink {
 
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {
         self.guarded(|link| link.give(parts, offload))
+    }
+
+    fn loans(&self) -> Option<&Loans> {
+        Some(&self.loans)
+    }
+
+    fn end_batch(&mut self) {
+        self.guarded(Self::give_back);
     }
 
     fn flush(&mut self) {

@@ -217,3 +217,63 @@ fn a_quiet_driver_need_not_kick_and_its_frames_are_found_all_the_same() {
         assert!(link.quiet(false), "one came before it knew");
     }
 }
+
+/// A frame of `len` bytes that says that it is of TCP or of UDP, and the chain that it lies in.
+fn long_frame(memory: &GuestMemoryMmap, at: u64, len: usize, protocol: u8) -> [RawDescriptor; 2] {
+    let mut frame: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[23] = protocol;
+    memory.write_slice(&[0; 12], GuestAddress(at)).unwrap();
+    memory.write_slice(&frame, GuestAddress(at + 12)).unwrap();
+    let first = 12 + len as u32 / 2;
+    [
+        buffer(at, first, 0),
+        buffer(at + u64::from(first), len as u32 + 12 - first, 0),
+    ]
+}
+
+#[test]
+fn a_long_frame_of_a_stream_is_lent_until_its_batch_ends() {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    let memory = memory();
+    let ring = MockSplitQueue::create(&memory, GuestAddress(0x4000), 16);
+    let (mut link, _rx) = link(&memory, &[], &[]);
+    link.transmit = active(ring.create_queue().unwrap());
+    let used = || u16::from_le(ring.used().idx().load());
+    let mut chains = Vec::new();
+    for (index, (len, protocol)) in [(9000, UDP), (9000, TCP), (600, TCP), (9000, TCP)]
+        .into_iter()
+        .enumerate()
+    {
+        let at = 0x1_0000 * (1 + index as u64);
+        chains.extend(long_frame(&memory, at, len, protocol));
+    }
+    for (index, descriptor) in chains.iter_mut().enumerate() {
+        let flags = u16::from(index % 2 == 0);
+        let plain = Descriptor::from(*descriptor);
+        let next = index as u16 + flags;
+        *descriptor = Descriptor::new(plain.addr().0, plain.len(), flags, next).into();
+    }
+    ring.add_desc_chains(&chains, 0).unwrap();
+    let mut place = vec![0; 10_000];
+    for (len, is_lent) in [(9000, false), (9000, true), (600, false), (9000, true)] {
+        place.fill(0xff);
+        let received = link.receive(&mut place).unwrap();
+        assert_eq!((received.len, received.loan.is_some()), (len, is_lent));
+        let copied = if is_lent { loans::HEAD } else { len };
+        assert_eq!(place[copied - 1], ((copied - 1) % 251) as u8);
+        assert_eq!(place[copied], 0xff, "what was not copied");
+        if let Some(loan) = received.loan {
+            link.loans.copy(loan, 0, &mut place[..len]).unwrap();
+            assert_eq!(place[len - 1], ((len - 1) % 251) as u8);
+        }
+    }
+    assert_eq!(used(), 1, "the first, before which none was lent");
+    link.end_batch();
+    assert_eq!((used(), link.positions()[1]), (4, 4));
+    let given: Vec<u32> = (0..4)
+        .map(|index| u32::from_le(ring.used().ring().ref_at(index).unwrap().load().id()))
+        .collect();
+    assert_eq!(given, [0, 2, 4, 6]);
+}
