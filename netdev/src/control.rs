@@ -552,10 +552,13 @@ mod tests {
             assert!(TcpStream::connect(bind).is_err());
             // It is worth asking once the guest has spoken.
             guest.datagram(1, "192.0.2.1:9".parse().unwrap(), b"");
-            guest.accept();
             let start = Instant::now();
             while !control.forwards().unwrap()[0].listens {
                 assert!(start.elapsed() < Duration::from_secs(5));
+                // Of several questions the last one's answer counts.
+                if guest.waiting() > 0 {
+                    guest.accept();
+                }
             }
             TcpStream::connect(bind).unwrap();
             // One more way to the same port opens at once.
