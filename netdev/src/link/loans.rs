@@ -116,6 +116,8 @@ impl Loans {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Loans of a megabyte of memory.
@@ -125,28 +127,39 @@ mod tests {
         (memory, loans)
     }
 
-    #[test]
-    fn a_frame_s_bytes_are_found_wherever_they_lie() {
-        let (memory, mut loans) = loans();
-        memory.write_slice(b"01234", GuestAddress(500)).unwrap();
-        memory.write_slice(b"56789", GuestAddress(100)).unwrap();
-        let other = loans.lend(&[(GuestAddress(100), 2)]).unwrap();
-        let buffers = [(500, 5), (0, 0), (100, 3), (103, 2)];
-        let loan = loans.lend(&buffers.map(|(at, len)| (GuestAddress(at), len)));
-        for from in 0..10 {
-            for to in from..=10 {
-                let mut place = vec![0; to - from];
-                loans.copy(loan.unwrap(), from, &mut place).unwrap();
-                assert_eq!(place, b"0123456789"[from..to]);
-                let mut gather = Gather::default();
-                loans.gather(loan.unwrap(), from..to, &mut gather).unwrap();
-                assert_eq!(gather.len(), to - from);
+    proptest! {
+        #[test]
+        fn a_frame_s_bytes_are_found_wherever_they_lie(
+            lens in prop::collection::vec(0..3000_usize, 1..MOST_BUFFERS),
+            (from, to) in (0..70_000_usize, 0..70_000_usize),
+        ) {
+            let (memory, mut loans) = loans();
+            // Backwards, with holes between them.
+            let (mut at, mut frame) = (1 << 20, Vec::new());
+            let mut buffers = Vec::new();
+            for len in lens {
+                at -= len as u64 + 7;
+                let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8 ^ at as u8).collect();
+                memory.write_slice(&bytes, GuestAddress(at)).unwrap();
+                buffers.push((GuestAddress(at), len));
+                frame.extend(bytes);
             }
+            let other = loans.lend(&[(GuestAddress(0), 2)]).unwrap();
+            let loan = loans.lend(&buffers).unwrap();
+            let to = to.min(frame.len());
+            let from = from.min(to);
+            let mut place = vec![0; to - from];
+            loans.copy(loan, from, &mut place).unwrap();
+            prop_assert!(place == frame[from..to]);
+            let mut gather = Gather::default();
+            loans.gather(loan, from..to, &mut gather).unwrap();
+            prop_assert_eq!(gather.len(), to - from);
+            drop(gather);
+            prop_assert!(loans.copy(loan, from, &mut vec![0; frame.len() - from + 1]).is_err());
+            prop_assert!(loans.copy(other, 0, &mut [0; 3]).is_err());
+            loans.end();
+            prop_assert!(loans.copy(other, 0, &mut [0; 1]).is_err());
         }
-        assert!(loans.copy(loan.unwrap(), 0, &mut [0; 11]).is_err());
-        assert!(loans.copy(other, 0, &mut [0; 3]).is_err());
-        loans.end();
-        assert!(loans.copy(other, 0, &mut [0; 1]).is_err());
     }
 
     #[test]

@@ -139,24 +139,32 @@ fn advise(region: &GuestRegionMmap, advice: libc::c_int) {
 mod tests {
     use std::os::unix::fs::FileExt;
 
+    use proptest::prelude::*;
     use vm_memory::Bytes;
 
     use super::*;
 
-    #[test]
-    fn ram_goes_round_the_hole_and_keeps_its_size() {
-        for size in [
-            MIN_MEMORY,
-            HOLE_START - PAGE,
-            HOLE_START,
-            HOLE_START + PAGE,
-            5 << 30,
-            MAX_MEMORY,
-        ] {
+    /// Whole pages, often near where something changes.
+    fn sizes() -> impl Strategy<Value = u64> {
+        let edge = prop::sample::select(vec![MIN_MEMORY, HOLE_START, HOLE_END, MAX_MEMORY]);
+        let near = (edge, -2..=2_i64).prop_map(|(edge, pages)| {
+            let size = edge.saturating_add_signed(pages * PAGE as i64);
+            size.clamp(MIN_MEMORY, MAX_MEMORY)
+        });
+        let any = (MIN_MEMORY / PAGE..=MAX_MEMORY / PAGE).prop_map(|pages| pages * PAGE);
+        prop_oneof![near, any]
+    }
+
+    proptest! {
+        #[test]
+        fn ram_goes_round_the_hole_and_keeps_its_size(size in sizes()) {
             let ranges = ranges(size);
-            assert_eq!(ranges.iter().map(|(_, len)| len).sum::<u64>(), size);
+            prop_assert_eq!(ranges.iter().map(|(_, len)| len).sum::<u64>(), size);
+            let mut end = 0;
             for (base, len) in ranges {
-                assert!(base + len <= HOLE_START || base >= HOLE_END);
+                prop_assert!(len > 0 && base >= end);
+                end = base + len;
+                prop_assert!(end <= HOLE_START || base >= HOLE_END);
             }
         }
     }
