@@ -42,15 +42,12 @@ impl<'a> Data<'a> {
                 ring.push(bytes.get(from..).unwrap_or_default(), pool);
             }
             Self::Lent(loans, loan, range) => {
-                let mut left = range.start.saturating_add(from)..range.end;
-                ring.reserve(left.len(), pool);
-                for mut place in ring.spare() {
-                    let n = place.len().min(left.len());
-                    let place = place.get_mut(..n).unwrap_or_default();
-                    loans.copy(*loan, left.start, place)?;
-                    left.start += n;
-                }
-                ring.filled(range.len().saturating_sub(from) - left.len());
+                let mut at = range.start.saturating_add(from);
+                ring.put(range.end.saturating_sub(at), pool, |place| {
+                    loans.copy(*loan, at, place)?;
+                    at += place.len();
+                    Ok::<_, io::Error>(())
+                })?;
             }
         }
         Ok(())

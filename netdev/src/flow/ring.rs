@@ -1,5 +1,6 @@
 //! A flow's buffer: a ring of bytes that takes memory only while there is something in it.
 
+use std::convert::Infallible;
 use std::io::IoSliceMut;
 use std::ops::Range;
 
@@ -150,7 +151,7 @@ impl Ring {
         self.start = 0;
     }
 
-    /// Room as [`Ring::make_room`] or [`Ring::reserve`] left it, as its two pieces.
+    /// Room as [`Ring::make_room`] left it, as its two pieces.
     pub fn spare(&mut self) -> [IoSliceMut<'_>; 2] {
         let size = self.bytes.len();
         let (start, end) = (self.start, self.start + self.len);
@@ -169,30 +170,39 @@ impl Ring {
         self.len = (self.len + count).min(self.bytes.len());
     }
 
-    /// Makes room in [`Ring::spare`] for `count` bytes: for all, up to [`MOST`] together, for whoever was
-    /// told that it may send must not find that it may not.
-    pub fn reserve(&mut self, count: usize, pool: &mut Pool) {
+    /// Has `fill` write what comes next of `count` bytes to each place that there is for them, behind what
+    /// there is, and returns how many had room: all, up to [`MOST`] together, for whoever was told that
+    /// it may send must not find that it may not. Where `fill` fails there is nothing new.
+    pub fn put<E>(
+        &mut self,
+        count: usize,
+        pool: &mut Pool,
+        mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
+    ) -> Result<usize, E> {
         let all = self.len.saturating_add(count);
         if all > self.bytes.len() && self.bytes.len() < MOST {
             let size = SIZES.into_iter().find(|size| *size >= all);
             self.grow(size.unwrap_or(MOST), pool);
         }
+        let mut put = 0;
+        for mut place in self.spare() {
+            let n = place.len().min(count - put);
+            fill(place.get_mut(..n).unwrap_or_default())?;
+            put += n;
+        }
+        self.filled(put);
+        Ok(put)
     }
 
-    /// Puts `bytes` behind what there is, and returns how many of them [`Ring::reserve`] made room for.
+    /// Puts `bytes` behind what there is, by [`Ring::put`].
     pub fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) -> usize {
-        let wanted = bytes.len();
-        self.reserve(wanted, pool);
-        for mut place in self.spare() {
-            let n = place.len().min(bytes.len());
-            let (now, later) = bytes.split_at_checked(n).unwrap_or_default();
-            if let Some(place) = place.get_mut(..n) {
-                place.copy_from_slice(now);
-            }
+        let put = self.put(bytes.len(), pool, |place| {
+            let (now, later) = bytes.split_at(place.len());
+            place.copy_from_slice(now);
             bytes = later;
-        }
-        let pushed = wanted - bytes.len();
-        self.filled(pushed);
+            Ok::<_, Infallible>(())
+        });
+        let Ok(pushed) = put;
         pushed
     }
 

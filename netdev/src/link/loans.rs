@@ -100,17 +100,27 @@ impl Loans {
 
     /// Copies bytes of a frame, from `from` on, to all of `place`; an error where it is shorter.
     pub fn copy(&self, loan: Loan, from: usize, place: &mut [u8]) -> io::Result<()> {
-        let mut rest = &mut *place;
-        for (at, len) in self.places(loan, from..from + rest.len()) {
-            let (now, later) = rest.split_at_mut_checked(len).unwrap_or_default();
-            self.memory.read_slice(now, at).map_err(io::Error::other)?;
-            rest = later;
-        }
-        if rest.is_empty() {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::UnexpectedEof.into())
-        }
+        let places = self.places(loan, from..from + place.len());
+        copy(&self.memory, places, place)
+    }
+}
+
+/// Copies what lies in `buffers`, one behind the other, to all of `place`; an error where that is less.
+pub(super) fn copy(
+    memory: &GuestMemoryMmap,
+    buffers: impl Iterator<Item = Buffer>,
+    place: &mut [u8],
+) -> io::Result<()> {
+    let mut rest = place;
+    for (at, len) in buffers {
+        let (now, later) = rest.split_at_mut(len.min(rest.len()));
+        memory.read_slice(now, at).map_err(io::Error::other)?;
+        rest = later;
+    }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
     }
 }
 

@@ -231,14 +231,7 @@ impl VirtqueueLink {
 
     /// Fills `place` with the start of the frame that was found.
     fn copy(&self, place: &mut [u8]) -> Option<()> {
-        let mut rest = place;
-        for (from, len) in &self.buffers {
-            let n = rest.len().min(*len);
-            let (now, later) = rest.split_at_mut_checked(n)?;
-            self.memory.read_slice(now, *from).ok()?;
-            rest = later;
-        }
-        rest.is_empty().then_some(())
+        loans::copy(&self.memory, self.buffers.iter().copied(), place).ok()
     }
 
     /// Gives the driver back what it sent, as far as it does not have it yet.
