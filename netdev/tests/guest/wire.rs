@@ -303,8 +303,7 @@ fn cut(frame: &[u8], start: usize, offset: usize, segments: Segments) -> Vec<Vec
 /// The engine's end.
 pub struct Card {
     pub wire: Rc<RefCell<Wire>>,
-    /// What it lends, where it does.
-    pub lender: Option<Lender>,
+    pub lender: Lender,
 }
 
 impl Link for Card {
@@ -312,25 +311,15 @@ impl Link for Card {
         let mut wire = self.wire.borrow_mut();
         let frame = wire.to_engine.arrived.pop_front()?;
         wire.moved += 1;
-        let lender = self.lender.as_mut();
-        if let Some(lent) = lender.and_then(|lender| lender.lend(&frame, place)) {
-            return Some(lent);
-        }
-        place[..frame.len()].copy_from_slice(&frame);
-        Some(Received {
-            len: frame.len(),
-            ..Received::default()
-        })
+        Some(self.lender.receive(&frame, None, place))
     }
 
     fn loans(&self) -> Option<&Loans> {
-        Some(&self.lender.as_ref()?.loans)
+        Some(&self.lender.loans)
     }
 
     fn end_batch(&mut self) {
-        if let Some(lender) = &mut self.lender {
-            lender.end_batch();
-        }
+        self.lender.end_batch();
     }
 
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {

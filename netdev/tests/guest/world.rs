@@ -142,7 +142,7 @@ impl Setup {
         let lends = self.faults.seed % 2 == 1 || self.capabilities.tso4;
         let mut card = Card {
             wire: wire.clone(),
-            lender: lends.then(Lender::new),
+            lender: Lender::new(lends),
         };
         let start = Instant::now();
         let now = Rc::new(Cell::new(Duration::ZERO));

@@ -157,7 +157,7 @@ impl Frames {
 
 /// The guest's card.
 struct Card {
-    lender: Option<Lender>,
+    lender: Lender,
     frames: Rc<RefCell<Frames>>,
     notify: Rc<EventFd>,
 }
@@ -165,26 +165,15 @@ struct Card {
 impl Link for Card {
     fn receive(&mut self, place: &mut [u8]) -> Option<Received> {
         let (frame, datagrams) = self.frames.borrow_mut().to_engine.pop_front()?;
-        let lender = self.lender.as_mut();
-        if let Some(lent) = lender.and_then(|lender| lender.lend(&frame, place)) {
-            return Some(lent);
-        }
-        place[..frame.len()].copy_from_slice(&frame);
-        Some(Received {
-            len: frame.len(),
-            datagrams,
-            loan: None,
-        })
+        Some(self.lender.receive(&frame, datagrams, place))
     }
 
     fn loans(&self) -> Option<&Loans> {
-        Some(&self.lender.as_ref()?.loans)
+        Some(&self.lender.loans)
     }
 
     fn end_batch(&mut self) {
-        if let Some(lender) = &mut self.lender {
-            lender.end_batch();
-        }
+        self.lender.end_batch();
     }
 
     fn send(&mut self, parts: &[&[u8]], offload: Offload) -> bool {
@@ -590,7 +579,7 @@ pub fn drive(bytes: &[u8]) {
     };
     let notify = Rc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let mut card = Card {
-        lender: offloads.then(Lender::new),
+        lender: Lender::new(offloads),
         frames: frames.clone(),
         notify: notify.clone(),
     };

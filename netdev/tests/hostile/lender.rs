@@ -1,7 +1,8 @@
-//! Lends a guest's frames as a card does whose driver has them in the guest's memory.
+//! Gives the engine a guest's frames, and lends them as a card does whose driver has them in the guest's
+//! memory.
 
 use netdev::link::Received;
-use netdev::link::loans::Loans;
+use netdev::link::loans::{Loan, Loans};
 use netdev::link::metered::content;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -17,25 +18,41 @@ pub struct Lender {
     memory: GuestMemoryMmap,
     /// What was lent.
     pub loans: Loans,
+    lends: bool,
     lent: u64,
 }
 
 impl Lender {
-    /// One that has lent nothing.
-    pub fn new() -> Self {
+    /// One that has lent nothing, or that never does.
+    pub fn new(lends: bool) -> Self {
         let size = (FRAMES * SLOT) as usize;
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)]).unwrap();
         Self {
             loans: Loans::new(memory.clone()),
             memory,
+            lends,
             lent: 0,
+        }
+    }
+
+    /// Lends a frame, or copies it to `place`.
+    pub fn receive(&mut self, frame: &[u8], datagrams: Option<u16>, place: &mut [u8]) -> Received {
+        let loan = self.lend(frame, place);
+        if loan.is_none() {
+            place[..frame.len()].copy_from_slice(frame);
+        }
+        Received {
+            len: frame.len(),
+            datagrams,
+            loan,
         }
     }
 
     /// Lends a frame of TCP while there is memory, and copies its headers to `place`; of the rest
     /// nothing is there.
-    pub fn lend(&mut self, frame: &[u8], place: &mut [u8]) -> Option<Received> {
-        if content(&[frame]) != netdev::counters::Content::Tcp
+    fn lend(&mut self, frame: &[u8], place: &mut [u8]) -> Option<Loan> {
+        if !self.lends
+            || content(&[frame]) != netdev::counters::Content::Tcp
             || frame.len() <= HEADERS
             || self.lent == FRAMES
         {
@@ -47,11 +64,7 @@ impl Lender {
         let loan = self.loans.lend(&[(at, frame.len())]);
         place[..HEADERS].copy_from_slice(&frame[..HEADERS]);
         place[HEADERS..frame.len()].fill(0xee);
-        Some(Received {
-            len: frame.len(),
-            datagrams: None,
-            loan,
-        })
+        loan
     }
 
     /// The batch is over, and its memory is free; it is overwritten, for nobody may read it now.
