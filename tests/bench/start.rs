@@ -23,10 +23,7 @@ use peapod_tests::bench::{Mark, Record, report};
 use peapod_tests::{Boot, FIRST_LINE, Vm};
 
 const MEMORY_MIB: u64 = 256;
-/// Several times what the slowest takes. On the clock of instructions a guest that hangs spins.
-const LIMIT: Duration = Duration::from_secs(20);
-/// Starts one after another that may hang.
-const PATIENCE: usize = 3;
+const LIMIT: Duration = Duration::from_secs(120);
 /// The marks: of QEMU's microvm, and of Firecracker's time to the guest's first instruction.
 const OF_MICROVM: f64 = 0.75;
 const QUARTER: f64 = 0.25;
@@ -100,11 +97,11 @@ impl Drop for Trace {
     }
 }
 
-/// Seconds until the guest's first line; `None` where it does not come.
-fn first_line(mut command: Command) -> Option<f64> {
+/// Seconds until the guest's first line.
+fn first_line(mut command: Command) -> f64 {
     let begin = Instant::now();
-    let shown = Vm::start(&mut command).shows(FIRST_LINE, LIMIT);
-    shown.then(|| begin.elapsed().as_secs_f64())
+    Vm::start(&mut command).wait_console(FIRST_LINE, 1, LIMIT);
+    begin.elapsed().as_secs_f64()
 }
 
 /// A VMM, and what it took in each round: to its guest's first instruction, and to its first line.
@@ -113,22 +110,6 @@ struct Contestant<'a> {
     command: Box<dyn Fn() -> Command + 'a>,
     entry: Vec<f64>,
     line: Vec<f64>,
-    /// Starts whose first line did not come.
-    hung: usize,
-}
-
-impl Contestant<'_> {
-    /// Starts it until the guest's first line, anew where a guest hangs.
-    fn first_line(&mut self) -> f64 {
-        for _ in 0..PATIENCE {
-            if let Some(line) = first_line((self.command)()) {
-                return line;
-            }
-            eprintln!("    {}: no first line in {LIMIT:?}", self.name);
-            self.hung += 1;
-        }
-        panic!("{}: no first line {PATIENCE} times in a row", self.name);
-    }
 }
 
 fn main() {
@@ -148,7 +129,6 @@ fn main() {
         command,
         entry: Vec::new(),
         line: Vec::new(),
-        hung: 0,
     };
     let mut all = vec![
         contestant("peapod", Box::new(|| files.peapod()) as Box<dyn Fn() -> _>),
@@ -169,17 +149,16 @@ fn main() {
     // The first of each is not counted: it reads the programs' libraries.
     for round in 0..=options.rounds {
         for vmm in &mut all {
-            let entry = trace.first_entry((vmm.command)());
-            let line = vmm.first_line();
+            let (entry, line) = (
+                trace.first_entry((vmm.command)()),
+                first_line((vmm.command)()),
+            );
             eprintln!("    {}: {entry:.3} s, {line:.3} s", vmm.name);
             if round > 0 {
                 vmm.entry.push(entry);
                 vmm.line.push(line);
             }
         }
-    }
-    for vmm in all.iter().filter(|vmm| vmm.hung > 0) {
-        println!("{}: {} starts hung and were repeated", vmm.name, vmm.hung);
     }
     let (ours, peers) = all.split_first().unwrap();
     let mut records = Vec::new();
