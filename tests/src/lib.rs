@@ -25,6 +25,7 @@ pub mod kubelet;
 mod manifest;
 pub mod mesh;
 pub mod networks;
+mod resent;
 mod scratch;
 pub mod sides;
 pub mod space;
@@ -39,6 +40,7 @@ pub use flows::Flows;
 pub use group::Group;
 pub use guest::Guest;
 pub use manifest::Manifest;
+pub use resent::Resent;
 pub use scratch::Scratch;
 pub use vm::{Vm, image, overlay, overlay_of, peapod, peapod_net};
 
