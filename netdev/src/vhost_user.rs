@@ -168,12 +168,9 @@ impl Device {
         let kick = kick.try_clone().map_err(Error::ReqHandlerError)?;
         let queue = self.queue(ring, places)?;
         let call = ring.call.clone();
-        Ok(Virtqueue {
-            queue,
-            // SAFETY: the descriptor is the copy made above, and nobody else's.
-            kick: unsafe { EventFd::from_raw_fd(kick.into_raw_fd()) },
-            interrupt: Box::new(move || raise(&call)),
-        })
+        // SAFETY: the descriptor is the copy made above, and nobody else's.
+        let kick = unsafe { EventFd::from_raw_fd(kick.into_raw_fd()) };
+        Ok(Virtqueue::new(queue, kick, move || raise(&call)))
     }
 
     fn queue(&self, ring: &Ring, places: [u64; 3]) -> Result<Queue> {

@@ -13,11 +13,7 @@ const ROUNDS: usize = 4;
 const FRAMES: usize = 64;
 
 fn virtqueue(active: ActiveQueue) -> Virtqueue {
-    Virtqueue {
-        queue: active.queue,
-        kick: active.kick,
-        interrupt: Box::new(|| {}),
-    }
+    Virtqueue::new(active.queue, active.kick, || {})
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

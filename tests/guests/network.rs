@@ -76,6 +76,23 @@ fn a_mebibyte_each_way_over_the_guest_s_own_connection_arrives_whole() {
     assert!(output.starts_with("true\n"), "{output}");
 }
 
+#[test]
+fn of_a_frame_in_several_buffers_the_guest_never_finds_a_part() {
+    const LEN: u64 = 256 << 20;
+    let listener = TcpListener::bind((outside(), 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut std::io::repeat(7).take(LEN), &mut stream).unwrap()
+    });
+    let output = shared::run(&format!(
+        "wc -c </dev/tcp/{}/{port}; cat /sys/class/net/eth0/statistics/rx_length_errors",
+        outside()
+    ));
+    assert_eq!(server.join().unwrap(), LEN);
+    assert_eq!(output, format!("{LEN}\n0\n"));
+}
+
 /// Since 6.11 Linux counts the bytes that a card of virtio has of it, and sends nothing at all while they
 /// are too many.
 #[test]

@@ -8,7 +8,7 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::Virtqueue;
-use crate::virtqueue::{BadChain, Chain, QueueError, descriptors, next};
+use crate::virtqueue::{BadChain, Chain, QueueError, Used, descriptors, next};
 
 /// Class, command, and the features of VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET.
 const COMMAND: usize = 2 + 8;
@@ -31,7 +31,8 @@ pub fn serve(control: &mut Virtqueue, memory: &GuestMemoryMmap) -> Result<Option
             memory
                 .write_obj(byte, command.answer)
                 .map_err(|_| BadChain)?;
-            control.queue.add_used(memory, chain.head_index(), 1)?;
+            let head = chain.head_index();
+            control.give_back(memory, &[Used { head, written: 1 }])?;
             used = true;
             left -= 1;
         }

@@ -23,7 +23,9 @@ use super::loans::{self, Buffer, Loans};
 use super::metered::content;
 use super::{Capabilities, Link, Offload, Received};
 use crate::counters::Content;
-use crate::virtqueue::{BadChain, Chain, QueueError, available, descriptors, next};
+use crate::virtqueue::{
+    BadChain, Chain, QueueError, Used, available, descriptors, give_back, next, wants_to_know,
+};
 
 /// The features that a card of ours offers, whatever else its transport does.
 pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
@@ -52,19 +54,33 @@ const OFFLOADS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM
 
 /// A queue that the driver set up.
 pub struct Virtqueue {
-    /// The ring.
-    pub queue: Queue,
-    /// Signalled when the driver kicks.
-    pub kick: EventFd,
-    /// Tells the driver of used buffers.
-    pub interrupt: Box<dyn Fn() + Send>,
+    queue: Queue,
+    kick: EventFd,
+    interrupt: Box<dyn Fn() + Send>,
+    /// Where the used ring's index was when the driver was last told, or did not want to be.
+    told: u16,
 }
 
 impl Virtqueue {
+    /// A ring; `kick` is signalled when the driver kicks, and `interrupt` tells it of used buffers.
+    pub fn new(queue: Queue, kick: EventFd, interrupt: impl Fn() + Send + 'static) -> Self {
+        Self {
+            told: queue.next_used(),
+            queue,
+            kick,
+            interrupt: Box::new(interrupt),
+        }
+    }
+
+    fn give_back(&mut self, memory: &GuestMemoryMmap, chains: &[Used]) -> Result<(), QueueError> {
+        give_back(&mut self.queue, memory, chains)
+    }
+
     fn notify(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
-        if self.queue.needs_notification(memory)? {
+        if wants_to_know(&self.queue, memory, self.told)? {
             (self.interrupt)();
         }
+        self.told = self.queue.next_used();
         Ok(())
     }
 }
@@ -81,7 +97,9 @@ pub struct VirtqueueLink {
     buffers: Vec<Buffer>,
     loans: Loans,
     /// Chains to be given back when the batch ends.
-    batch: Vec<u16>,
+    batch: Vec<Used>,
+    /// Those of the frame that is being given.
+    filled: Vec<Used>,
     features: u64,
     /// Of the features those that the driver has switched on, as far as it may switch them.
     offloads: Arc<AtomicU64>,
@@ -138,6 +156,7 @@ impl VirtqueueLink {
             buffers: Vec::new(),
             loans,
             batch: Vec::new(),
+            filled: Vec::new(),
             features,
             offloads: Arc::new(AtomicU64::new(features & OFFLOADS)),
             capabilities: capabilities(features),
@@ -195,7 +214,7 @@ impl VirtqueueLink {
                 let head = chain.head_index();
                 let received = find(&self.memory, &chain, &mut self.buffers)
                     .and_then(|(header, len)| self.read(&header, place.get_mut(..len)?));
-                self.batch.push(head);
+                self.batch.push(Used { head, written: 0 });
                 // In the order in which they came: behind one that is lent they wait with it.
                 if !self.loans.any() {
                     self.give_back()?;
@@ -237,8 +256,9 @@ impl VirtqueueLink {
     /// Gives the driver back what it sent, as far as it does not have it yet.
     fn give_back(&mut self) -> Result<(), QueueError> {
         self.loans.end();
-        for head in self.batch.drain(..) {
-            self.transmit.queue.add_used(&self.memory, head, 0)?;
+        if !self.batch.is_empty() {
+            self.transmit.give_back(&self.memory, &self.batch)?;
+            self.batch.clear();
             self.taken = true;
         }
         Ok(())
@@ -311,6 +331,7 @@ impl VirtqueueLink {
         let header = header::encode(offload, chains);
         let mut rest = std::iter::once(&header[..]).chain(parts.iter().copied());
         let mut part: &[u8] = &[];
+        self.filled.clear();
         for chain in self.places.chunk_by(|a, b| a.head == b.head) {
             let mut written = 0;
             for place in chain {
@@ -335,11 +356,11 @@ impl VirtqueueLink {
                 }
             }
             if let Some(place) = chain.first() {
-                self.receive
-                    .queue
-                    .add_used(&self.memory, place.head, written)?;
+                let head = place.head;
+                self.filled.push(Used { head, written });
             }
         }
+        self.receive.give_back(&self.memory, &self.filled)?;
         self.given = true;
         Ok(true)
     }

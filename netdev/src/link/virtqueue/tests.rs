@@ -19,11 +19,7 @@ fn memory() -> GuestMemoryMmap {
 }
 
 fn active(queue: Queue) -> Virtqueue {
-    Virtqueue {
-        queue,
-        kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-        interrupt: Box::new(|| {}),
-    }
+    Virtqueue::new(queue, EventFd::new(EFD_NONBLOCK).unwrap(), || {})
 }
 
 /// A link whose receive queue has `receive` and whose transmit queue has `transmit`.

@@ -138,12 +138,8 @@ impl VirtioDevice for Net {
 
 fn virtqueue(active: ActiveQueue) -> Virtqueue {
     let interrupt = active.interrupt;
-    Virtqueue {
-        queue: active.queue,
-        kick: active.kick,
-        interrupt: Box::new(move || {
-            // An eventfd's write fails only when its counter is full: it is raised then.
-            let _ = interrupt.trigger();
-        }),
-    }
+    Virtqueue::new(active.queue, active.kick, move || {
+        // An eventfd's write fails only when its counter is full: it is raised then.
+        let _ = interrupt.trigger();
+    })
 }
