@@ -452,9 +452,9 @@ impl Run<'_> {
         }
     }
 
-    /// Reads what a connection's socket has and sends what it has for the guest.
+    /// Reads what a connection's socket has and sends what it has for the guest, piece by piece.
     fn push(&mut self, index: u32) {
-        let (promise, now) = (self.promise(), self.now);
+        let (promise, piece, now) = (self.promise(), self.link.piece(), self.now);
         let Some(tcp) = self.table.tcp(index) else {
             return self.table.schedule(index);
         };
@@ -462,14 +462,25 @@ impl Run<'_> {
             return;
         };
         tcp.set_limit(promise);
-        let mut verdict = tcp.fill(&mut self.pool);
-        let mut outlet = Outlet {
-            link: &mut self.link,
-            mac: self.guest_mac,
-            mtu: self.engine.config.mtu,
-        };
-        if !tcp.send(&mut outlet, guest, now) {
-            self.blocked.push(index);
+        let mut verdict;
+        loop {
+            let before = tcp.carried.to_guest;
+            verdict = tcp.fill(piece, &mut self.pool);
+            let mut outlet = Outlet {
+                link: &mut self.link,
+                mac: self.guest_mac,
+                mtu: self.engine.config.mtu,
+            };
+            if !tcp.send(&mut outlet, guest, now) {
+                self.blocked.push(index);
+                break;
+            }
+            // That was all, or there is no more room.
+            let all = tcp.carried.to_guest - before < piece as u64;
+            if all || verdict != Verdict::Keep {
+                break;
+            }
+            self.link.flush();
         }
         if verdict == Verdict::Keep && tcp.is_done() {
             verdict = Verdict::Done;

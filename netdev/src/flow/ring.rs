@@ -151,8 +151,8 @@ impl Ring {
         self.start = 0;
     }
 
-    /// Room as [`Ring::make_room`] left it, as its two pieces.
-    pub fn spare(&mut self) -> [IoSliceMut<'_>; 2] {
+    /// Room as [`Ring::make_room`] left it, `most` bytes of it, as its two pieces.
+    pub fn spare(&mut self, most: usize) -> [IoSliceMut<'_>; 2] {
         let size = self.bytes.len();
         let (start, end) = (self.start, self.start + self.len);
         let (first, second): (&mut [u8], &mut [u8]) = if end < size {
@@ -162,7 +162,12 @@ impl Ring {
             let room = self.bytes.get_mut(end - size..start);
             (room.unwrap_or_default(), &mut [])
         };
-        [IoSliceMut::new(first), IoSliceMut::new(second)]
+        let now = most.min(first.len());
+        let later = (most - now).min(second.len());
+        [
+            IoSliceMut::new(first.get_mut(..now).unwrap_or_default()),
+            IoSliceMut::new(second.get_mut(..later).unwrap_or_default()),
+        ]
     }
 
     /// `count` bytes were written to [`Ring::spare`].
@@ -185,10 +190,9 @@ impl Ring {
             self.grow(size.unwrap_or(MOST), pool);
         }
         let mut put = 0;
-        for mut place in self.spare() {
-            let n = place.len().min(count - put);
-            fill(place.get_mut(..n).unwrap_or_default())?;
-            put += n;
+        for mut place in self.spare(count) {
+            fill(&mut place)?;
+            put += place.len();
         }
         self.filled(put);
         Ok(put)

@@ -552,20 +552,22 @@ impl Tcp {
         }
     }
 
-    /// Reads what the socket has, as far as there is room.
-    pub fn fill(&mut self, pool: &mut Pool) -> Verdict {
-        while self.readable && !self.host_ended && self.state == State::Open {
-            let room = self.outbox.make_room(pool);
+    /// Reads up to `most` bytes of what the socket has, as far as there is room.
+    pub fn fill(&mut self, most: usize, pool: &mut Pool) -> Verdict {
+        let mut left = most;
+        while self.readable && !self.host_ended && self.state == State::Open && left > 0 {
+            let room = self.outbox.make_room(pool).min(left);
             if room == 0 {
                 break;
             }
-            match self.socket.read_vectored(&mut self.outbox.spare()) {
+            match self.socket.read_vectored(&mut self.outbox.spare(room)) {
                 Ok(0) => {
                     self.host_ended = true;
                     self.readable = false;
                 }
                 Ok(n) => {
                     self.outbox.filled(n);
+                    left -= n;
                     self.carried.to_guest += n as u64;
                     // Less than asked for: that was all, and what comes now is a change.
                     self.readable = n == room || self.ending;
@@ -914,7 +916,7 @@ mod tests {
         peer.write_all(&[7; 500]).unwrap();
         while tcp.outbox.len() < 500 {
             tcp.ready(true, false, false);
-            tcp.fill(&mut pool);
+            tcp.fill(500, &mut pool);
         }
         tcp.send(&mut outlet, guest, now);
         assert_eq!(fake::segment(&card.receive()).unwrap().1.payload.len(), 500);

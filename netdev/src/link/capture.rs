@@ -360,6 +360,10 @@ impl Link for Captured<'_> {
         self.link.capabilities()
     }
 
+    fn piece(&self) -> usize {
+        self.link.piece()
+    }
+
     fn quiet(&mut self, quiet: bool) -> bool {
         self.link.quiet(quiet)
     }

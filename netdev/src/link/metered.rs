@@ -97,6 +97,10 @@ impl Link for Metered<'_> {
         self.link.capabilities()
     }
 
+    fn piece(&self) -> usize {
+        self.link.piece()
+    }
+
     fn quiet(&mut self, quiet: bool) -> bool {
         self.link.quiet(quiet)
     }

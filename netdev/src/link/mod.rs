@@ -92,6 +92,12 @@ pub trait Link {
     /// Tells the guest of what was sent and received since the last call.
     fn flush(&mut self);
 
+    /// Bytes of one flow after which [`Link::flush`] pays: where the guest hears of frames only by it, it
+    /// takes those while more are fetched.
+    fn piece(&self) -> usize {
+        usize::MAX
+    }
+
     /// What to wait on: each can be read when the guest sent frames or made room.
     fn descriptors(&self) -> Vec<RawFd>;
 

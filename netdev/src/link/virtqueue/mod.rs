@@ -52,6 +52,9 @@ const OFFLOADS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM
     | 1 << VIRTIO_NET_F_GUEST_USO4
     | 1 << VIRTIO_NET_F_GUEST_USO6;
 
+/// Two frames of the largest size: with as many as a ring holds a guest and its network wait for each other.
+const PIECE: usize = 128 << 10;
+
 /// A queue that the driver set up.
 pub struct Virtqueue {
     queue: Queue,
@@ -437,6 +440,10 @@ impl Link for VirtqueueLink {
             }
             Ok(())
         });
+    }
+
+    fn piece(&self) -> usize {
+        PIECE
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
