@@ -1,5 +1,6 @@
 //! Requests as a driver makes them, and as a hostile one does.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -375,8 +376,11 @@ fn many_requests_at_once_are_all_done_and_none_takes_another_s_place() {
     };
     twice(&|| Box::new(disk()));
     twice(&|| Box::new(CowDisk::new(Box::new(disk()), directory.path()).unwrap()));
-    let image = directory.path().join("image");
+    let made = Cell::new(0);
     twice(&|| {
+        // Another for each: a process that another test starts keeps one locked for a moment.
+        made.set(made.get() + 1);
+        let image = directory.path().join(format!("image{}", made.get()));
         let mut create = std::process::Command::new("qemu-img");
         create.args(["create", "-q", "-f", "qcow2"]);
         assert!(create.arg(&image).arg("1M").status().unwrap().success());

@@ -642,19 +642,17 @@ fn neither_we_nor_qemu_write_what_the_other_has_open() {
         assert!(said.contains("Failed to get"), "{said}");
         drop(ours);
     }
-    let mut theirs = qemu();
-    // It has answered, so it has opened.
-    theirs
-        .stdin
-        .as_mut()
-        .unwrap()
-        .write_all(b"length\n")
-        .unwrap();
-    let mut answer = String::new();
-    let mut output = BufReader::new(theirs.stdout.take().unwrap());
-    while !answer.contains("4 MiB") {
-        assert!(output.read_line(&mut answer).unwrap() > 0, "{answer}");
-    }
+    let theirs = patiently(|| {
+        let mut theirs = qemu();
+        // It may have ended already.
+        let _ = theirs.stdin.as_mut().unwrap().write_all(b"length\n");
+        let output = BufReader::new(theirs.stdout.take().unwrap());
+        // Where it has answered, it has opened.
+        let mut lines = output.lines().map_while(Result::ok);
+        let opened = lines.any(|line| line.contains("4 MiB"));
+        opened.then_some((theirs, lines))
+    });
+    let (mut theirs, _output) = theirs.expect("qemu-io opens what nobody has open");
     for read_only in [false, true] {
         let refused = open_now(folder, "disk", read_only);
         assert!(matches!(refused, Err(DiskError::InUse(_))));
