@@ -70,7 +70,7 @@ impl Run<'_> {
             verdict = tcp.drain(&mut self.pool);
         }
         if verdict == Verdict::Keep {
-            self.push(index);
+            self.push(index, self.polling.expects());
         } else {
             self.judge(index, verdict);
         }
@@ -244,7 +244,7 @@ impl Run<'_> {
         let tcp = Tcp::incoming(key, socket, first, self.first_promise());
         if let Some(index) = self.insert(Flow::Tcp(Box::new(tcp))) {
             self.table.came_by(index, forward);
-            self.push(index);
+            self.push(index, self.polling.expects());
         }
     }
 }
