@@ -227,8 +227,9 @@ fn listen(forward: &Forward) -> io::Result<Listener> {
         sys::receive_joined(&socket);
         return Ok(Listener::Udp(socket.into()));
     }
-    // Each accepted connection has it from here.
+    // Each accepted connection has these from here; urgent data is data in its place (RFC 6093, section 5).
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     start_listening(&socket)?;
     Ok(Listener::Tcp(socket))
 }

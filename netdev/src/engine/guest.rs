@@ -627,6 +627,8 @@ fn start_connect(to: SocketAddr) -> io::Result<Socket> {
         Some(SocketProtocol::TCP),
     )?;
     socket.set_tcp_nodelay(true)?;
+    // Urgent data is data in its place (RFC 6093, section 5).
+    socket.set_out_of_band_inline(true)?;
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(socket),

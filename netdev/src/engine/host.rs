@@ -65,7 +65,7 @@ impl Run<'_> {
             tcp.ready(
                 events.contains(EventSet::IN),
                 events.contains(EventSet::OUT),
-                failed || events.contains(EventSet::READ_HANG_UP),
+                failed || events.intersects(EventSet::READ_HANG_UP | EventSet::PRIORITY),
             );
             verdict = tcp.drain(&mut self.pool);
         }

@@ -158,7 +158,7 @@ impl Table {
         self.generation = (self.generation + 1) % (1 << GENERATION);
         let mut events = EventSet::IN | EventSet::EDGE_TRIGGERED;
         if matches!(flow, Flow::Tcp(_)) {
-            events |= EventSet::OUT | EventSet::READ_HANG_UP;
+            events |= EventSet::OUT | EventSet::READ_HANG_UP | EventSet::PRIORITY;
         }
         let token = kind << 56 | u64::from(self.generation) << 32 | u64::from(index);
         let event = EpollEvent::new(events, token);

@@ -97,7 +97,7 @@ pub struct Tcp {
     recover: Option<u32>,
     /// The socket may have more to read; it is watched for changes only.
     readable: bool,
-    /// Its end, or its error, is among what is to be read.
+    /// Its end, its error, or urgent data is among what is to be read.
     ending: bool,
     host_ended: bool,
     fin_sent: bool,
@@ -214,7 +214,8 @@ impl Tcp {
         self.limit = limit.min(MOST_PROMISED) as u32;
     }
 
-    /// What epoll saw at the socket; `ending` is its end or an error.
+    /// What epoll saw at the socket; `ending` is its end or an error, or urgent data, at which a read ends
+    /// short.
     pub fn ready(&mut self, readable: bool, writable: bool, ending: bool) {
         self.readable |= readable | ending;
         self.writable |= writable;

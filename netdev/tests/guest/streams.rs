@@ -1,15 +1,18 @@
 //! Bytes arrive both ways, whole and in order, whatever the wire and the guest are like.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::io::Write;
+use std::net::{IpAddr, Ipv6Addr, TcpStream};
 use std::time::Duration;
 
 use netdev::config::Transport;
 use proptest::prelude::*;
+use smoltcp::iface::SocketHandle;
+use socket2::SockRef;
 
 use super::talk::{ends, finish};
 use super::watch::Watch;
 use super::wire::Faults;
-use super::world::{GATEWAY, GATEWAY6, LOOPBACK, Setup, listener};
+use super::world::{GATEWAY, GATEWAY6, LOOPBACK, Setup, World, listener};
 
 /// The guest calls the host, and each says so much.
 fn talk(setup: Setup, up: usize, down: usize) -> Watch {
@@ -101,6 +104,37 @@ fn small_windows_and_small_segments_do() {
         let bytes = if buffers.0 == 1 { 300 } else { 40_000 };
         talk(setup, bytes, bytes);
     }
+}
+
+#[test]
+fn urgent_data_arrives_in_its_place_among_the_rest() {
+    let say = |world: &mut World<'_>, (guest, mut host): (SocketHandle, TcpStream)| {
+        let mut got = Vec::new();
+        for (plain, urgent, rest) in [(&b"ab"[..], &b"c"[..], &b"de"[..]), (b"f", b"gh", b"")] {
+            host.write_all(plain).unwrap();
+            SockRef::from(&host).send_out_of_band(urgent).unwrap();
+            host.write_all(rest).unwrap();
+            let wanted = got.len() + plain.len() + urgent.len() + rest.len();
+            world.until("the guest has all", |world| {
+                let read = |bytes: &mut [u8]| (bytes.len(), got.extend_from_slice(bytes));
+                let _ = world.tcp(guest).recv(read);
+                got.len() == wanted
+            });
+        }
+        assert_eq!(got, b"abcdefgh");
+        world.tcp(guest).close();
+    };
+    let listener = listener(LOOPBACK);
+    let setup = Setup::default().open(listener.local_addr().unwrap());
+    setup.run(|world| {
+        let connection = world.connected(GATEWAY, &listener);
+        say(world, connection);
+    });
+    let (setup, forward) = Setup::default().forward(Transport::Tcp);
+    setup.run(|world| {
+        let connection = world.called(forward);
+        say(world, connection);
+    });
 }
 
 #[test]
