@@ -1,9 +1,10 @@
 //! Where the guest may go. Judged on the address that connect() will get.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::config::Config;
 use crate::pod::Pod;
+use crate::resolver::{self, Nameserver};
 
 /// The clouds' metadata services.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -12,7 +13,6 @@ const METADATA6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)
 const PROBE: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 /// Istio's own source of what comes in through a sidecar.
 const SIDECAR6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
-const DNS_PORT: u16 = 53;
 /// Ports of a mesh's proxy in the pod, which are not the guest's to call: Istio's, as KubeVirt
 /// reserves them.
 pub const MESH_PORTS: [u16; 10] = [
@@ -22,11 +22,8 @@ pub const MESH_PORTS: [u16; 10] = [
 /// The address to connect to for what the guest calls `to`; `None` where it may not go there.
 pub fn destination(config: &Config, pod: &Pod, to: SocketAddr) -> Option<SocketAddr> {
     let (address, port) = (to.ip(), to.port());
-    if config.is_ours(address) && port == DNS_PORT {
-        let servers = &config.resolver.nameservers;
-        let same = |server: &&IpAddr| server.is_ipv6() == address.is_ipv6();
-        let nameserver = servers.iter().find(same).or(servers.first())?;
-        return Some(SocketAddr::new(*nameserver, DNS_PORT));
+    if config.is_ours(address) && port == resolver::PORT {
+        return nameserver(config, pod, address);
     }
     if config.gateway(address) == Some(address) && config.open_loopback.contains(&port) {
         let loopback: IpAddr = if address.is_ipv6() {
@@ -68,9 +65,25 @@ fn is_closed(address: IpAddr) -> bool {
     }
 }
 
-/// Whether a nameserver can only be reached from the pod itself.
-pub fn is_pod_only(nameserver: IpAddr) -> bool {
-    nameserver.to_canonical().is_loopback()
+/// The nameserver that answers what the guest asks at an address of ours. The gateway's stands for
+/// those that the guest cannot ask itself; one that is for nothing else stands for all.
+fn nameserver(config: &Config, pod: &Pod, address: IpAddr) -> Option<SocketAddr> {
+    let servers = || config.resolver.nameservers.iter();
+    let same = |server: &&Nameserver| server.address.is_ipv6() == address.is_ipv6();
+    let relayed = |server: &&Nameserver| {
+        !config.is_dns(address) && (server.is_pod_only() || config.guest(server.address).is_none())
+    };
+    let server = servers()
+        .find(|server| relayed(server) && same(server))
+        .or_else(|| servers().find(relayed))
+        .or_else(|| servers().find(same))
+        .or_else(|| servers().next())?;
+    Some(match (server.address, &server.zone) {
+        (IpAddr::V6(v6), Some(zone)) => {
+            SocketAddrV6::new(v6, resolver::PORT, 0, pod.link(zone)?).into()
+        }
+        (address, _) => SocketAddr::new(address, resolver::PORT),
+    })
 }
 
 /// The address that the guest sees for a client at `client` that called `local`: the gateway's
@@ -151,6 +164,36 @@ mod tests {
             let got = destination(&config, &pod, to.parse().unwrap());
             assert_eq!(got, Some(there.parse().unwrap()), "{to}");
         }
+    }
+
+    #[test]
+    fn the_gateway_answers_for_the_nameserver_that_the_guest_cannot_ask() {
+        let pod = Pod::of(&["10.244.0.7".parse().unwrap()]);
+        for (file, asked, there) in [
+            (
+                "nameserver 203.0.113.53\nnameserver 127.0.0.53",
+                "10.0.2.1",
+                "127.0.0.53:53",
+            ),
+            (
+                "nameserver 203.0.113.53\nnameserver ::1\nnameserver 127.0.0.53",
+                "fd10:0:2::1",
+                "[::1]:53",
+            ),
+            ("nameserver 203.0.113.53", "10.0.2.1", "203.0.113.53:53"),
+            ("nameserver fe80::1%1", "10.0.2.1", "[fe80::1%1]:53"),
+            ("nameserver fe80::1%lo", "fe80::1", "[fe80::1%1]:53"),
+        ] {
+            let mut config = config();
+            config.resolver = Resolver::parse(file);
+            let to = SocketAddr::new(asked.parse().unwrap(), 53);
+            let got = destination(&config, &pod, to);
+            assert_eq!(got, Some(there.parse().unwrap()), "{file}");
+        }
+        let mut config = config();
+        config.resolver = Resolver::parse("nameserver fe80::1%none");
+        let to = "10.0.2.1:53".parse().unwrap();
+        assert_eq!(destination(&config, &pod, to), None);
     }
 
     #[test]

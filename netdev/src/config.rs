@@ -134,13 +134,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Whether the guest may go to `address`, by the lists. Loopback is not in question: it is
-    /// closed but for what a user opens and the pod's own nameserver.
+    /// Whether the guest may go to `address`, by the lists. Loopback and IPv6's link-local addresses are
+    /// not in question: they are closed but for what a user opens and the pod's own nameserver.
     pub fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let within = |networks: &[IpNet]| networks.iter().any(|n| n.contains(&address));
         let open = self.allow.is_empty() || within(&self.allow);
-        address.is_loopback() || (open && !within(&self.deny))
+        let own = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        own || address.is_loopback() || (open && !within(&self.deny))
     }
 }
 
@@ -199,19 +200,23 @@ impl Config {
         }
     }
 
+    /// Whether `address` is one of ours that is there to answer DNS alone.
+    pub fn is_dns(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.v4.is_some_and(|v4| v4.dns == Some(address)),
+            IpAddr::V6(address) => self.v6.is_some_and(|v6| v6.dns == Some(address)),
+        }
+    }
+
     /// Whether `address` is the gateway's, or that of its DNS.
     pub fn is_ours(&self, address: IpAddr) -> bool {
-        match address {
-            IpAddr::V4(address) => self
-                .v4
-                .is_some_and(|v4| address == v4.gateway || Some(address) == v4.dns),
-            IpAddr::V6(address) => {
-                address == GATEWAY_LINK_LOCAL
-                    || self
-                        .v6
-                        .is_some_and(|v6| address == v6.gateway || Some(address) == v6.dns)
+        self.is_dns(address)
+            || match address {
+                IpAddr::V4(v4) => self.v4.is_some_and(|network| v4 == network.gateway),
+                IpAddr::V6(v6) => {
+                    v6 == GATEWAY_LINK_LOCAL || self.v6.is_some_and(|network| v6 == network.gateway)
+                }
             }
-        }
     }
 }
 

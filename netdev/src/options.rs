@@ -95,10 +95,10 @@ impl Options {
     fn resolver(&self) -> Resolver {
         let mut resolver = Resolver::of_the_pod();
         if !self.dns.is_empty() {
-            resolver.nameservers.clone_from(&self.dns);
+            resolver.set_nameservers(&self.dns);
         }
         if !self.search.is_empty() {
-            resolver.search.clone_from(&self.search);
+            resolver.set_search(self.search.clone());
         }
         resolver
     }

@@ -45,6 +45,8 @@ pub struct Uplink {
 struct View {
     /// In order.
     addresses: Vec<IpAddr>,
+    /// The links' names and numbers.
+    links: Vec<(String, u32)>,
     v4: Way,
     v6: Way,
 }
@@ -140,6 +142,12 @@ impl Pod {
         is_loopback || self.view.addresses.binary_search(&address).is_ok()
     }
 
+    /// The number of the link that is called so, or has that number.
+    pub fn link(&self, name: &str) -> Option<u32> {
+        let is_it = |(other, index): &&(String, u32)| other == name || name.parse() == Ok(*index);
+        self.view.links.iter().find(is_it).map(|(_, index)| *index)
+    }
+
     /// Whether the pod reaches anybody but itself by IPv6, or by IPv4, link-local addresses aside.
     pub fn has_route(&self, v6: bool) -> bool {
         self.way(v6).is_there
@@ -190,7 +198,13 @@ impl Pod {
         let mut addresses: Vec<_> = addresses.iter().map(|a| a.address).collect();
         addresses.sort_unstable();
         addresses.dedup();
-        Ok(View { addresses, v4, v6 })
+        let links = links.into_iter().map(|link| (link.name, link.index));
+        Ok(View {
+            addresses,
+            links: links.collect(),
+            v4,
+            v6,
+        })
     }
 
     fn look_for_way(

@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 use peapod_tests::sides::{Family, GATEWAY};
 use peapod_tests::space::{Process, Space};
@@ -468,8 +470,19 @@ pub fn dig_asks_by_udp_and_by_tcp() {
         ..Setup::default()
     }
     .site();
-    let listen = "--listen-address=127.0.0.53,127.0.0.1";
-    let _server = serve(&site.pod, &dnsmasq(listen), 53);
+    let listens = |at: &str| dnsmasq(&format!("--listen-address={at},127.0.0.1"));
+    let server = serve(&site.pod, &listens("127.0.0.53"), 53);
+    ask(&site, &GATEWAY);
+    // Another is in the file now, behind one that the guest reaches itself.
+    drop(server);
+    let file = format!("/run/{}.resolv", site.pod.name);
+    sh(
+        &site.pod,
+        &format!("printf 'nameserver {WORLD}\\nnameserver 127.0.0.54\\n' >{file}"),
+    );
+    let _server = serve(&site.pod, &listens("127.0.0.54"), 53);
+    // The file is looked at once a second at most.
+    sleep(Duration::from_secs(1));
     ask(&site, &GATEWAY);
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
-use netdev::resolver::Resolver;
+use netdev::resolver::{Nameserver, Resolver};
 use ureq::Error;
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -60,8 +60,9 @@ pub fn addresses(host: &str) -> Vec<IpAddr> {
         .iter()
         .map(|domain| format!("{host}.{domain}."));
     let plain = std::iter::once(format!("{}.", host.trim_end_matches('.')));
-    // As the C library: a name with a dot is first asked as it is.
-    let names: Vec<String> = match host.contains('.') {
+    // As the C library: a name with so many dots is first asked as it is.
+    let dots = host.bytes().filter(|byte| *byte == b'.').count();
+    let names: Vec<String> = match dots >= usize::from(resolver.ndots.unwrap_or(1)) {
         true => plain.chain(searched).collect(),
         false => searched.chain(plain).collect(),
     };
@@ -89,7 +90,7 @@ fn in_hosts(text: &str, host: &str) -> Vec<IpAddr> {
     text.lines().filter_map(line).collect()
 }
 
-fn ask(servers: &[IpAddr], name: &str, kind: RecordType) -> Vec<IpAddr> {
+fn ask(servers: &[Nameserver], name: &str, kind: RecordType) -> Vec<IpAddr> {
     let Ok(name) = Name::from_ascii(name) else {
         return Vec::new();
     };
@@ -100,7 +101,7 @@ fn ask(servers: &[IpAddr], name: &str, kind: RecordType) -> Vec<IpAddr> {
     question.add_query(Query::query(name, kind));
     question.metadata.recursion_desired = true;
     for server in servers.iter().cycle().take(servers.len() * ROUNDS) {
-        if let Ok(answer) = exchange(*server, &question) {
+        if let Ok(answer) = exchange(server.address, &question) {
             let address = |data: &RData| match data {
                 RData::A(address) => Some(IpAddr::V4(address.0)),
                 RData::AAAA(address) => Some(IpAddr::V6(address.0)),

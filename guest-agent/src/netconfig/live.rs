@@ -165,6 +165,7 @@ fn configure(link: &Link, mut card: netlink::Link, netlink: &mut Netlink) -> Res
     let name = wanted_name(link).filter(|name| *name != card.name);
     let mut names = Names {
         nameservers: link.dns.clone(),
+        ndots: None,
         search: link.search.clone(),
         hostname: None,
     };

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+use netdev::resolver::NDOTS_OPTION;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::exchange::{self, Patience};
@@ -91,6 +92,7 @@ fn message(number: u32, mac: [u8; 6], kind: MessageType) -> Message {
         OptionCode::DomainName,
         OptionCode::InterfaceMtu,
         OptionCode::DomainSearch,
+        OptionCode::from(NDOTS_OPTION),
     ]));
     message
 }
@@ -160,7 +162,7 @@ fn lease(ack: &Message) -> Lease {
     };
     let mut domain = None;
     let names = &mut lease.names;
-    for (_, option) in ack.opts().iter() {
+    for (code, option) in ack.opts().iter() {
         match option {
             DhcpOption::SubnetMask(mask) => lease.prefix = prefix(*mask),
             DhcpOption::Router(routers) => lease.router = routers.first().copied(),
@@ -173,6 +175,9 @@ fn lease(ack: &Message) -> Lease {
             DhcpOption::DomainName(name) => domain = Some(name.clone()),
             DhcpOption::Hostname(name) => names.hostname = Some(name.clone()),
             DhcpOption::InterfaceMtu(mtu) => lease.mtu = Some(*mtu),
+            DhcpOption::Unknown(option) if u8::from(*code) == NDOTS_OPTION => {
+                names.ndots = option.data().first().copied();
+            }
             _ => {}
         }
     }
@@ -185,6 +190,8 @@ fn lease(ack: &Message) -> Lease {
 
 #[cfg(test)]
 mod tests {
+    use dhcproto::v4::UnknownOption;
+
     use super::*;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -207,6 +214,7 @@ mod tests {
             DhcpOption::DomainSearch(vec!["a.example".parse().unwrap()]),
             DhcpOption::Hostname("details".to_owned()),
             DhcpOption::InterfaceMtu(1400),
+            DhcpOption::Unknown(UnknownOption::new(OptionCode::from(NDOTS_OPTION), vec![5])),
         ]);
         assert_eq!(
             lease(&ack),
@@ -217,6 +225,7 @@ mod tests {
                 names: Names {
                     nameservers: vec![Ipv4Addr::new(10, 96, 0, 10).into()],
                     search: vec!["a.example".to_owned()],
+                    ndots: Some(5),
                     hostname: Some("details".to_owned()),
                 },
                 mtu: Some(1400),

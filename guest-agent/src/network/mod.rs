@@ -28,6 +28,8 @@ pub struct Names {
     pub nameservers: Vec<IpAddr>,
     /// Search domains.
     pub search: Vec<String>,
+    /// Dots from which on a name is first asked for as it is.
+    pub ndots: Option<u8>,
     /// The guest's own.
     pub hostname: Option<String>,
 }
@@ -69,6 +71,7 @@ impl Taken {
         }
         if !self.domains {
             names.search.clear();
+            names.ndots = None;
         }
         names.hostname = names.hostname.filter(|_| self.hostname);
         names
@@ -88,6 +91,7 @@ impl Names {
                 self.search.push(domain);
             }
         }
+        self.ndots = self.ndots.or(more.ndots);
         self.hostname = self.hostname.take().or(more.hostname);
     }
 }
@@ -205,6 +209,9 @@ fn resolv_conf(names: &Names) -> String {
     if !names.search.is_empty() {
         text += &format!("search {}\n", names.search.join(" "));
     }
+    if let Some(ndots) = names.ndots {
+        text += &format!("options ndots:{ndots}\n");
+    }
     text
 }
 
@@ -244,12 +251,14 @@ mod tests {
                 "fd00::10".parse().unwrap(),
             ],
             search: vec!["default.svc.cluster.local".to_owned(), "svc".to_owned()],
+            ndots: Some(5),
             hostname: None,
         };
         assert_eq!(prefix(Ipv4Addr::new(255, 255, 255, 0)), 24);
         assert_eq!(
             resolv_conf(&names),
-            "nameserver 10.96.0.10\nnameserver fd00::10\nsearch default.svc.cluster.local svc\n"
+            "nameserver 10.96.0.10\nnameserver fd00::10\nsearch default.svc.cluster.local svc\n\
+             options ndots:5\n"
         );
     }
 
@@ -259,7 +268,7 @@ mod tests {
             Ok(Some(Names {
                 nameservers: vec![server.parse().unwrap()],
                 search: vec!["svc".to_owned()],
-                hostname: None,
+                ..Names::default()
             }))
         };
         let collect = |results: Vec<io::Result<Option<Names>>>| {

@@ -21,7 +21,7 @@ use crate::wire::{
     self, ETHERNET, Flags, Frame, Icmp, Mac, Packet, Protocol, Segment, SegmentHeader,
     Udp as Datagram, Unreachable,
 };
-use crate::{access, service};
+use crate::{access, resolver, service};
 
 /// Frames taken from the guest before the sockets get their turn.
 const FRAMES: usize = 256;
@@ -277,6 +277,7 @@ impl Run<'_> {
     fn service(&mut self, ip: &Packet<'_>) {
         let counters = self.engine.counters.clone();
         let has_route = self.pod.has_route(true);
+        self.engine.config.resolver.refresh(self.now);
         let config = &self.engine.config;
         let answer = match ip.protocol {
             Protocol::Udp => match Datagram::parse(ip.payload) {
@@ -412,6 +413,9 @@ impl Run<'_> {
         if self.table.len() >= self.engine.config.max_flows {
             counters.refused_limit.add();
             return Err(Some(Unreachable::Host));
+        }
+        if key.remote.port() == resolver::PORT {
+            self.engine.config.resolver.refresh(self.now);
         }
         let config = &self.engine.config;
         let to = access::destination(config, &self.pod, key.remote).ok_or_else(|| {

@@ -380,6 +380,7 @@ impl Run<'_> {
 
     /// Tells the guest whether there is a way out by IPv6: it does not ask again.
     fn advertise(&mut self) {
+        self.engine.config.resolver.refresh(self.now);
         let routed = self.pod.has_route(true);
         if let Some(packet) = ndp::unsolicited(&self.engine.config, routed) {
             self.packet(&packet);

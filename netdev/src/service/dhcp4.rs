@@ -9,6 +9,7 @@ use dhcproto::{Encodable, Encoder};
 
 use super::{LEASE, dns_name, nameservers, search_list, v4};
 use crate::config::{Config, Network};
+use crate::resolver::NDOTS_OPTION;
 use crate::wire::{Udp, be16, be32};
 
 /// The port that the server listens on.
@@ -94,6 +95,11 @@ fn configure(options: &mut DhcpOptions, config: &Config, network: &Network<Ipv4A
         options.insert(DhcpOption::DomainName(domain.clone()));
         let search = UnknownOption::new(OptionCode::DomainSearch, search_list(config));
         options.insert(DhcpOption::Unknown(search));
+    }
+    if let Some(ndots) = config.resolver.ndots {
+        // No option says that; Peapod's agent asks for this one.
+        let ndots = UnknownOption::new(OptionCode::from(NDOTS_OPTION), vec![ndots]);
+        options.insert(DhcpOption::Unknown(ndots));
     }
     if !network.contains(network.gateway) {
         // A gateway that is not in the guest's network wants a route to itself, and who reads
@@ -183,7 +189,7 @@ mod tests {
     const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
     const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
     const RESOLV_CONF: &str = "search default.svc.cluster.local svc.cluster.local\n\
-                               nameserver 10.96.0.10";
+                               nameserver 10.96.0.10\noptions ndots:5";
 
     fn request(kind: MessageType, ciaddr: Ipv4Addr, options: &[DhcpOption]) -> Vec<u8> {
         let mut message = Message::default();
@@ -235,6 +241,7 @@ mod tests {
             DhcpOption::DomainName(search[0].to_owned()),
             DhcpOption::Hostname("details".to_owned()),
             DhcpOption::InterfaceMtu(1400),
+            DhcpOption::Unknown(UnknownOption::new(OptionCode::from(NDOTS_OPTION), vec![5])),
             id,
         ] {
             assert_eq!(offer.opts().get((&option).into()), Some(&option));

@@ -34,12 +34,10 @@ fn nameservers<A: Copy + PartialEq>(
     }
     let mut told = Vec::new();
     for server in &config.resolver.nameservers {
-        // The C library takes an unspecified address for loopback.
-        let pod_only = server.to_canonical().is_loopback() || server.is_unspecified();
-        let server = match of_family(*server) {
-            Some(_) if pod_only => network.gateway,
+        let server = match of_family(server.address) {
+            Some(_) if server.is_pod_only() => network.gateway,
             Some(server) => server,
-            None if config.guest(*server).is_none() => network.gateway,
+            None if config.guest(server.address).is_none() => network.gateway,
             None => continue,
         };
         if !told.contains(&server) {
@@ -123,9 +121,8 @@ mod tests {
 
     #[test]
     fn the_guest_is_told_the_pod_s_nameservers_and_the_gateway_for_loopback() {
-        let config = config(
-            "nameserver 127.0.0.53\nnameserver ::1\nnameserver 10.96.0.10\nnameserver 127.0.0.1",
-        );
+        let config =
+            config("nameserver 127.0.0.53\nnameserver fe80::9%eth0\nnameserver 10.96.0.10");
         let (four, six) = told(&config);
         assert_eq!(four, ["10.0.2.1", "10.96.0.10"]);
         assert_eq!(six, ["fd10:0:2::1"]);

@@ -277,12 +277,12 @@ fn config(args: &Args) -> Result<Config, Failure> {
     let (v4, v6) = networks;
     let mut resolver = Resolver::of_the_pod();
     if !args.dns.is_empty() {
-        resolver.nameservers.clone_from(&args.dns);
+        resolver.set_nameservers(&args.dns);
     }
     if !args.search.is_empty() {
         let domains = args.search.iter().flat_map(|list| list.split([' ', ',']));
         let domains = domains.filter(|domain| !domain.is_empty());
-        resolver.search = domains.map(str::to_owned).collect();
+        resolver.set_search(domains.map(str::to_owned).collect());
     }
     let mtu = match args.mtu {
         None | Some(0) => options::mtu(&pod),
