@@ -1,6 +1,7 @@
 //! The in-process user-mode network.
 
 pub mod access;
+pub mod addresses;
 pub mod config;
 pub mod control;
 pub mod counters;

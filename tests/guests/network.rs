@@ -6,7 +6,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use peapod_tests::{Guest, Manifest, Vm, peapod};
+use peapod_tests::space::Space;
+use peapod_tests::{Guest, Manifest, Vm, peapod, until};
 
 use super::watchdog::run_on_13;
 use super::{BOOT, SOON, shared};
@@ -52,6 +53,47 @@ fn slirp_s_addresses_are_qemu_s() {
     let console = vm.console();
     assert!(console.contains("10.0.2.15"), "{console}");
     assert!(console.contains("nameserver 10.0.2.3"), "{console}");
+}
+
+#[test]
+fn bound_by_passt_the_guest_has_the_pod_s_own_address() {
+    let (pod, other) = (Space::new("passt").unwrap(), Space::new("passt").unwrap());
+    let link = format!(
+        "ip link add eth0 type veth peer name eth0 netns {}",
+        other.name
+    );
+    let up = "ip link set eth0 up; ip address add";
+    pod.shell(&format!("{link}; {up} 10.77.0.7/24 dev eth0"))
+        .unwrap();
+    other
+        .shell(&format!(
+            "{up} 10.77.0.9/24 dev eth0; ip address add 10.77.0.1/24 dev eth0"
+        ))
+        .unwrap();
+    pod.shell("ip route add default via 10.77.0.1").unwrap();
+    let server = other.inside(|| TcpListener::bind("10.77.0.1:7000").unwrap());
+    let server = server.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let script = "ruby -rsocket -e 's = TCPServer.new(9080); $stdout.sync = true
+        puts \"has #{Socket.ip_address_list.map(&:ip_address)}\"
+        puts \"hears #{TCPSocket.new(\"10.77.0.1\", 7000).read}\"
+        puts \"called by #{s.accept.peeraddr(false)[3]}\"' >/dev/console
+        poweroff -f || busybox poweroff -f\n";
+    let manifest = Manifest::new("passt", script).binding("passtBinding");
+    let manifest = manifest.write(directory.path());
+    let mut command = pod.command(peapod().to_str().unwrap()).unwrap();
+    command.args(["run", "-p0.0.0.0:9080:9080"]).arg(manifest);
+    let vm = Vm::start(&mut command);
+    let (mut stream, from) = server.accept().unwrap();
+    assert_eq!(from.ip().to_string(), "10.77.0.7");
+    stream.write_all(b"hello").unwrap();
+    drop(stream);
+    vm.wait_console("hears hello", 1, BOOT);
+    until("the guest is not called", || {
+        other.shell("bash -c ': </dev/tcp/10.77.0.7/9080'").ok()
+    });
+    vm.wait_console("called by 10.77.0.9", 1, BOOT);
+    assert!(vm.console().contains("\"10.77.0.7\""), "{}", vm.console());
 }
 
 #[test]

@@ -172,7 +172,7 @@ fn start(plan: &Plan, door: Option<&mut Door>) -> Result<Outcome, Error> {
                 }
             };
             tracing::info!("no port is declared: {published}");
-            addresses.clone_from(&plan.addresses);
+            addresses.clone_from(&plan.listen_at);
         }
         agent.follow_by(Follower::new(network.clone(), addresses));
     }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use netdev::addresses::Networks;
 use netdev::config::{Forward, Transport};
 use netdev::options::Options;
 use netdev::publish::Publish;
@@ -55,7 +56,9 @@ pub struct Plan {
     /// What listens on the host.
     pub forwards: Vec<Forward>,
     /// Where ports listen of which nobody has said where.
-    pub addresses: Vec<IpAddr>,
+    pub listen_at: Vec<IpAddr>,
+    /// The guest's addresses.
+    pub addresses: Networks,
     /// A socket for the serial console, and a file that is made when the VM is about to run.
     pub offered: Offered,
     /// What the guest's network may do, and how.

@@ -16,7 +16,7 @@ use super::run::{self, Error, Options, Place};
 use crate::api::door::Door;
 use crate::kubevirt;
 use crate::plan::{Offered, Plan};
-use crate::vmi::{Binding, Machine};
+use crate::vmi::Machine;
 
 pub use flags::Ignored;
 pub use last::LastWord;
@@ -128,7 +128,7 @@ fn plan(args: &Args, file: String, mut machine: Machine) -> Result<Plan, Error> 
         images: run::image_dirs(),
         cache: args.ephemeral_disk_dir.join("cache"),
         mounted: Some(args.container_disk_dir.clone()),
-        addresses: everywhere(&machine)?,
+        addresses: everywhere(&args.vm, &machine)?,
         state_dir: Some(args.ephemeral_disk_dir.join(kubevirt::STATE)),
         offered: Offered {
             console: console(args, &machine),
@@ -147,14 +147,15 @@ fn same(what: &str, said: Option<&String>, is: &str) {
 }
 
 /// A pod's ports are for all who can reach the pod, in the families that it and its guest have.
-fn everywhere(machine: &Machine) -> Result<Vec<IpAddr>, Error> {
+fn everywhere(options: &run::Options, machine: &Machine) -> Result<Vec<IpAddr>, Error> {
     let pod = Pod::open().map_err(Error::Pod)?;
     let binding = machine
         .interface
         .as_ref()
         .map(|interface| interface.binding);
-    let v6 = pod.has_route(true) && binding == Some(Binding::Masquerade);
-    let v4 = pod.has_route(false) || !v6;
+    let (v4, v6) = options.addresses.families(binding);
+    let v6 = v6 && pod.has_route(true);
+    let v4 = v4 && (pod.has_route(false) || !v6);
     let v4 = v4.then_some(Ipv4Addr::UNSPECIFIED.into());
     let v6 = v6.then_some(Ipv6Addr::UNSPECIFIED.into());
     Ok(v4.into_iter().chain(v6).collect())

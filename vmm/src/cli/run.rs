@@ -1,5 +1,6 @@
 //! `peapod run`: everything is checked here, and a [`Plan`] made; only then does a machine start.
 
+pub mod addresses;
 mod boot;
 mod firmware;
 
@@ -11,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use netdev::control::MAX_FORWARDS;
 use netdev::options as network;
+use netdev::pod::Pod;
 use netdev::publish::{self, Publish};
 
 use crate::agent::seed;
@@ -94,6 +96,9 @@ pub struct Options {
     /// Answer /healthz, /readyz and /metrics at this address too, as for a kubelet's probes
     #[arg(long, value_name = "IP:PORT")]
     pub probes: Option<SocketAddr>,
+    /// Which addresses the guest has.
+    #[command(flatten)]
+    pub addresses: addresses::Options,
     /// What the guest's network may do, and how.
     #[command(flatten)]
     pub network: network::Options,
@@ -272,6 +277,9 @@ pub enum Error {
     /// The pod's network cannot be looked at.
     #[error("cannot read the pod's addresses and routes: {0}")]
     Pod(#[source] io::Error),
+    /// The guest cannot have the addresses that the command line says.
+    #[error("the guest's addresses: {0}")]
+    Addresses(String),
     /// The host does not tell its limits.
     #[error("cannot read the host's memory limits: {0}")]
     Limits(#[source] io::Error),
@@ -312,6 +320,10 @@ pub fn prepare(args: &Args) -> Result<Plan, Error> {
     let place = Place::own(args.state_dir.clone(), args.dry_run);
     let mut plan = plan(&args.vm, file, machine, place)?;
     plan.line = Line::own(text);
+    if let (Some(line), Some(interface)) = (&mut plan.line, &plan.machine.interface) {
+        let words = args.vm.addresses.words(interface, plan.addresses);
+        line.words.extend(words);
+    }
     Ok(plan)
 }
 
@@ -353,6 +365,14 @@ pub fn plan(
         return Err(Error::Ports(forwards.len()));
     }
     checks::ports(&forwards)?;
+    let addresses = match &machine.interface {
+        Some(interface) => {
+            let pod = Pod::open().map_err(Error::Pod)?;
+            let chosen = args.addresses.choose(interface, &forwards, &pod);
+            chosen.map_err(Error::Addresses)?
+        }
+        None => (None, None),
+    };
 
     let disks = finder.plan(&machine)?;
     let chosen = boot::choose(args, &machine, &finder, &disks, given, &place.cache)?;
@@ -376,7 +396,8 @@ pub fn plan(
         seed,
         backing_dirs: args.disks.backing_dir.clone(),
         forwards,
-        addresses: place.addresses,
+        listen_at: place.addresses,
+        addresses,
         offered: place.offered,
         network: args.network.clone(),
         probes: args.probes,

@@ -1,11 +1,9 @@
 //! The devices of a machine, and where each is on its PCI bus.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
-use netdev::config::Network;
 use netdev::control::Control;
 use netdev::engine::Engine;
 use netdev::pod::Pod;
@@ -35,7 +33,7 @@ use crate::devices::watchdog::{Fired, Watchdog};
 use crate::machine::{Machine, memory};
 use crate::plan::Plan;
 use crate::snapshot::layer::Layer;
-use crate::vmi::{self, Binding, Cidrs, WatchdogAction};
+use crate::vmi::{self, WatchdogAction};
 use crate::{disks, power};
 
 // Fixed slots, so that a device keeps its name in the guest.
@@ -100,19 +98,10 @@ pub fn parts(plan: &Plan, agent: Agent, screen: &Screen, cmdline: &str) -> Resul
     if let Some(interface) = &plan.machine.interface {
         let pod = Pod::open().map_err(Error::Network)?;
         let mac = plan.mac(interface);
-        // A guest that believes in a way that the pod has not would wait for it. Where the pod has
-        // none at all, its own ports are still to be reached.
-        let only_v6 = pod.has_route(true) && !pod.has_route(false);
-        let needs_v4 = !only_v6 || plan.forwards.iter().any(|f| f.bind.is_ipv4());
-        let (masquerade4, masquerade6) = masquerade(&interface.cidrs);
-        let v4 = match interface.binding {
-            Binding::Masquerade => needs_v4.then_some(masquerade4),
-            Binding::Slirp => Some(Network::<Ipv4Addr>::SLIRP),
-        };
-        let v6 = (interface.binding == Binding::Masquerade && pod.has_route(true))
-            .then_some(masquerade6);
         let (hostname, forwards) = (plan.machine.hostname.clone(), plan.forwards.clone());
-        let mut config = plan.network.config(&pod, (v4, v6), hostname, forwards);
+        let mut config = plan
+            .network
+            .config(&pod, plan.addresses, hostname, forwards);
         if plan.network.buffers.is_none() {
             config.memory = BUFFERS;
         }
@@ -212,27 +201,6 @@ impl Refill for Bell {
     }
 }
 
-/// KubeVirt's numbers in those networks: the first address is the gateway's, the second the guest's.
-fn masquerade(cidrs: &Cidrs) -> (Network<Ipv4Addr>, Network<Ipv6Addr>) {
-    let ((v4, prefix4), (v6, prefix6)) = (cidrs.v4, cidrs.v6);
-    let mask4 = u32::MAX.checked_shl(32 - u32::from(prefix4)).unwrap_or(0);
-    let mask6 = u128::MAX.checked_shl(128 - u32::from(prefix6)).unwrap_or(0);
-    let (base4, base6) = (u32::from(v4) & mask4, u128::from(v6) & mask6);
-    let v4 = Network {
-        guest: (base4 + 2).into(),
-        gateway: (base4 + 1).into(),
-        dns: None,
-        prefix: prefix4,
-    };
-    let v6 = Network {
-        guest: (base6 + 2).into(),
-        gateway: (base6 + 1).into(),
-        dns: None,
-        prefix: prefix6,
-    };
-    (v4, v6)
-}
-
 /// A slot of the first bus.
 fn at(device: u8) -> Address {
     Address {
@@ -309,26 +277,4 @@ pub fn plug(machine: &mut Machine, devices: &[Plugged]) -> Result<Root, Error> {
         .mmio()
         .insert(memory::ECAM_START, memory::ECAM_LEN, ecam)?;
     Ok(root)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_network_has_kubevirt_s_addresses_by_default_and_others_where_it_says_so() {
-        let (v4, v6) = masquerade(&Cidrs::default());
-        assert_eq!(v4, Network::<Ipv4Addr>::MASQUERADE);
-        assert_eq!(v6, Network::<Ipv6Addr>::MASQUERADE);
-        let own = Cidrs {
-            v4: (Ipv4Addr::new(10, 11, 12, 13), 16),
-            v6: ("fd20::77".parse().unwrap(), 64),
-        };
-        let (v4, v6) = masquerade(&own);
-        assert_eq!(
-            (v4.gateway, v4.guest),
-            ([10, 11, 0, 1].into(), [10, 11, 0, 2].into())
-        );
-        assert_eq!(v6.guest, "fd20::2".parse::<Ipv6Addr>().unwrap());
-    }
 }

@@ -380,28 +380,28 @@ fn interface(
         second.problem(p, "another binding is given as well");
     }
     let unbound = given.is_empty();
-    let binding = match slirp {
-        Some(_) => Binding::Slirp,
-        None => Binding::Masquerade,
+    let binding = match (&slirp, &passt) {
+        (Some(_), _) => Binding::Slirp,
+        (_, Some(_)) => Binding::Passt,
+        _ => Binding::Masquerade,
     };
     let refused = interface.names().any(|n| other.contains(&n));
     interface.finish(p);
     let name = name?;
     let network = networks.iter().find(|(network, ..)| *network == name);
     let cidrs = network.map(|(.., cidrs)| *cidrs).unwrap_or_default();
-    if let (Some((_, field, _)), Binding::Slirp) = (network, binding)
+    let whose = match binding {
+        Binding::Masquerade => None,
+        Binding::Slirp => Some("slirp has QEMU's"),
+        Binding::Passt => Some("passt has the pod's own"),
+    };
+    if let (Some((_, field, _)), Some(whose)) = (network, whose)
         && cidrs != Cidrs::default()
     {
         field.problem(
             p,
-            "slirp has QEMU's addresses; use `masquerade: {}` with others",
+            format!("{whose} addresses; use `masquerade: {{}}` with others"),
         );
-    }
-    if passt.is_some() {
-        warnings.push(format!(
-            "interface `{name}`: the guest has an address of its own, as with masquerade, and not \
-             the pod's"
-        ));
     }
     if unbound && !refused {
         warnings.push(format!(

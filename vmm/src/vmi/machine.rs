@@ -354,6 +354,8 @@ pub enum Binding {
     Masquerade,
     /// 10.0.2.15/24 behind 10.0.2.2, QEMU's numbers.
     Slirp,
+    /// The pod's own, behind its own gateway.
+    Passt,
 }
 
 /// A port of the guest that the pod answers on.

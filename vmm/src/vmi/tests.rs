@@ -567,16 +567,6 @@ fn what_becomes_virtio_or_masquerade_is_said() {
             "the interface's model is virtio, not e1000e",
         ),
         (
-            "masquerade: {}",
-            "passtBinding: {}",
-            "an address of its own",
-        ),
-        (
-            "masquerade: {}",
-            "binding: {name: passt}",
-            "an address of its own",
-        ),
-        (
             "  domain:\n",
             "  evictionStrategy: LiveMigrate\n  domain:\n",
             "a drain of the node shuts the guest down",
@@ -747,6 +737,11 @@ fn an_interface_without_a_binding_is_taken_with_a_warning() {
         .interface
         .unwrap();
     assert_eq!(slirp.binding, Binding::Slirp);
+    for passt in ["passt: {}", "passtBinding: {}", "binding: {name: passt}"] {
+        let parsed = replaced("masquerade: {}", passt).unwrap();
+        assert_eq!(parsed.warnings, [""; 0], "{passt}");
+        assert_eq!(parsed.machine.interface.unwrap().binding, Binding::Passt);
+    }
 }
 
 proptest::proptest! {

@@ -1,13 +1,12 @@
 //! What `peapod-net` is told.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use netdev::addresses::{self, Style};
 use netdev::netns::Target;
 use netdev::options::Options;
 
-use crate::addresses::{Prefixed, Style};
 use netdev::publish::{Publish, SPEC};
 
 /// Gives another network namespace, or another VMM's guest, a network made of ordinary sockets of
@@ -114,30 +113,9 @@ pub struct Network {
     /// Whose addresses the guest and its gateway have
     #[arg(long, value_enum, default_value_t = Style::Masquerade)]
     pub addresses: Style,
-    /// The guest's IPv4 address
-    #[arg(long, value_name = "IP[/BITS]")]
-    pub address: Option<Prefixed<Ipv4Addr>>,
-    /// Bits of its network
-    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=32))]
-    pub prefix: Option<u8>,
-    /// Its gateway [default: the first other address of its network]
-    #[arg(long, value_name = "IP")]
-    pub gateway: Option<Ipv4Addr>,
-    /// The guest's IPv6 address
-    #[arg(long, value_name = "IP[/BITS]")]
-    pub address6: Option<Prefixed<Ipv6Addr>>,
-    /// Bits of its network
-    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=128))]
-    pub prefix6: Option<u8>,
-    /// Its gateway [default: the first other address of its network]
-    #[arg(long, value_name = "IP")]
-    pub gateway6: Option<Ipv6Addr>,
-    /// Give the guest IPv4 only [default: what this namespace has a route for]
-    #[arg(short = '4', long, conflicts_with_all = ["ipv6_only", "address6", "prefix6", "gateway6"])]
-    pub ipv4_only: bool,
-    /// Give the guest IPv6 only
-    #[arg(short = '6', long, conflicts_with_all = ["address", "prefix", "gateway"])]
-    pub ipv6_only: bool,
+    /// Which, where they are others.
+    #[command(flatten)]
+    pub own: addresses::Options,
     /// The guest's host name
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,

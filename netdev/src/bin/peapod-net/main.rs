@@ -1,6 +1,5 @@
 //! `peapod-net`: the network without the VM, for another network namespace or another VMM.
 
-mod addresses;
 mod args;
 mod client;
 mod passt;

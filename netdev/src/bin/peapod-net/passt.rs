@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Mutex;
 
 use clap::Parser;
+use netdev::addresses::{self, Prefixed, Style, View, Wish, Wishes};
 use netdev::config::{Config, Policy, Transport};
 use netdev::engine::Engine;
 use netdev::options;
@@ -18,7 +19,6 @@ use netdev::process;
 use netdev::resolver::Resolver;
 
 use crate::Failure;
-use crate::addresses::{self, Prefixed, Style, View, Wish, Wishes};
 use crate::run;
 use netdev::publish::{Publish, range};
 use netdev::socket::Listener;
@@ -273,7 +273,9 @@ fn config(args: &Args) -> Result<Config, Failure> {
         _ => Failure::runtime(format!("netlink: {error}")),
     })?;
     let wishes = wishes(args).map_err(Failure::Input)?;
-    let networks = addresses::choose(&wishes, &View::of(&pod)).map_err(Failure::Input)?;
+    let view = View::of(&pod);
+    let networks = addresses::choose(&Style::Passt.base(&view), &wishes, &view);
+    let networks = networks.map_err(Failure::Input)?;
     let (v4, v6) = networks;
     let mut resolver = Resolver::of_the_pod();
     if !args.dns.is_empty() {
@@ -306,11 +308,9 @@ fn config(args: &Args) -> Result<Config, Failure> {
 
 fn wishes(args: &Args) -> Result<Wishes, String> {
     let mut wishes = Wishes {
-        style: Style::Passt,
-        v4: Wish::default(),
-        v6: Wish::default(),
         only_v4: args.ipv4_only,
         only_v6: args.ipv6_only,
+        ..Wishes::default()
     };
     let once = |first: bool, what: &str| match first {
         true => Ok(()),

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
 
+use netdev::addresses::{self, Networks, View};
 use netdev::config::{Config, Forward};
 use netdev::control::MAX_FORWARDS;
 use netdev::engine::Engine;
@@ -18,7 +19,6 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::Failure;
-use crate::addresses::{self, Networks, Prefixed, View, Wish, Wishes};
 use crate::args::Network as Args;
 use crate::server;
 use netdev::publish::Publish;
@@ -79,36 +79,13 @@ where
 
 fn config(args: &Args) -> Result<Config, Failure> {
     let pod = Pod::open().map_err(|error| Failure::runtime(format!("netlink: {error}")))?;
-    let wishes = Wishes {
-        style: args.addresses,
-        v4: wish(args.address, args.prefix, args.gateway, "prefix")?,
-        v6: wish(args.address6, args.prefix6, args.gateway6, "prefix6")?,
-        only_v4: args.ipv4_only,
-        only_v6: args.ipv6_only,
-    };
-    let networks = addresses::choose(&wishes, &View::of(&pod)).map_err(Failure::Input)?;
+    let wishes = args.own.wishes().map_err(Failure::Input)?;
+    let view = View::of(&pod);
+    let networks = addresses::choose(&args.addresses.base(&view), &wishes, &view);
+    let networks = networks.map_err(Failure::Input)?;
     let hostname = args.hostname.clone().unwrap_or_default();
     let forwards = forwards(&args.publish, networks)?;
     Ok(args.options.config(&pod, networks, hostname, forwards))
-}
-
-fn wish<A: Copy>(
-    address: Option<Prefixed<A>>,
-    prefix: Option<u8>,
-    gateway: Option<A>,
-    option: &str,
-) -> Result<Wish<A>, Failure> {
-    let own = address.and_then(|address| address.prefix);
-    if own.is_some() && prefix.is_some() {
-        return Err(Failure::input(format!(
-            "--{option}: the address has a number of bits already"
-        )));
-    }
-    Ok(Wish {
-        address: address.map(|address| address.address),
-        prefix: own.or(prefix),
-        gateway,
-    })
 }
 
 /// A forward for each port that is published, in the families that the guest has.

@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use netdev::config::{GATEWAY_LINK_LOCAL, Network};
-use netdev::pod::{Pod, Uplink};
+
+use crate::config::{GATEWAY_LINK_LOCAL, Network};
+use crate::pod::{Pod, Uplink};
 
 /// Whose addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -78,10 +79,8 @@ impl<A: Copy> Wish<A> {
 }
 
 /// What is wanted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Wishes {
-    /// Whose addresses, where nothing else is said.
-    pub style: Style,
     /// IPv4.
     pub v4: Wish<Ipv4Addr>,
     /// IPv6.
@@ -90,6 +89,68 @@ pub struct Wishes {
     pub only_v4: bool,
     /// No IPv4.
     pub only_v6: bool,
+}
+
+/// What a command line may wish.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Network options")]
+#[group(id = "own-addresses")]
+pub struct Options {
+    /// The guest's IPv4 address
+    #[arg(long, value_name = "IP[/BITS]")]
+    pub address: Option<Prefixed<Ipv4Addr>>,
+    /// Bits of its network
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub prefix: Option<u8>,
+    /// Its gateway [default: the first other address of its network]
+    #[arg(long, value_name = "IP")]
+    pub gateway: Option<Ipv4Addr>,
+    /// The guest's IPv6 address
+    #[arg(long, value_name = "IP[/BITS]")]
+    pub address6: Option<Prefixed<Ipv6Addr>>,
+    /// Bits of its network
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=128))]
+    pub prefix6: Option<u8>,
+    /// Its gateway [default: the first other address of its network]
+    #[arg(long, value_name = "IP")]
+    pub gateway6: Option<Ipv6Addr>,
+    /// Give the guest IPv4 only [default: what there is a route for here]
+    #[arg(short = '4', long, conflicts_with_all = ["ipv6_only", "address6", "prefix6", "gateway6"])]
+    pub ipv4_only: bool,
+    /// Give the guest IPv6 only
+    #[arg(short = '6', long, conflicts_with_all = ["address", "prefix", "gateway"])]
+    pub ipv6_only: bool,
+}
+
+impl Options {
+    /// What is wished.
+    pub fn wishes(&self) -> Result<Wishes, String> {
+        Ok(Wishes {
+            v4: wish(self.address, self.prefix, self.gateway, "prefix")?,
+            v6: wish(self.address6, self.prefix6, self.gateway6, "prefix6")?,
+            only_v4: self.ipv4_only,
+            only_v6: self.ipv6_only,
+        })
+    }
+}
+
+fn wish<A: Copy>(
+    address: Option<Prefixed<A>>,
+    prefix: Option<u8>,
+    gateway: Option<A>,
+    option: &str,
+) -> Result<Wish<A>, String> {
+    let own = address.and_then(|address| address.prefix);
+    if own.is_some() && prefix.is_some() {
+        return Err(format!(
+            "--{option}: the address has a number of bits already"
+        ));
+    }
+    Ok(Wish {
+        address: address.map(|address| address.address),
+        prefix: own.or(prefix),
+        gateway,
+    })
 }
 
 /// What the pod has.
@@ -120,21 +181,40 @@ impl View {
 /// The addresses of each family that the guest is given.
 pub type Networks = (Option<Network<Ipv4Addr>>, Option<Network<Ipv6Addr>>);
 
+/// What the guest is given where nothing else is wished.
+#[derive(Debug, Clone, Copy)]
+pub struct Base {
+    /// The addresses.
+    pub networks: Networks,
+    /// Whether they are the pod's own.
+    pub is_own: bool,
+}
+
+impl Style {
+    /// Its addresses, in a pod that has these.
+    pub fn base(self, view: &View) -> Base {
+        let networks = match self {
+            Self::Masquerade => (
+                Some(Network::<Ipv4Addr>::MASQUERADE),
+                Some(Network::<Ipv6Addr>::MASQUERADE),
+            ),
+            Self::Slirp => (Some(Network::<Ipv4Addr>::SLIRP), None),
+            Self::Passt => (own_v4(view), own_v6(view)),
+        };
+        Base {
+            networks,
+            is_own: self == Self::Passt,
+        }
+    }
+}
+
 /// The addresses of each family, of those that the guest is given: one that was asked for, and else
 /// those that the pod has a route for; both, where it has none at all.
-pub fn choose(wishes: &Wishes, view: &View) -> Result<Networks, String> {
-    let (base4, base6) = match wishes.style {
-        Style::Masquerade => (
-            Some(Network::<Ipv4Addr>::MASQUERADE),
-            Some(Network::<Ipv6Addr>::MASQUERADE),
-        ),
-        Style::Slirp => (Some(Network::<Ipv4Addr>::SLIRP), None),
-        Style::Passt => (own_v4(view), own_v6(view)),
-    };
+pub fn choose(base: &Base, wishes: &Wishes, view: &View) -> Result<Networks, String> {
+    let ((base4, base6), own) = (base.networks, base.is_own);
     let asked4 = wishes.only_v4 || !wishes.v4.is_empty();
     let asked6 = wishes.only_v6 || !wishes.v6.is_empty();
     let none = !view.routed_v4 && !view.routed_v6;
-    let own = wishes.style == Style::Passt;
     let v4 = settle(
         &wishes.v4,
         (base4, own),
@@ -155,14 +235,14 @@ pub fn choose(wishes: &Wishes, view: &View) -> Result<Networks, String> {
     let v4 = v4.filter(|_| !wishes.only_v6 && (asked4 || view.routed_v4 || none));
     let v6 = v6.filter(|_| !wishes.only_v4 && (asked6 || view.routed_v6 || none));
     if v4.is_none() && v6.is_none() {
-        return Err(match wishes.style {
-            Style::Passt => {
+        return Err(match own {
+            true => {
                 "there is no default route here to take an address from; give --address \
-                             and --gateway"
-                    .to_owned()
+                     and --gateway"
             }
-            _ => "the guest would have no address; give --address or --address6".to_owned(),
-        });
+            false => "the guest would have no address; give --address or --address6",
+        }
+        .to_owned());
     }
     Ok((v4, v6))
 }
@@ -261,16 +341,6 @@ where
 mod tests {
     use super::*;
 
-    fn wishes(style: Style) -> Wishes {
-        Wishes {
-            style,
-            v4: Wish::default(),
-            v6: Wish::default(),
-            only_v4: false,
-            only_v6: false,
-        }
-    }
-
     fn uplink(address: &str, prefix: u8, gateway: Option<&str>) -> Option<Uplink> {
         Some(Uplink {
             address: address.parse().unwrap(),
@@ -288,8 +358,8 @@ mod tests {
         }
     }
 
-    fn shown(wishes: &Wishes, view: &View) -> (String, String) {
-        let (v4, v6) = choose(wishes, view).unwrap();
+    fn shown(style: Style, wishes: &Wishes, view: &View) -> (String, String) {
+        let (v4, v6) = choose(&style.base(view), wishes, view).unwrap();
         let v4 = v4.map(|n| format!("{}/{} {} {:?}", n.guest, n.prefix, n.gateway, n.dns));
         let v6 = v6.map(|n| format!("{}/{} {} {:?}", n.guest, n.prefix, n.gateway, n.dns));
         (v4.unwrap_or_default(), v6.unwrap_or_default())
@@ -310,7 +380,10 @@ mod tests {
                 "fd00:244::7/64 fe80::9 None",
             ),
         ] {
-            assert_eq!(shown(&wishes(style), &both()), (v4.into(), v6.into()));
+            assert_eq!(
+                shown(style, &Wishes::default(), &both()),
+                (v4.into(), v6.into())
+            );
         }
         let view = View {
             v4: uplink("10.244.0.7", 24, None),
@@ -318,7 +391,7 @@ mod tests {
             ..both()
         };
         assert_eq!(
-            shown(&wishes(Style::Passt), &view),
+            shown(Style::Passt, &Wishes::default(), &view),
             (
                 "10.244.0.7/24 169.254.2.2 None".into(),
                 "fd00:244::7/64 fe80::1 None".into()
@@ -333,9 +406,9 @@ mod tests {
             v6: None,
             ..both()
         };
-        let mut wishes = wishes(Style::Masquerade);
+        let mut wishes = Wishes::default();
         let families = |wishes: &Wishes, view: &View| {
-            let (v4, v6) = choose(wishes, view).unwrap();
+            let (v4, v6) = choose(&Style::Masquerade.base(view), wishes, view).unwrap();
             (v4.is_some(), v6.is_some())
         };
         assert_eq!(families(&wishes, &view), (true, false));
@@ -351,9 +424,8 @@ mod tests {
         // Where there is no way out at all, it does not matter which of them is not there.
         view.routed_v4 = false;
         assert_eq!(families(&wishes, &view), (true, true));
-        wishes.style = Style::Passt;
         view.v4 = None;
-        let error = choose(&wishes, &view).unwrap_err();
+        let error = choose(&Style::Passt.base(&view), &wishes, &view).unwrap_err();
         assert!(error.contains("no default route"), "{error}");
     }
 
@@ -361,13 +433,16 @@ mod tests {
     fn what_is_asked_for_is_taken_and_the_rest_follows() {
         let ask = |address: Option<&str>, prefix, gateway: Option<&str>| {
             let parse = |text: &str| text.parse().unwrap();
-            let mut wishes = wishes(Style::Masquerade);
-            wishes.v4 = Wish {
-                address: address.map(parse),
-                prefix,
-                gateway: gateway.map(parse),
+            let wishes = Wishes {
+                v4: Wish {
+                    address: address.map(parse),
+                    prefix,
+                    gateway: gateway.map(parse),
+                },
+                ..Wishes::default()
             };
-            choose(&wishes, &both()).map(|_| shown(&wishes, &both()).0)
+            let style = Style::Masquerade;
+            choose(&style.base(&both()), &wishes, &both()).map(|_| shown(style, &wishes, &both()).0)
         };
         for (address, prefix, gateway, want) in [
             (Some("10.0.2.7"), None, None, "10.0.2.7/24 10.0.2.1 None"),
@@ -400,9 +475,9 @@ mod tests {
         ] {
             assert_eq!(ask(address, prefix, gateway).unwrap(), want);
         }
-        let mut own = wishes(Style::Passt);
+        let mut own = Wishes::default();
         own.v4.address = Some("192.168.7.9".parse().unwrap());
-        let (v4, _) = shown(&own, &both());
+        let (v4, _) = shown(Style::Passt, &own, &both());
         assert_eq!(v4, "192.168.7.9/24 169.254.1.1 None");
         for (address, prefix, gateway, wrong) in [
             (Some("192.168.7.9"), Some(32), None, "alone in its network"),
@@ -428,11 +503,11 @@ mod tests {
             let error = ask(address, prefix, gateway).unwrap_err();
             assert!(error.contains(wrong), "{error}");
         }
-        let mut wishes = wishes(Style::Slirp);
+        let mut wishes = Wishes::default();
         wishes.v6.address = Some("fd00::5".parse().unwrap());
         wishes.v4.address = Some("10.0.2.99".parse().unwrap());
         assert_eq!(
-            shown(&wishes, &both()),
+            shown(Style::Slirp, &wishes, &both()),
             (
                 "10.0.2.99/24 10.0.2.2 Some(10.0.2.3)".into(),
                 "fd00::5/64 fd00::1 None".into()
