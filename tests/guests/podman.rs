@@ -16,29 +16,8 @@ const LOAD: Duration = Duration::from_secs(120);
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/podman.sh");
 /// Below the machine's root, where its programs find it as /w.
 const FILES: &str = "w";
-/// Bookinfo's details, with a kernel of an image's: the example's disk has none of its own.
-const VMI: &str = r##"
-apiVersion: kubevirt.io/v1
-kind: VirtualMachineInstance
-metadata: {name: details}
-spec:
-  terminationGracePeriodSeconds: 30
-  domain:
-    memory: {guest: 512Mi}
-    firmware:
-      kernelBoot:
-        kernelArgs: console=ttyS0 quiet panic=-1 root=/dev/vda rw
-        container: {image: "localhost/kernel:v1", kernelPath: /boot/vmlinuz, initrdPath: /boot/initrd}
-    devices:
-      disks: [{name: root, disk: {bus: virtio}}, {name: seed, disk: {bus: virtio}}]
-      interfaces: [{name: default, masquerade: {}, ports: [{name: http, port: 9080}]}]
-  networks: [{name: default, pod: {}}]
-  volumes:
-    - {name: root, containerDisk: {image: "localhost/details:v1"}}
-    - name: seed
-      cloudInitNoCloud:
-        userData: "#!/bin/bash\ncd /opt/details\nruby details.rb 9080 &\n"
-"##;
+/// Bookinfo's details as for a cluster, whose registry is podman's own store.
+const VMI: &str = include_str!("../../examples/bookinfo/details-cluster.yaml");
 
 /// A machine with podman, until it is dropped.
 struct Machine {
@@ -56,12 +35,11 @@ impl Machine {
         );
         unpack_tar(&archive, root.path());
         let files = root.path().join(FILES);
-        fs::create_dir_all(files.join("kernel/boot")).unwrap();
+        fs::create_dir_all(&files).unwrap();
         for (from, to) in [
             ("compute.tar", "compute.tar"),
             ("containerdisks/peapod_details_latest.tar", "details.tar"),
-            ("vmlinuz", "kernel/boot/vmlinuz"),
-            ("initramfs.cpio", "kernel/boot/initrd"),
+            ("containerdisks/peapod_kernel_latest.tar", "kernel.tar"),
         ] {
             fs::copy(image(from), files.join(to)).unwrap();
         }
@@ -70,9 +48,9 @@ impl Machine {
         let process = Vm::start(unshare.arg(SCRIPT).arg(root.path()));
         process.wait_console("ready", 1, LOAD);
         let machine = Self { process, root };
-        machine.run("podman load -q -i /w/compute.tar && podman load -q -i /w/details.tar");
-        machine.run("podman tag localhost/peapod/details:latest localhost/details:v1");
-        machine.run("tar -C /w/kernel -c . | podman import -q - localhost/kernel:v1");
+        for name in ["compute", "details", "kernel"] {
+            machine.run(&format!("podman load -q -i /w/{name}.tar"));
+        }
         machine
     }
 
@@ -102,7 +80,7 @@ impl Machine {
 /// What `peapod pod` prints of the VMI, with another user.
 fn pod(directory: &Path, (user, group): (u32, u32)) -> Value {
     let vmi = directory.join("vmi.yaml");
-    fs::write(&vmi, VMI).unwrap();
+    fs::write(&vmi, VMI.replace("REGISTRY", "localhost")).unwrap();
     // As podman knows a device.
     let mut list = printed(&vmi, &["--kvm-resource", "podman.io/device=/dev/kvm"]);
     let objects = list["items"].as_array_mut().unwrap();
@@ -137,7 +115,7 @@ fn podman_plays_the_pod_as_any_user_and_it_answers_and_ends_cleanly() {
         machine.run("podman kube play /w/pod.yaml");
         let address = machine.run(
             "podman inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' \
-             $(podman pod inspect -f '{{.InfraContainerID}}' details)",
+             $(podman pod inspect -f '{{.InfraContainerID}}' details-vm)",
         );
         let address = address.trim();
         // The kubelet's own question. Podman asks by a curl in the container, which has none.
@@ -149,12 +127,12 @@ fn podman_plays_the_pod_as_any_user_and_it_answers_and_ends_cleanly() {
             "{book}"
         );
 
-        let process = machine.run("podman top details-compute huser hgroup capeff seccomp");
+        let process = machine.run("podman top details-vm-compute huser hgroup capeff seccomp");
         let process: Vec<_> = process.lines().nth(1).unwrap().split_whitespace().collect();
         let (uid, gid) = (user.0.to_string(), user.1.to_string());
         let group = if user.1 == 0 { "root" } else { &gid };
         assert_eq!(process, [&*uid, group, "none", "filter"]);
-        let inspect = machine.run("podman inspect details-compute");
+        let inspect = machine.run("podman inspect details-vm-compute");
         let inspect: Value = serde_json::from_str(&inspect).unwrap();
         let host = &inspect[0]["HostConfig"];
         assert_eq!(
@@ -163,13 +141,13 @@ fn podman_plays_the_pod_as_any_user_and_it_answers_and_ends_cleanly() {
         );
         assert_eq!(inspect[0]["BoundingCaps"], Value::Null);
 
-        machine.run("podman pod stop details");
-        let status = machine.run("podman inspect -f '{{.State.ExitCode}}' details-compute");
+        machine.run("podman pod stop details-vm");
+        let status = machine.run("podman inspect -f '{{.State.ExitCode}}' details-vm-compute");
         assert_eq!(
             status.trim(),
             "0",
             "{}",
-            machine.run("podman logs details-compute 2>&1")
+            machine.run("podman logs details-vm-compute 2>&1")
         );
         machine.run("podman kube down /w/pod.yaml");
     }
