@@ -68,7 +68,8 @@ fn counted(site: &Bookinfo) -> [f64; 3] {
         site.gateway.counter(&served) as f64,
         site.details_proxy
             .counter("cluster.inbound|9080||.upstream_rq_completed") as f64,
-        site.guest.sent(9080) as f64,
+        site.guest
+            .forwarded("bytes_total", 9080, "direction=\"out\"") as f64,
     ]
 }
 

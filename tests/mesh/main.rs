@@ -17,6 +17,7 @@ mod safety;
 mod seed;
 mod sidecar;
 mod site;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,9 @@ fn trials() -> Vec<Trial> {
             a_guest_may_come_before_its_sidecar_or_after_it
             a_sidecar_that_restarts_amid_traffic_leaves_nothing_behind
             a_network_that_is_killed_leaves_no_port_open_and_comes_back
+            no_request_is_lost_while_the_guest_s_service_is_replaced
+            a_request_is_lost_only_where_each_time_that_it_is_tried_is_cut_off
+            while_the_guest_or_its_service_is_away_each_request_is_answered_at_once
             a_pod_whose_address_goes_and_comes_back_goes_on,
         safety:
             no_spelling_of_an_address_leads_to_the_pod_s_loopback_or_the_node_s_metadata,

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use peapod_tests::mesh::{
-    Envoy, Guest, Node, Pod, Redirect, SEEN, Server, Service, Sidecar, WORLD, is_vm, seen,
+    Envoy, Guest, Node, Pod, Redirect, SEEN, Server, Service, Sidecar, User, WORLD, is_vm, seen,
 };
 use peapod_tests::until;
 use serde_json::Value;
@@ -70,6 +70,14 @@ impl Site {
     pub fn envoy(&self, sidecar: &Sidecar) -> Envoy {
         let user = sidecar.redirect.proxy();
         Envoy::start(&self.details, user, &sidecar.bootstrap())
+    }
+
+    /// Gives the other pod a sidecar of its own, which tries again what Istio has it.
+    pub fn client(&self) -> Envoy {
+        Redirect::ISTIO.load(&self.ratings);
+        let mut sidecar = self.sidecar(&Redirect::ISTIO);
+        sidecar.name = "ratings";
+        Envoy::start(&self.ratings, User::Istio, &sidecar.bootstrap())
     }
 
     /// A guest that tells who calls it at a port of the service and at one of none.

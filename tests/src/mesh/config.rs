@@ -330,7 +330,12 @@ fn http(prefix: &str, hosts: Vec<Value>, traced: bool) -> Value {
 fn route(cluster: &str) -> Value {
     json!({"cluster": cluster, "timeout": "0s", "retry_policy": {
         "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
-        "num_retries": 2, "retriable_status_codes": [503]}})
+        "num_retries": 2, "retriable_status_codes": [503],
+        "host_selection_retry_max_attempts": "5",
+        "retry_host_predicate": [{
+            "name": "envoy.retry_host_predicates.previous_hosts",
+            "typed_config": {"@type": format!(
+                "{TYPES}.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")}}]}})
 }
 
 /// Connections go where they were going.
@@ -366,6 +371,10 @@ fn outbound(service: &Service, identity: Option<&Identity>) -> Value {
         .map(|(to, port)| format!("{to}:{port}"))
         .collect();
     let mut cluster = fixed(&service.outbound(), &to);
+    // Istio bounds nothing unless a DestinationRule does; Envoy has three requests at a time tried
+    // again.
+    cluster["circuit_breakers"] = json!({"thresholds": [{"max_connections": u32::MAX,
+        "max_pending_requests": u32::MAX, "max_requests": u32::MAX, "max_retries": u32::MAX}]});
     if let Some(identity) = identity {
         cluster["transport_socket"] = upstream_tls(identity, service);
     }

@@ -2,13 +2,14 @@
 //! which needs no KVM. A test asks of it only what both can do: to run a script.
 
 use std::fmt::Debug;
+use std::fs;
 
 use super::Pod;
 use super::machine::Machine;
 use super::namespace::Namespace;
 
 /// What has the guest's own kernel.
-pub(super) trait Kernel: Debug + Send {
+pub(super) trait Kernel: Debug + Send + Sync {
     /// Starts what connects it to a pod, and waits until it has its addresses.
     fn connect(&mut self, pod: &Pod);
     /// Kills that, as if it had crashed; whether the guest's programs go on.
@@ -17,6 +18,8 @@ pub(super) trait Kernel: Debug + Send {
     fn run(&self, script: &str) -> String;
     /// Its network's counters, as Prometheus reads them.
     fn metrics(&self) -> String;
+    /// The number of the process that connects it.
+    fn network(&self) -> u32;
 }
 
 /// A guest with its network in a pod; ends with this.
@@ -66,17 +69,38 @@ impl Guest {
         self.kernel.run(script)
     }
 
-    /// How many bytes of payload it has sent from a published port.
-    pub fn sent(&self, port: u16) -> u64 {
+    /// What has been counted of a published port, by that name and that label's value.
+    #[track_caller]
+    pub fn forwarded(&self, name: &str, port: u16, label: &str) -> u64 {
         let port = format!("\"0.0.0.0:{port}\"");
+        self.metric(&format!("net_forward_{name}"), &[&port, label])
+    }
+
+    /// Connections, datagrams' conversations and echoes that its network has open.
+    #[track_caller]
+    pub fn flows(&self) -> u64 {
+        self.metric("net_flows", &[])
+    }
+
+    /// The value of the sample of that name that has these in its labels.
+    #[track_caller]
+    fn metric(&self, name: &str, labels: &[&str]) -> u64 {
         let metrics = self.kernel.metrics();
-        let sample = metrics.lines().find(|line| {
-            line.contains("net_forward_bytes_total{")
-                && line.contains(&port)
-                && line.contains("direction=\"out\"")
-        });
-        let value = sample.and_then(|line| line.rsplit(' ').next()?.parse().ok());
-        value.unwrap_or_default()
+        let value = |line: &str| {
+            let (sample, value) = line.rsplit_once(' ')?;
+            let sample = sample.strip_prefix("peapod_")?.strip_prefix(name)?;
+            let same = sample.is_empty() || sample.starts_with('{');
+            let has = labels.iter().all(|label| sample.contains(label));
+            (same && has).then(|| value.parse().ok())?
+        };
+        let found = metrics.lines().find_map(value);
+        found.unwrap_or_else(|| panic!("the network has no {name} of {labels:?}: {metrics}"))
+    }
+
+    /// Descriptors that what connects it has open.
+    pub fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.kernel.network());
+        fs::read_dir(path).unwrap().count()
     }
 
     /// Starts a program that is given as Ruby's text, and goes on with the guest.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
@@ -35,12 +36,17 @@ impl Server {
     }
 }
 
-/// Answers everything by who asks, for what, with which headers: as [`SEEN`] does.
+/// Answers everything by who asks, for what, with which headers: as [`SEEN`] does; /held/SECONDS
+/// after so long.
 pub fn seen() -> Router {
     Router::new().fallback(tell)
 }
 
 async fn tell(ConnectInfo(peer): ConnectInfo<SocketAddr>, uri: Uri, headers: HeaderMap) -> String {
+    let held = uri.path().strip_prefix("/held/");
+    if let Some(seconds) = held.and_then(|seconds| seconds.parse().ok()) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
     let headers: BTreeMap<_, _> = headers
         .iter()
         .map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default()))
@@ -86,6 +92,7 @@ require 'json'
 require 'webrick'
 class Quick < WEBrick::HTTPServlet::AbstractServlet
   def service(request, response)
+    sleep($1.to_i) if request.path =~ %r{\A/held/(\d+)\z}
     response.body = { peer: request.peeraddr[3].delete_prefix('::ffff:'), path: request.path,
                       headers: request.header.transform_values(&:first) }.to_json
   end

@@ -70,4 +70,8 @@ impl Kernel for Machine {
         let output = command.arg("metrics").arg(self.directory.path()).output();
         String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
     }
+
+    fn network(&self) -> u32 {
+        self.vm.as_ref().unwrap().pid()
+    }
 }

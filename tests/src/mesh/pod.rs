@@ -141,6 +141,15 @@ impl Pod {
         self.shell(&format!("iptables-restore {file}"));
     }
 
+    /// How many processes are in the pod's network.
+    pub fn processes(&self) -> usize {
+        let mut command = Command::new("ip");
+        let output = command.args(["netns", "pids", &self.space.name]).output();
+        String::from_utf8_lossy(&output.unwrap().stdout)
+            .lines()
+            .count()
+    }
+
     /// Does `work` in the pod's network.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.space.inside(work).unwrap()
