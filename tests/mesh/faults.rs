@@ -6,7 +6,7 @@ use std::time::Instant;
 use peapod_tests::mesh::{Guest, Redirect};
 use peapod_tests::until;
 
-use crate::site::{DETAILS, RATINGS, Site, at_once, request, told};
+use crate::site::{DETAILS, RATINGS, Site, at_once, request, serving, told};
 use crate::traffic::Traffic;
 
 /// The status that the service's client is answered, which it is at once.
@@ -132,11 +132,14 @@ pub fn a_sidecar_that_restarts_amid_traffic_leaves_nothing_behind() {
 pub fn a_network_that_is_killed_leaves_no_port_open_and_comes_back() {
     let site = Site::new(&Redirect::ISTIO);
     let _envoy = site.envoy(&site.sidecar(&Redirect::ISTIO));
+    let processes = || site.details.processes();
+    let before = processes();
     let mut guest = site.guest();
     becomes(&site, "200");
     for _ in 0..3 {
         guest.crash();
         assert_eq!(listeners(&site), "");
+        assert_eq!(processes(), before);
         assert_eq!(asked(&site), "503");
         // The guest's programs have gone on.
         guest.connect(&site.details);
@@ -175,12 +178,6 @@ loop do
   end
 end
 "#;
-
-/// The programs that serve in the guest.
-fn serving(guest: &Guest) -> String {
-    let script = "ss -Hltnp 'sport = 9080' | grep -o 'pid=[0-9]*' | cut -d= -f2 | sort -u | xargs";
-    guest.run(script).trim().to_owned()
-}
 
 /// Starts one more, and waits for it.
 fn serve(guest: &mut Guest) {

@@ -3,12 +3,12 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Instant;
 
-use peapod_tests::mesh::{Guest, Redirect, Server, WORLD, agent};
+use peapod_tests::mesh::{Guest, Redirect, SEEN, Server, WORLD, agent};
 use peapod_tests::sides::{GATEWAY, GUEST};
 use peapod_tests::space::Process;
 use peapod_tests::until;
 
-use crate::site::{DETAILS, RATINGS, Site, at_once, request, told};
+use crate::site::{DETAILS, RATINGS, Site, at_once, request, serving, told};
 
 /// The seed's: the services' and the pods' networks.
 pub const RANGES: Redirect = Redirect::Istio {
@@ -112,12 +112,32 @@ pub fn kubelet_s_probes_are_answered_by_the_guest() {
         site.node.run(&script)
     };
     assert_eq!(probe("15021/healthz/ready"), "200");
-    // Nothing of the guest's listens yet.
-    assert_eq!(probe("15020/app-health/details/readyz"), "503");
-    let _guest = site.guest();
-    assert_eq!(probe("15020/app-health/details/readyz"), "200");
-    // As it is before the injector rewrites it.
-    assert_eq!(probe("9080/health"), "200");
+    // There is no guest, then one that serves nothing, one that does, and one that has ceased to.
+    let answered = |status: &str| {
+        until(&format!("the agent is not answered {status}"), || {
+            (probe("15020/app-health/details/readyz") == status).then_some(())
+        });
+        // As it is before the injector rewrites it, which comes through the sidecar.
+        assert_eq!(probe("9080/health"), status);
+        // Past the sidecar a port is not open that nothing is behind.
+        let wanted = match status {
+            "200" => "open",
+            _ => "Connection refused",
+        };
+        let script = format!(": </dev/tcp/{}/9080 && echo open", pod.address);
+        until(&format!("the port is not: {wanted}"), || {
+            pod.attempt(&script).0.contains(wanted).then_some(())
+        });
+    };
+    answered("503");
+    let mut guest = Guest::start(pod, &[9080]);
+    answered("503");
+    guest.serve(SEEN, "9080");
+    answered("200");
+    guest.run(&format!("kill -9 {}", serving(&guest)));
+    answered("503");
+    guest.serve(SEEN, "9080");
+    answered("200");
 }
 
 pub fn the_guest_calls_a_service_by_each_of_its_names_through_the_sidecar() {

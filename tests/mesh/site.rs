@@ -99,6 +99,12 @@ pub fn told(said: &str) -> Value {
     serde_json::from_str(said).unwrap_or_else(|error| panic!("{error}: {said}"))
 }
 
+/// The programs that serve in a guest.
+pub fn serving(guest: &Guest) -> String {
+    let script = "ss -Hltnp 'sport = 9080' | grep -o 'pid=[0-9]*' | cut -d= -f2 | sort -u | xargs";
+    guest.run(script).trim().to_owned()
+}
+
 /// A request by HTTP in a guest, whose answer's body is printed, after its status.
 pub fn request(guest: &Guest, host: &str, port: u16, path: &str) -> (String, String) {
     let script = format!(
