@@ -62,6 +62,7 @@ fn trials() -> Vec<Trial> {
             no_spelling_of_an_address_leads_to_the_pod_s_loopback_or_the_node_s_metadata,
         others:
             in_ambient_mode_the_guest_is_called_and_calls_through_ztunnel_s_sockets
+            by_a_tunnel_between_ztunnels_the_guest_sees_its_client_s_own_address
             beside_linkerd_s_proxy_the_guest_is_called_and_calls,
         bookinfo:
             what_the_guest_says_comes_out_at_the_gateway_and_in_one_trace,

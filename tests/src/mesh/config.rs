@@ -179,7 +179,7 @@ impl Sidecar<'_> {
         }).collect();
         chains.push(json!({"name": "passthrough", "filters": [tcp(INBOUND_PASSTHROUGH)]}));
         if let Some(identity) = self.identity {
-            let socket = downstream_tls(identity);
+            let socket = downstream_tls(identity, "istio");
             for chain in &mut chains {
                 chain["transport_socket"] = socket.clone();
             }
@@ -226,20 +226,63 @@ impl Gateway<'_> {
 /// The mark of a proxy's sockets: Istio's sidecar's by TPROXY, and each of ztunnel's.
 const MARK: i32 = 0x539;
 
-/// In ztunnel's place, what it does with connections that are not tunnelled: those that come in go
-/// on from their client's own address, and all of its sockets are marked.
-pub fn ztunnel() -> Value {
+/// In ztunnel's place: what comes in, by a tunnel or without one, goes on from its client's own
+/// address, and all of its sockets are marked. What goes out does by a tunnel (HBONE: CONNECT by
+/// HTTP/2 in the mesh's TLS) if it is `tunnelled`. Who may call whom is not asked, beyond that both
+/// are of the mesh.
+pub fn ztunnel(identity: &Identity, tunnelled: bool) -> Value {
     let mut inside = listener("inbound", "0.0.0.0", 15006);
     inside["listener_filters"] = json!([original_dst(), original_src()]);
     inside["filter_chains"] = json!([{"filters": [tcp("inbound")]}]);
+    let mut outside = relay("outbound", 15001);
+    let mut out = original("outbound");
     // SO_MARK, before the socket is bound.
     let mark = json!({"level": libc::SOL_SOCKET, "name": libc::SO_MARK, "int_value": MARK,
         "state": "STATE_PREBIND"});
-    let mut out = original("outbound");
     out["upstream_bind_config"] = json!({"source_address": {"address": "0.0.0.0", "port_value": 0},
         "socket_options": [mark]});
-    let listeners = vec![inside, relay("outbound", 15001)];
-    bootstrap("ztunnel", listeners, vec![original("inbound"), out], None)
+    if tunnelled {
+        let proxy = &mut outside["filter_chains"][0]["filters"][0]["typed_config"];
+        proxy["tunneling_config"] = json!({"hostname": "%DOWNSTREAM_LOCAL_ADDRESS%"});
+        out["original_dst_lb_config"] = json!({"upstream_port_override": HBONE});
+        out["transport_socket"] = tls("Upstream", identity, "h2", &in_mesh());
+        out["typed_extension_protocol_options"] = json!({
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": format!("{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions"),
+                "explicit_http_config": {"http2_protocol_options": {}}}});
+    }
+    let mut tunnel = original("tunnel");
+    tunnel["original_dst_lb_config"] =
+        json!({"use_http_header": true, "http_header_name": ":authority"});
+    let listeners = vec![inside, outside, tunnel_end(identity)];
+    let clusters = vec![original("inbound"), out, tunnel];
+    bootstrap("ztunnel", listeners, clusters, None)
+}
+
+/// Where tunnels end.
+const HBONE: u16 = 15008;
+
+/// What comes by a tunnel goes on to where its CONNECT says.
+fn tunnel_end(identity: &Identity) -> Value {
+    let connect = json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
+    let host = json!({"name": "tunnel", "domains": ["*"], "routes": [{
+        "match": {"connect_matcher": {}},
+        "route": {"cluster": "tunnel", "upgrade_configs": connect}}]});
+    let mut manager = http("tunnel", vec![host], false);
+    let settings = &mut manager["typed_config"];
+    settings["codec_type"] = json!("HTTP2");
+    settings["http2_protocol_options"] = json!({"allow_connect": true});
+    settings["upgrade_configs"] = json!([{"upgrade_type": "CONNECT"}]);
+    let source = json!({"name": "original_src", "typed_config": {
+        "@type": format!("{TYPES}.extensions.filters.http.original_src.v3.OriginalSrc"),
+        "mark": MARK}});
+    if let Some(filters) = settings["http_filters"].as_array_mut() {
+        filters.insert(0, source);
+    }
+    let mut listener = listener("tunnel", "0.0.0.0", HBONE);
+    let socket = downstream_tls(identity, "h2");
+    listener["filter_chains"] = json!([{"filters": [manager], "transport_socket": socket}]);
+    listener
 }
 
 /// In Linkerd's proxy's place: what comes in and what goes out goes on to where it was going.
@@ -381,36 +424,34 @@ fn outbound(service: &Service, identity: Option<&Identity>) -> Value {
     cluster
 }
 
-fn downstream_tls(identity: &Identity) -> Value {
-    let mut socket = tls(
-        "Downstream",
-        identity,
-        &json!({"prefix": "spiffe://cluster.local/"}),
-    );
+/// Whoever is of the mesh.
+fn in_mesh() -> Value {
+    json!({"prefix": "spiffe://cluster.local/"})
+}
+
+fn downstream_tls(identity: &Identity, protocol: &str) -> Value {
+    let mut socket = tls("Downstream", identity, protocol, &in_mesh());
     socket["typed_config"]["require_client_certificate"] = json!(true);
     socket
 }
 
 fn upstream_tls(identity: &Identity, service: &Service) -> Value {
-    let mut socket = tls(
-        "Upstream",
-        identity,
-        &json!({"exact": spiffe(&service.name)}),
-    );
+    let whom = json!({"exact": spiffe(&service.name)});
+    let mut socket = tls("Upstream", identity, "istio", &whom);
     let name = format!("outbound_.{}_._.{}.{DOMAIN}", service.port, service.name);
     socket["typed_config"]["sni"] = json!(name);
     socket
 }
 
-/// One side of Istio's TLS, with whom the other side has to be.
-fn tls(side: &str, identity: &Identity, other: &Value) -> Value {
+/// One side of Istio's TLS for that protocol, with whom the other side has to be.
+fn tls(side: &str, identity: &Identity, protocol: &str, other: &Value) -> Value {
     let file =
         |end: &str| json!({"filename": identity.folder.join(format!("{}.{end}", identity.name))});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": {
         "@type": format!("{TYPES}.extensions.transport_sockets.tls.v3.{side}TlsContext"),
         "common_tls_context": {
             "tls_certificates": [{"certificate_chain": file("pem"), "private_key": file("key")}],
-            "alpn_protocols": ["istio"],
+            "alpn_protocols": [protocol],
             "validation_context": {
                 "trusted_ca": {"filename": identity.folder.join("ca.pem")},
                 "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": other}]}}}})
