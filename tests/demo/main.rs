@@ -58,18 +58,29 @@ fn balance(listener: TcpListener, space: Arc<Space>, gateway: SocketAddr) {
     });
 }
 
-/// What was counted: requests at the gateway and at details' sidecar, answers of the VM in bytes.
-fn counted(site: &Bookinfo) -> [f64; 3] {
+/// What flows a second, as who sees it: the head of the live line's columns.
+const HEAD: [&str; 2] = [
+    "         requests/s by Envoy    and by us:   connections/s and bytes/s by us:",
+    "   gateway  details' sidecar     in the VM   to the VM   to the VM    from it",
+];
+/// How wide each of them is.
+const WIDTHS: [usize; 6] = [10, 18, 14, 12, 12, 11];
+
+/// What was counted so far, column by column.
+fn counted(site: &Bookinfo) -> [u64; 6] {
     let served = format!(
         "cluster.{}.upstream_rq_completed",
         site.services[3].outbound()
     );
+    let called = "cluster.inbound|9080||.upstream_rq_completed";
+    let forwarded = |name: &str, label: &str| site.guest.forwarded(name, 9080, label);
     [
-        site.gateway.counter(&served) as f64,
-        site.details_proxy
-            .counter("cluster.inbound|9080||.upstream_rq_completed") as f64,
-        site.guest
-            .forwarded("bytes_total", 9080, "direction=\"out\"") as f64,
+        site.gateway.counter(&served),
+        site.details_proxy.counter(called),
+        site.guest.answered(),
+        forwarded("connections_total", ""),
+        forwarded("bytes_total", "direction=\"in\""),
+        forwarded("bytes_total", "direction=\"out\""),
     ]
 }
 
@@ -112,19 +123,26 @@ fn main() -> ExitCode {
 
 /// A visitor a second, and a line of what flows, until it is stopped.
 fn show(site: &Bookinfo) {
+    for line in HEAD {
+        eprintln!("{line}");
+    }
     let (mut before, mut at) = (counted(site), Instant::now());
     while !STOP.load(Ordering::Relaxed) {
         let visit = format!("curl -s -o /dev/null --max-time 20 http://{GATEWAY}/productpage");
         let _ = site.client.attempt(&visit);
         thread::sleep(SECOND);
         let (now, elapsed) = (counted(site), at.elapsed().as_secs_f64());
-        let rate = |index: usize| (now[index] - before[index]) / elapsed;
-        eprint!(
-            "\r    gateway {:6.1}/s   details' sidecar {:6.1}/s   out of the VM {:8.1} bytes/s ",
-            rate(0),
-            rate(1),
-            rate(2)
-        );
+        let rates: Vec<f64> = now
+            .iter()
+            .zip(before)
+            .map(|(now, before)| now.saturating_sub(before) as f64 / elapsed)
+            .collect();
+        let line: String = rates
+            .iter()
+            .zip(WIDTHS)
+            .map(|(rate, width)| format!("{rate:width$.1}"))
+            .collect();
+        eprint!("\r{line}");
         let _ = io::stderr().flush();
         (before, at) = (now, Instant::now());
     }

@@ -62,6 +62,18 @@ pub fn what_the_guest_says_comes_out_at_the_gateway_and_in_one_trace() {
     let called = format!("cluster.{}.upstream_rq_200", site.services[0].outbound());
     assert!(inbound >= 2);
     assert_eq!(inbound, productpage.counter(&called));
+    // So do the guest and its network, as `make demo` shows.
+    assert_eq!(inbound, site.guest.answered());
+    for (name, label) in [
+        ("connections_total", ""),
+        ("bytes_total", "direction=\"in\""),
+        ("bytes_total", "direction=\"out\""),
+    ] {
+        assert!(
+            site.guest.forwarded(name, 9080, label) > 0,
+            "{name} {label}"
+        );
+    }
     let served = format!("cluster.{}.upstream_rq_200", site.services[3].outbound());
     assert!(site.gateway.counter(&served) >= 3);
 

@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Pod;
 use super::machine::Machine;
@@ -28,9 +29,14 @@ pub struct Guest {
     kernel: Box<dyn Kernel>,
     /// What it serves, until it ends.
     served: Vec<String>,
+    /// Where in it they write what they say.
+    log: String,
     /// Whether it was started anew since, and serves nothing.
     anew: bool,
 }
+
+/// Guests that are namespaces share their /run.
+static COUNT: AtomicU32 = AtomicU32::new(0);
 
 impl Guest {
     /// Starts one that asks by DHCP, with these ports of its published, in that pod.
@@ -43,6 +49,7 @@ impl Guest {
         let mut guest = Self {
             kernel,
             served: Vec::new(),
+            log: format!("/run/served.{}", COUNT.fetch_add(1, Ordering::Relaxed)),
             anew: false,
         };
         guest.connect(pod);
@@ -103,10 +110,19 @@ impl Guest {
         fs::read_dir(path).unwrap().count()
     }
 
+    /// How many requests its programs have answered, as WEBrick logs them.
+    #[track_caller]
+    pub fn answered(&self) -> u64 {
+        let said = self.run(&format!("grep -c '\" 200 ' {}", self.log));
+        let count = said.trim().parse();
+        count.unwrap_or_else(|_| panic!("the guest does not tell what it has answered: {said}"))
+    }
+
     /// Starts a program that is given as Ruby's text, and goes on with the guest.
     pub fn serve(&mut self, ruby: &str, arguments: &str) {
+        let log = &self.log;
         let script = format!(
-            "setsid ruby - {arguments} >/dev/null 2>&1 <<'end-of-program' &\n{ruby}\nend-of-program"
+            "setsid ruby - {arguments} >>{log} 2>&1 <<'end-of-program' &\n{ruby}\nend-of-program"
         );
         self.kernel.run(&script);
         self.served.push(script);
