@@ -14,10 +14,13 @@ use super::site::{DETAILS, Site};
 /// What a boot takes beside its proxy, in the lab.
 const BOOT: Duration = PATIENCE.saturating_mul(2);
 
-/// The objects that are printed of the details service's VMI, with a container for its disk and this among
-/// its metadata.
-fn printed(metadata: &str) -> Vec<Value> {
-    let manifest = Manifest::new("details", "cd /opt/details\nruby details.rb 9080 &\n").port(9080);
+/// The details service's VMI.
+fn details() -> Manifest {
+    Manifest::new("details", "cd /opt/details\nruby details.rb 9080 &\n").port(9080)
+}
+
+/// The objects that are printed of it, with a container for its disk and this among its metadata.
+fn printed(manifest: &Manifest, metadata: &str) -> Vec<Value> {
     let directory = tempfile::tempdir().unwrap();
     let path = manifest.write(directory.path());
     let text = std::fs::read_to_string(&path).unwrap();
@@ -34,7 +37,7 @@ fn pod(objects: &mut [Value]) -> &mut Value {
 
 pub fn what_is_printed_is_ready_three_of_three_with_the_injected_sidecar() {
     let site = Site::new(&RANGES);
-    let mut objects = printed("");
+    let mut objects = printed(&details(), "");
     let probers = inject(pod(&mut objects)).unwrap();
     let _agent = site.details.inside(|| {
         let listener = TcpListener::bind("0.0.0.0:15020").unwrap();
@@ -56,8 +59,14 @@ pub fn what_is_printed_is_ready_three_of_three_with_the_injected_sidecar() {
         .curl(&format!("http://{DETAILS}:9080/details/0"));
     assert!(book.contains("ISBN-10"), "{book}");
 
+    // A port that is to be open is the agent's to try as well.
+    let alive = details().liveness("{tcpSocket: {port: 9080}}");
+    let probers = inject(pod(&mut printed(&alive, ""))).unwrap();
+    assert_eq!(probers["/app-health/compute/livez"], (9080, None));
+
     // By default it is injected; an annotation that a VMI has opts out.
-    let mut objects = printed("  annotations: {sidecar.istio.io/inject: 'false'}\n");
+    let metadata = "  annotations: {sidecar.istio.io/inject: 'false'}\n";
+    let mut objects = printed(&details(), metadata);
     let pod = pod(&mut objects);
     assert!(inject(pod).is_none());
     assert_eq!(pod["spec"]["containers"].as_array().unwrap().len(), 1);

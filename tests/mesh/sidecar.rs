@@ -93,32 +93,42 @@ pub fn what_is_the_pod_s_own_comes_from_the_gateway() {
     assert!(guest.run("ip address show dev eth0").contains(v4));
 }
 
+/// What kubelet asks Istio's agent for: the guest's HTTP, and its port.
+const READY: &str = "/app-health/details/readyz";
+/// See [`READY`].
+const ALIVE: &str = "/app-health/details/livez";
+
 pub fn kubelet_s_probes_are_answered_by_the_guest() {
     let site = Site::new(&RANGES);
     let pod = &site.details;
     let _envoy = site.envoy(&site.sidecar(&RANGES));
     let _agent = pod.inside(|| {
         let listener = TcpListener::bind("0.0.0.0:15020").unwrap();
-        let asked = "/app-health/details/readyz".to_owned();
-        let probers = [(asked, (9080, "/health".to_owned()))].into();
+        let probers = [
+            (READY, (9080, Some("/health".to_owned()))),
+            (ALIVE, (9080, None)),
+        ];
+        let probers = probers.map(|(asked, of)| (asked.to_owned(), of)).into();
         Server::start(listener, agent(pod.address, probers))
     });
-    let probe = |port_and_path: &str| {
+    let probe = |port: u16, path: &str| {
         let script = format!(
-            "curl -s -o /dev/null -w '%{http_code}' --max-time 20 http://{}:{port_and_path}",
+            "curl -s -o /dev/null -w '%{http_code}' --max-time 20 http://{}:{port}{path}",
             pod.address,
             http_code = "{http_code}"
         );
         site.node.run(&script)
     };
-    assert_eq!(probe("15021/healthz/ready"), "200");
+    assert_eq!(probe(15021, "/healthz/ready"), "200");
     // There is no guest, then one that serves nothing, one that does, and one that has ceased to.
     let answered = |status: &str| {
-        until(&format!("the agent is not answered {status}"), || {
-            (probe("15020/app-health/details/readyz") == status).then_some(())
-        });
+        for asked in [READY, ALIVE] {
+            until(&format!("{asked} is not answered {status}"), || {
+                (probe(15020, asked) == status).then_some(())
+            });
+        }
         // As it is before the injector rewrites it, which comes through the sidecar.
-        assert_eq!(probe("9080/health"), status);
+        assert_eq!(probe(9080, "/health"), status);
         // Past the sidecar a port is not open that nothing is behind.
         let wanted = match status {
             "200" => "open",

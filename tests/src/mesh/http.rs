@@ -56,16 +56,20 @@ async fn tell(ConnectInfo(peer): ConnectInfo<SocketAddr>, uri: Uri, headers: Hea
     told.to_string()
 }
 
-/// Where a container is asked, by the path at which Istio's agent is asked for it: the port, and the path.
-pub type Probers = BTreeMap<String, (u16, String)>;
+/// Where a container is asked, by the path at which Istio's agent is asked for it: the port, and
+/// the path if more is asked than whether it is open.
+pub type Probers = BTreeMap<String, (u16, Option<String>)>;
 
 /// What Istio's agent does at its port, 15020: says that the proxy is ready, and asks the containers
 /// of the pod at `address` in kubelet's place, by the way that Envoy's own connections into the pod take.
 pub fn agent(address: Ipv4Addr, probers: Probers) -> Router {
-    let ask = async |workload: SocketAddr, path: String| {
+    let ask = async |workload: SocketAddr, path: Option<String>| {
         let socket = TcpSocket::new_v4()?;
         socket.bind((Ipv4Addr::new(127, 0, 0, 6), 0).into())?;
         let mut stream = socket.connect(workload).await?;
+        let Some(path) = path else {
+            return Ok(true);
+        };
         let request = format!("GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();

@@ -26,16 +26,21 @@ pub fn inject(pod: &mut Value) -> Option<Probers> {
     for container in &mut *containers {
         let name = container["name"].as_str()?.to_owned();
         for (probe, end) in PROBES {
-            let Some(get) = container
-                .get_mut(probe)
-                .and_then(|probe| probe.get_mut("httpGet"))
-            else {
+            let Some(probe) = container.get_mut(probe).and_then(Value::as_object_mut) else {
                 continue;
             };
-            let port = u16::try_from(get["port"].as_u64()?).ok()?;
-            let path = get["path"].as_str()?.to_owned();
+            // A VMI has no probe by gRPC, and what a command finds is not for the agent.
+            let (handler, path) = if let Some(get) = probe.remove("httpGet") {
+                let path = get["path"].as_str()?.to_owned();
+                (get, Some(path))
+            } else if let Some(socket) = probe.remove("tcpSocket") {
+                (socket, None)
+            } else {
+                continue;
+            };
+            let port = u16::try_from(handler["port"].as_u64()?).ok()?;
             let asked = format!("/app-health/{name}/{end}");
-            *get = json!({"path": asked, "port": 15020});
+            probe.insert("httpGet".to_owned(), json!({"path": asked, "port": 15020}));
             probers.insert(asked, (port, path));
         }
     }
@@ -50,4 +55,31 @@ pub fn inject(pod: &mut Value) -> Option<Probers> {
         "securityContext": {"runAsUser": 1337, "runAsGroup": 1337},
     }));
     Some(probers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_is_asked_in_place_of_a_port_too() {
+        let mut pod = json!({"spec": {"containers": [{
+            "name": "compute",
+            "startupProbe": {"exec": {"command": ["true"]}},
+            "readinessProbe": {"httpGet": {"path": "/health", "port": 9080}},
+            "livenessProbe": {"tcpSocket": {"port": 9081}, "periodSeconds": 3},
+        }]}});
+        let probers = inject(&mut pod).unwrap();
+        let of = |end: &str| probers[&format!("/app-health/compute/{end}")].clone();
+        assert_eq!(of("readyz"), (9080, Some("/health".to_owned())));
+        assert_eq!(of("livez"), (9081, None));
+        assert_eq!(probers.len(), 2);
+        let compute = &pod["spec"]["containers"][0];
+        let asked = json!({"path": "/app-health/compute/livez", "port": 15020});
+        assert_eq!(
+            compute["livenessProbe"],
+            json!({"httpGet": asked, "periodSeconds": 3})
+        );
+        assert_eq!(compute["startupProbe"]["exec"]["command"], json!(["true"]));
+    }
 }
