@@ -49,6 +49,13 @@ pub fn what_the_guest_says_comes_out_at_the_gateway_and_in_one_trace() {
         assert_eq!(got, status, "{path}");
     }
 
+    // Who logs in comes back to the page.
+    let said = site.client.run(&format!(
+        "curl -s -o /dev/null -w '%{{http_code}} %{{redirect_url}}' --max-time 20 \
+         -d username=tester -e http://{GATEWAY}/productpage http://{GATEWAY}/login"
+    ));
+    assert_eq!(said, format!("302 http://{GATEWAY}/productpage"));
+
     // Who has no certificate gets nowhere.
     let plain = format!(
         "curl -s --max-time 20 http://{}:9080/details/0",
