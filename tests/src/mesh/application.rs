@@ -3,11 +3,10 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use super::bookinfo::SERVICE;
 use super::{
-    Authority, Collector, Envoy, Gateway, Guest, Node, Pod, Redirect, Service, Sidecar, User, WORLD,
+    Authority, Collector, Envoy, Gateway, Guest, Node, Pod, Redirect, Service, Sidecar, User,
+    WORLD, bookinfo,
 };
-use crate::PATIENCE;
 use crate::space::Process;
 
 /// What the guest serves: the repository's own.
@@ -102,13 +101,7 @@ impl Bookinfo {
 
         let mut guest = Guest::start(&pods[0].1, &[9080]);
         guest.serve(details, "9080");
-        let program = std::env::current_exe().unwrap();
-        let workloads = pods[1..].iter().map(|(_, pod)| {
-            let mut command = pod.command(User::Root, program.to_str().unwrap());
-            let process = Process::start(command.args([SERVICE, &pod.name])).unwrap();
-            assert_eq!(process.line(PATIENCE).unwrap(), "ready");
-            process
-        });
+        let workloads = pods[1..].iter().map(|(_, pod)| bookinfo::start(pod));
         let workloads = workloads.collect();
         let (_, details) = pods.remove(0);
         Self {

@@ -1,6 +1,9 @@
-//! Stand-ins for Bookinfo's services that are not in the guest: the same paths and JSON.
+//! Bookinfo's services that are not in the guest: stand-ins with the same paths and JSON, or
+//! Istio's own where `PEAPOD_BOOKINFO` is the samples/bookinfo of a checkout.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -10,12 +13,19 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::Server;
+use super::{Pod, Server, User};
+use crate::space::Process;
+use crate::{PATIENCE, until};
 
 /// The first argument of a program that is to be one of them; the second says which.
 pub const SERVICE: &str = "--bookinfo";
 /// The port of each.
 const PORT: u16 = 9080;
+/// What runs of a checkout, and by what; reviews would have to be built first.
+const REAL: [(&str, &str, &str); 2] = [
+    ("productpage", "python3", "productpage.py"),
+    ("ratings", "node", "ratings.js"),
+];
 /// What a service passes on of who has asked it.
 const PASSED_ON: [&str; 10] = [
     "x-request-id",
@@ -29,6 +39,39 @@ const PASSED_ON: [&str; 10] = [
     "end-user",
     "cookie",
 ];
+
+/// Starts the one that a pod is called after, and waits until it serves.
+pub fn start(pod: &Pod) -> Process {
+    let real = REAL.iter().find(|(name, ..)| *name == pod.name);
+    if let (Some(checkout), Some(real)) = (std::env::var_os("PEAPOD_BOOKINFO"), real) {
+        return start_real(pod, checkout.into(), *real);
+    }
+    let program = std::env::current_exe().unwrap();
+    let mut command = pod.command(User::Root, program.to_str().unwrap());
+    let process = Process::start(command.args([SERVICE, &pod.name])).unwrap();
+    assert_eq!(process.line(PATIENCE).unwrap(), "ready");
+    process
+}
+
+fn start_real(pod: &Pod, checkout: PathBuf, (name, by, file): (&str, &str, &str)) -> Process {
+    let folder = checkout.join("src").join(name);
+    let what = format!("PEAPOD_BOOKINFO: {by} {}", folder.join(file).display());
+    assert!(folder.join(file).is_file(), "{what}: there is none");
+    let log = format!("/run/{}.log", pod.space.name);
+    let mut command = pod.command(User::Root, by);
+    command.args([file, &PORT.to_string()]).current_dir(&folder);
+    command.stderr(File::create(&log).unwrap());
+    let mut process = Process::start(&mut command).unwrap_or_else(|e| panic!("{what}: {e}"));
+    until(&format!("{what}: it does not serve"), || {
+        // Its interpreter or a package is not there.
+        if process.ended() {
+            panic!("{what}: {}", fs::read_to_string(&log).unwrap());
+        }
+        let open = || TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).ok();
+        pod.inside(open).map(drop)
+    });
+    process
+}
 
 /// Serves as `productpage`, `ratings`, or `v1`, `v2` or `v3` of reviews, for as long as it is let.
 pub fn serve(role: &str) -> ! {
