@@ -19,7 +19,7 @@ use crate::config::{Config, Forward, Transport};
 use crate::counters::Counters;
 use crate::engine::Run;
 use crate::flow::Carried;
-use crate::forward::{ForwardError, Forwards, ListeningPort};
+use crate::forward::{ForwardError, Forwards, ListeningPort, Told};
 use crate::link::capture::{self, Capture};
 
 /// What a call waits for the engine's next turn.
@@ -169,10 +169,10 @@ impl Control {
         )
     }
 
-    /// The guest has told what it listens on, and tells when that changes, so that its ports are asked now
-    /// and less often then; or it does not any more.
-    pub fn guest_tells(&self, tells: bool) -> Result<(), Error> {
-        self.ask(tells, |run, tells| run.guest_tells(tells), |_, _| ())
+    /// The guest has told what it listens on, and tells when that changes, so that its TCP ports are asked
+    /// now and less often then, and its UDP ports are open where they are among those; or it does not any more.
+    pub fn guest_tells(&self, told: Option<Told>) -> Result<(), Error> {
+        self.ask(told, |run, told| run.guest_tells(told), |_, _| ())
     }
 
     /// The flows there are now, `most` of them at most. There are none without a guest.

@@ -2,11 +2,12 @@
 //!
 //! A TCP port is bound from the start, so that one that is taken is known at once, but listens
 //! only while the guest's side accepts connections: a client then finds what it would find in the
-//! guest.
+//! guest. So is a UDP port, where the guest tells what it listens on; else it is open.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
@@ -33,6 +34,21 @@ pub enum ForwardError {
     /// Something else.
     #[error("port {0}: {1}")]
     Bind(SocketAddr, io::Error),
+}
+
+/// What the guest tells of the UDP ports that its programs listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// They are these,
+    pub udp: Vec<u16>,
+    /// and of those in here perhaps others: it takes them for clients'.
+    pub unknown: RangeInclusive<u16>,
+}
+
+impl Told {
+    fn has(&self, port: u16) -> bool {
+        self.udp.contains(&port) || self.unknown.contains(&port)
+    }
 }
 
 enum Listener {
@@ -202,36 +218,37 @@ impl Forwards {
 }
 
 fn listen(forward: &Forward) -> io::Result<Listener> {
-    let v6 = forward.bind.is_ipv6();
-    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
-    let (kind, protocol) = match forward.transport {
-        Transport::Tcp => (Type::STREAM, Protocol::TCP),
-        Transport::Udp => (Type::DGRAM, Protocol::UDP),
-        Transport::Icmp => return Err(io::ErrorKind::Unsupported.into()),
-    };
-    if forward.bind.port() == 0 {
+    let bind = forward.bind;
+    if bind.port() == 0 {
         // One that the kernel chooses is lost with the first end of listening.
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
-    if v6 {
+    match forward.transport {
+        Transport::Tcp => tcp(bind).map(Listener::Tcp),
+        Transport::Udp => udp(bind, false).map(Listener::Udp),
+        Transport::Icmp => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// A socket that listens at `bind`.
+fn tcp(bind: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(bind),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    if bind.is_ipv6() {
         // IPv4 has a socket of its own.
         socket.set_only_v6(true)?;
     }
-    if forward.transport == Transport::Tcp {
-        // Connections that are over may still keep the port for a minute.
-        socket.set_reuse_address(true)?;
-    }
-    socket.bind(&forward.bind.into())?;
-    if forward.transport == Transport::Udp {
-        sys::receive_joined(&socket);
-        return Ok(Listener::Udp(socket.into()));
-    }
+    // Connections that are over may still keep the port for a minute.
+    socket.set_reuse_address(true)?;
+    socket.bind(&bind.into())?;
     // Each accepted connection has these from here; urgent data is data in its place (RFC 6093, section 5).
     socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)?;
     start_listening(&socket)?;
-    Ok(Listener::Tcp(socket))
+    Ok(socket)
 }
 
 fn start_listening(socket: &Socket) -> io::Result<()> {
@@ -240,6 +257,44 @@ fn start_listening(socket: &Socket) -> io::Result<()> {
     socket.listen(BACKLOG)?;
     // But nobody may bind it beside us, while we don't listen either.
     socket.set_reuse_address(false)
+}
+
+/// Another socket at the same port, which `closed` keeps until then. (One of IPv6 that has been connected
+/// and is not any more is found by nobody who calls another address than loopback's: seen with 6.18.)
+fn beside(closed: &UdpSocket, bind: SocketAddr) -> io::Result<UdpSocket> {
+    let closed = SockRef::from(closed);
+    closed.set_reuse_address(true)?;
+    let opened = udp(bind, true);
+    closed.set_reuse_address(false)?;
+    opened
+}
+
+/// A socket for datagrams at `bind`, where none may be but one that lets others.
+fn udp(bind: SocketAddr, beside: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(bind),
+        Type::DGRAM.nonblocking(),
+        Some(Protocol::UDP),
+    )?;
+    if bind.is_ipv6() {
+        // IPv4 has a socket of its own.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(beside)?;
+    socket.bind(&bind.into())?;
+    socket.set_reuse_address(false)?;
+    sys::receive_joined(&socket);
+    Ok(socket.into())
+}
+
+/// Where a socket that is bound so reaches itself.
+fn own_address(bind: SocketAddr) -> SocketAddr {
+    let own = match bind.ip() {
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        own => own,
+    };
+    SocketAddr::new(own, bind.port())
 }
 
 impl ListeningPort {
@@ -309,20 +364,33 @@ impl ListeningPort {
         self.listens
     }
 
-    /// Lets clients connect, or has them refused while the port stays ours. A UDP port is always
-    /// open. Fails where somebody took the port from under us.
+    /// Lets clients connect, or send, or has them refused while the port stays ours. Fails where
+    /// somebody took the port from under us.
     pub fn set_listening(&mut self, listens: bool) -> io::Result<()> {
-        let Listener::Tcp(socket) = &self.listener else {
+        if self.listens == listens {
             return Ok(());
-        };
-        match (self.listens, listens) {
-            (false, true) => start_listening(socket)?,
+        }
+        match &mut self.listener {
+            Listener::Tcp(socket) if listens => start_listening(socket)?,
             // Ends listening, not the binding (tcp_disconnect() in Linux's net/ipv4/tcp.c).
-            (true, false) => socket.shutdown(Shutdown::Read)?,
-            _ => {}
+            Listener::Tcp(socket) => socket.shutdown(Shutdown::Read)?,
+            Listener::Udp(socket) if listens => *socket = beside(socket, self.bind)?,
+            // What comes from others than itself finds no socket then, as where there is none.
+            Listener::Udp(socket) => socket.connect(own_address(self.bind))?,
         }
         self.listens = listens;
         Ok(())
+    }
+
+    /// Opens or closes it by what the guest tells of its UDP ports; one that it says nothing of is open.
+    /// Returns whether it is open by that, with another descriptor.
+    pub fn follow(&mut self, told: Option<&Told>) -> io::Result<bool> {
+        if self.transport() != Transport::Udp {
+            return Ok(false);
+        }
+        let listened = self.listens;
+        self.set_listening(told.is_none_or(|told| told.has(self.guest_port)))?;
+        Ok(self.listens && !listened)
     }
 
     /// What to wait on.
@@ -409,6 +477,59 @@ mod tests {
             let port = port.take(&mut []).unwrap();
             assert!(matches!(port, Port::Connection { guest_port: 80, .. }));
             forwards.forget();
+        }
+    }
+
+    #[test]
+    fn a_udp_port_is_closed_while_the_guest_tells_that_nobody_listens_and_nobody_else_s() {
+        for bind in [
+            fake::free(),
+            SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), fake::free().port()),
+        ] {
+            let counters = Counters::default();
+            let udp = Forward {
+                transport: Transport::Udp,
+                ..forward(bind)
+            };
+            let mut forwards = Forwards::bind(&[udp], &counters).unwrap();
+            let (_, port) = forwards.ports_mut().next().unwrap();
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.connect(("127.0.0.1", bind.port())).unwrap();
+            client
+                .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                .unwrap();
+            let told = |udp: &[u16], unknown| Told {
+                udp: udp.to_vec(),
+                unknown,
+            };
+            for (told, open) in [
+                (None, true),
+                (Some(told(&[], 1000..=2000)), false),
+                (Some(told(&[80], 1000..=2000)), true),
+                (Some(told(&[81], 1000..=2000)), false),
+                (Some(told(&[], 80..=80)), true),
+            ] {
+                port.follow(told.as_ref()).unwrap();
+                assert_eq!(port.listens(), open, "{told:?}");
+                client.send(b"x").unwrap();
+                let mut bytes = [0; 8];
+                let taken = port.take(&mut bytes).unwrap();
+                if open {
+                    assert!(matches!(
+                        taken,
+                        Port::Datagrams {
+                            len: 1,
+                            guest_port: 80,
+                            ..
+                        }
+                    ));
+                } else {
+                    assert!(matches!(taken, Port::Nothing));
+                    let refused = client.recv(&mut bytes).unwrap_err();
+                    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+                }
+                assert!(UdpSocket::bind(bind).is_err());
+            }
         }
     }
 

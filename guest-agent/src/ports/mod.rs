@@ -4,7 +4,6 @@
 mod diag;
 mod proc;
 
-use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -49,13 +48,17 @@ struct Waiting {
 struct Ports {
     tcp: BTreeSet<u16>,
     udp: BTreeSet<u16>,
+    /// The first and the last that the kernel gives to clients.
+    clients: (u16, u16),
 }
 
 impl Ports {
     /// Of `waiting`; those of UDP that the kernel chose, from `ephemeral`, are some client's.
-    fn of(waiting: &[Waiting], ephemeral: impl FnOnce() -> RangeInclusive<u16>) -> Self {
-        let mut ports = Self::default();
-        let ephemeral = LazyCell::new(ephemeral);
+    fn of(waiting: &[Waiting], ephemeral: &RangeInclusive<u16>) -> Self {
+        let mut ports = Self {
+            clients: (*ephemeral.start(), *ephemeral.end()),
+            ..Self::default()
+        };
         // The loopback is not outside.
         for socket in waiting.iter().filter(|s| !s.address.is_loopback()) {
             let port = socket.port;
@@ -72,6 +75,7 @@ impl Ports {
         Event::Ports {
             tcp: self.tcp.iter().copied().collect(),
             udp: self.udp.iter().copied().collect(),
+            clients: Some(self.clients),
         }
     }
 }
@@ -90,7 +94,7 @@ fn tell(voice: &Voice) -> io::Result<()> {
     let mut source = Source::open();
     let (mut told, mut changed) = (None, Instant::now());
     loop {
-        let ports = Ports::of(&source.waiting()?, ephemeral);
+        let ports = Ports::of(&source.waiting()?, &ephemeral());
         if told.as_ref() != Some(&ports) {
             voice.ports(ports.event());
             told = Some(ports);
@@ -185,13 +189,14 @@ mod tests {
                 waiting(Transport::Udp, "0.0.0.0", 68),
                 waiting(Transport::Udp, "0.0.0.0", 40_000),
             ],
-            || EPHEMERAL,
+            &EPHEMERAL,
         );
         assert_eq!(
             ports.event(),
             Event::Ports {
                 tcp: vec![80, 40_000],
                 udp: vec![53],
+                clients: Some((32_768, 60_999)),
             }
         );
     }

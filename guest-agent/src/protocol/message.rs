@@ -90,6 +90,9 @@ pub enum Event {
         tcp: Vec<u16>,
         /// UDP's, ascending.
         udp: Vec<u16>,
+        /// The first and the last of UDP's that the kernel gives to clients, of which none is among those.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clients: Option<(u16, u16)>,
     },
     /// The guest cannot go on, and ends.
     Fatal {

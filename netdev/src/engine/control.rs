@@ -1,13 +1,15 @@
 //! What calls from other threads have the engine do.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 use super::{Engine, KIND, PORT, Run};
 use crate::config::Transport;
 use crate::control::{Error, Flows, Kept};
-use crate::forward::{Forwards, ListeningPort};
+use crate::forward::{Forwards, ListeningPort, Told};
 use crate::link::capture::Capture;
 
 impl Engine {
@@ -66,20 +68,22 @@ impl Run<'_> {
 
     /// Forwards one more port.
     pub(crate) fn add_forward(&mut self, mut port: ListeningPort) -> Result<(), Error> {
-        let (fd, transport, bound) = (port.descriptor(), port.transport(), port.bound());
+        let (transport, bound) = (port.transport(), port.bound());
         let open = match port.tcp() {
-            Some(tcp) if !self.engine.config.eager => self.probes.add(tcp, self.now),
-            _ => true,
+            _ if self.engine.config.eager => true,
+            Some(tcp) => self.probes.add(tcp, self.now),
+            None => true,
         };
         let watch = |error| Error::Watch(bound, error);
         port.set_listening(open).map_err(watch)?;
+        if !self.engine.config.eager {
+            port.follow(self.told.as_ref()).map_err(watch)?;
+        }
+        let fd = port.descriptor();
         let index = self.engine.forwards.insert(port)?;
-        if open {
-            let event = EpollEvent::new(EventSet::IN, PORT << KIND | index as u64);
-            if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
-                self.engine.forwards.remove(transport, bound);
-                return Err(watch(error));
-            }
+        if open && let Err(error) = self.watch_port(index, fd) {
+            self.engine.forwards.remove(transport, bound);
+            return Err(watch(error));
         }
         Ok(())
     }
@@ -99,8 +103,31 @@ impl Run<'_> {
         Some(())
     }
 
-    pub(crate) fn guest_tells(&mut self, tells: bool) {
-        self.probes.told(tells, self.now);
+    pub(crate) fn guest_tells(&mut self, told: Option<Told>) {
+        self.probes.told(told.is_some(), self.now);
+        self.told = told;
+        if self.engine.config.eager {
+            return;
+        }
+        let mut opened = Vec::new();
+        for (index, port) in self.engine.forwards.ports_mut() {
+            match port.follow(self.told.as_ref()) {
+                Ok(true) => opened.push((index, port.descriptor())),
+                Ok(false) => {}
+                Err(error) => tracing::warn!("port {}: {error}", port.bound()),
+            }
+        }
+        for (index, fd) in opened {
+            if let Err(error) = self.watch_port(index, fd) {
+                tracing::warn!("a forwarded port could not be watched: {error}");
+            }
+        }
+    }
+
+    /// Has epoll tell of what comes to the forward at that place.
+    fn watch_port(&self, index: usize, fd: RawFd) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, PORT << KIND | index as u64);
+        self.epoll.ctl(ControlOperation::Add, fd, event)
     }
 
     pub(crate) fn capture(&mut self) -> &mut Option<Box<Capture>> {

@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::config::Config;
+use crate::config::{Config, Transport};
 use crate::control::{Control, Desk, Kept};
 use crate::counters::Counters;
 use crate::flow::ring::{Pool, SIZES, SMALL};
 use crate::flow::tcp::MOST_PROMISED;
 use crate::flow::{Key, Outlet, Verdict};
-use crate::forward::{ForwardError, Forwards};
+use crate::forward::{ForwardError, Forwards, Told};
 use crate::gate::Gate;
 use crate::link::Link;
 use crate::link::capture::{Capture, Captured};
@@ -95,6 +95,8 @@ pub struct Run<'a> {
     /// The guest may have more frames, of which the link will not tell.
     more: bool,
     probes: Probes,
+    /// What the guest tells of its UDP ports, if it does.
+    told: Option<Told>,
     polling: Polling,
     /// Flows whose acknowledgement waits for an answer to go with, of this turn and of the one before:
     /// only while the loop looks for what comes next, so that it waits no longer than that.
@@ -205,6 +207,7 @@ impl Engine {
             blocked: Vec::new(),
             more: false,
             probes: Probes::default(),
+            told: None,
             polling,
             owing: Default::default(),
             new_flows: None,
@@ -245,7 +248,7 @@ impl Engine {
         self.take_back(kept);
         watch(calls, CONTROL << KIND)?;
         for (index, port) in self.forwards.ports_mut() {
-            port.set_listening(self.config.eager)?;
+            port.set_listening(self.config.eager || port.transport() == Transport::Udp)?;
             if port.listens() {
                 watch(port.descriptor(), PORT << KIND | index as u64)?;
             }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use netdev::access::MESH_PORTS;
 use netdev::config::{Forward, Transport};
 use netdev::control::{Control, Error};
+use netdev::forward::Told;
 
 /// Ports that are followed at once, each of which is a socket; a guest may listen on any number.
 const MOST: usize = 512;
@@ -32,22 +33,28 @@ impl Follower {
         }
     }
 
-    /// The guest listens on these ports now, and on no others. The mesh's own are passed over.
-    pub fn follow(&mut self, tcp: &[u16], udp: &[u16]) {
+    /// The guest listens on these ports now, and on no others; but of UDP's that are `clients`', from the
+    /// first to the last, nothing is said. The mesh's own are passed over.
+    pub fn follow(&mut self, tcp: &[u16], udp: &[u16], clients: Option<(u16, u16)>) {
         if !self.addresses.is_empty() {
             self.publish_all(tcp, udp);
         }
-        self.tell(true);
+        // An agent of before does not say which are.
+        let (first, last) = clients.unwrap_or((0, u16::MAX));
+        self.tell(Some(Told {
+            udp: udp.to_vec(),
+            unknown: first..=last,
+        }));
     }
 
     /// Nobody knows what it listens on now.
     pub fn lose(&mut self) {
         self.publish_all(&[], &[]);
-        self.tell(false);
+        self.tell(None);
     }
 
-    fn tell(&self, tells: bool) {
-        match self.network.guest_tells(tells) {
+    fn tell(&self, told: Option<Told>) {
+        match self.network.guest_tells(told) {
             // There is no guest any more that could.
             Ok(()) | Err(Error::NotRunning) => {}
             Err(error) => tracing::debug!("what the guest listens on is not asked now: {error}"),

@@ -341,9 +341,9 @@ impl Agent {
                     _ => tracing::info!("the guest is ready after {seconds:.3} s"),
                 }
             }
-            Event::Ports { tcp, udp } => {
+            Event::Ports { tcp, udp, clients } => {
                 if let Some(follower) = &mut *self.follower() {
-                    follower.follow(&tcp, &udp);
+                    follower.follow(&tcp, &udp, clients);
                 }
             }
             Event::Fatal { reason } => {
