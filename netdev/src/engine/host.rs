@@ -77,7 +77,7 @@ impl Run<'_> {
     }
 
     /// Answers of the far end of a flow of datagrams or echoes.
-    fn datagrams(&mut self, index: u32) {
+    pub(super) fn datagrams(&mut self, index: u32) {
         let mut scratch = std::mem::take(&mut self.scratch);
         // Watched for changes only: everything there is has to be read.
         while self.answer(index, &mut scratch) {}
@@ -118,8 +118,12 @@ impl Run<'_> {
                 }
                 let data = scratch.get(..len).unwrap_or_default();
                 let size = size.map_or(len, usize::from);
-                self.give_datagrams(key.remote, key.guest_port, data, size);
-                true
+                let fits = self.give_datagrams(key.remote, key.guest_port, data, size);
+                if !fits {
+                    // The rest waits where it is until the guest has made room.
+                    self.blocked.push(index);
+                }
+                fits
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
@@ -134,13 +138,15 @@ impl Run<'_> {
         }
     }
 
-    /// Gives the guest datagrams from `from`, each of `size` bytes but the last.
-    fn give_datagrams(&mut self, from: SocketAddr, port: u16, data: &[u8], size: usize) {
+    /// Gives the guest datagrams from `from`, each of `size` bytes but the last; false where it had no
+    /// room for some, which are lost.
+    fn give_datagrams(&mut self, from: SocketAddr, port: u16, data: &[u8], size: usize) -> bool {
         let Some(guest) = self.engine.config.guest(from.ip()) else {
-            return;
+            return true;
         };
         let lost = self.outlet().datagrams(from, (guest, port), data, size);
         self.engine.counters.dropped_no_room.add_many(lost);
+        lost == 0
     }
 
     /// Somebody outside speaks to a forwarded port.

@@ -468,6 +468,7 @@ impl Run<'_> {
     fn push(&mut self, index: u32, patient: bool) {
         let (promise, piece, now) = (self.promise(), self.link.piece(), self.now);
         let Some(tcp) = self.table.tcp(index) else {
+            self.datagrams(index);
             return self.table.schedule(index);
         };
         let Some(guest) = self.engine.config.guest(tcp.key.remote.ip()) else {

@@ -78,6 +78,9 @@ pub struct Args {
     /// The guest's host name
     #[arg(short = 'H', long, value_name = "NAME")]
     hostname: Option<String>,
+    /// The same with its domain, where there is no other
+    #[arg(long, value_name = "NAME")]
+    fqdn: Option<String>,
     /// IPv4 only
     #[arg(short = '4', long, conflicts_with = "ipv6_only")]
     ipv4_only: bool,
@@ -295,7 +298,11 @@ fn config(args: &Args) -> Result<Config, Failure> {
         v4,
         v6,
         mtu,
-        hostname: args.hostname.clone().unwrap_or_default(),
+        hostname: args
+            .hostname
+            .clone()
+            .or_else(|| args.fqdn.clone())
+            .unwrap_or_default(),
         resolver,
         forwards: run::forwards(&publish(args), networks)?,
         eager: false,

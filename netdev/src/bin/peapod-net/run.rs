@@ -37,6 +37,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let control = args.control.as_deref();
     let control = control.map(|path| Listener::bind(path, true)).transpose();
     let control = control.map_err(Failure::Input)?;
+    if config.forwards.is_empty() {
+        tracing::info!("no port is published: nobody calls the guest");
+    }
     let ready = |engine: &Engine| {
         if let Some(control) = &control {
             server::start(control.get(), engine.control()).map_err(Failure::runtime)?;
