@@ -191,6 +191,45 @@ script
 }
 
 #[test]
+fn a_published_udp_port_answers_once_somebody_in_the_guest_listens() {
+    shared::run("true");
+    let vm = shared::vm().pid().to_string();
+    let ports = |what, port| {
+        let output = Command::new(peapod())
+            .args(["port", what, &vm, port])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect("127.0.0.1:5354").unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
+    let asked = || {
+        // The answer to the last may be an error that this send is told.
+        let _ = client.send(b"ping");
+        let mut bytes = [0; 8];
+        client.recv(&mut bytes).map(|n| bytes[..n].to_vec())
+    };
+    let port = "127.0.0.1:5354:5354/udp";
+    ports("add", port);
+    let refused = std::io::ErrorKind::ConnectionRefused;
+    assert_eq!(asked().unwrap_err().kind(), refused);
+    shared::run(
+        "setsid ruby -rsocket -e 's = UDPSocket.new; s.bind(\"0.0.0.0\", 5354)
+         loop { d, (_, port, _, at) = s.recvfrom(9); s.send(d, 0, at, port); exit if d == \"end\" }' \
+         >/dev/null 2>&1 &",
+    );
+    until("nobody answers", || asked().ok());
+    client.send(b"end").unwrap();
+    until("the port stays open", || {
+        (asked().err()?.kind() == refused).then_some(())
+    });
+    ports("rm", port);
+}
+
+#[test]
 fn a_datagram_goes_out_and_its_answer_comes_back() {
     let socket = UdpSocket::bind((outside(), 0)).unwrap();
     let port = socket.local_addr().unwrap().port();
