@@ -173,7 +173,7 @@ impl Run<'_> {
         let first = touched.partition_point(|flow| *flow < self.batch.first);
         touched.rotate_left(first);
         for index in touched.drain(..) {
-            self.push(index, self.polling.expects());
+            self.push(index);
         }
         self.batch.touched = touched;
     }

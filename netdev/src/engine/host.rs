@@ -70,7 +70,7 @@ impl Run<'_> {
             verdict = tcp.drain(&mut self.pool);
         }
         if verdict == Verdict::Keep {
-            self.push(index, self.polling.expects());
+            self.push(index);
         } else {
             self.judge(index, verdict);
         }
@@ -250,7 +250,7 @@ impl Run<'_> {
         let tcp = Tcp::incoming(key, socket, first, self.first_promise());
         if let Some(index) = self.insert(Flow::Tcp(Box::new(tcp))) {
             self.table.came_by(index, forward);
-            self.push(index, self.polling.expects());
+            self.push(index);
         }
     }
 }

@@ -98,9 +98,6 @@ pub struct Run<'a> {
     /// What the guest tells of its UDP ports, if it does.
     told: Option<Told>,
     polling: Polling,
-    /// Flows whose acknowledgement waits for an answer to go with, of this turn and of the one before:
-    /// only while the loop looks for what comes next, so that it waits no longer than that.
-    owing: [Vec<u32>; 2],
     /// How fast the guest may begin flows.
     new_flows: Option<Pace>,
     /// When the gateway advertises itself as IPv6's router again.
@@ -209,7 +206,6 @@ impl Engine {
             probes: Probes::default(),
             told: None,
             polling,
-            owing: Default::default(),
             new_flows: None,
             advertisement: None,
             now: clock(),
@@ -294,7 +290,6 @@ impl Run<'_> {
             self.frames();
         }
         self.timers();
-        self.acknowledge();
         self.polling.moved(self.link.moved());
         self.link.flush();
         self.engine.counters.flows.set(self.table.len() as u64);
@@ -319,8 +314,6 @@ impl Run<'_> {
             {
                 let gate = self.engine.gate.clone();
                 let _pass = gate.pass();
-                self.acknowledge();
-                self.link.flush();
                 self.more = self.link.quiet(false);
             }
             let mut patience = if self.more { 0 } else { self.patience() };
@@ -463,9 +456,8 @@ impl Run<'_> {
         }
     }
 
-    /// Reads what a connection's socket has and sends what it has for the guest, piece by piece. Where
-    /// `patient`, an acknowledgement may wait for the next turn to have something to go with.
-    fn push(&mut self, index: u32, patient: bool) {
+    /// Reads what a connection's socket has and sends what it has for the guest, piece by piece.
+    fn push(&mut self, index: u32) {
         let (promise, piece, now) = (self.promise(), self.link.piece(), self.now);
         let Some(tcp) = self.table.tcp(index) else {
             self.datagrams(index);
@@ -484,7 +476,7 @@ impl Run<'_> {
                 mac: self.guest_mac,
                 mtu: self.engine.config.mtu,
             };
-            if !tcp.send(&mut outlet, guest, now, patient) {
+            if !tcp.send(&mut outlet, guest, now) {
                 self.blocked.push(index);
                 break;
             }
@@ -499,25 +491,8 @@ impl Run<'_> {
             verdict = Verdict::Done;
         }
         self.polling.under_way(tcp.under_way());
-        if patient && tcp.owes() {
-            let [recent, _] = &mut self.owing;
-            recent.push(index);
-        }
         self.table.account(index);
         self.judge(index, verdict);
-    }
-
-    /// Acknowledges what had no answer until now, a turn after its own.
-    fn acknowledge(&mut self) {
-        let [_, overdue] = &mut self.owing;
-        let mut overdue = std::mem::take(overdue);
-        for index in overdue.drain(..) {
-            if self.table.tcp(index).is_some_and(|tcp| tcp.owes()) {
-                self.push(index, false);
-            }
-        }
-        let [recent, before] = &mut self.owing;
-        *before = std::mem::replace(recent, overdue);
     }
 
     /// Carries out a verdict.

@@ -33,14 +33,9 @@ impl Polling {
         }
     }
 
-    /// Whether what comes next will hardly be slept for.
-    pub fn expects(&self) -> bool {
-        self.allowed && self.soon
-    }
-
     /// Until when to look from `now` on, if at all.
     pub fn until(&self, now: Instant) -> Option<Instant> {
-        (self.expects() && self.light).then(|| now + MOST)
+        (self.allowed && self.soon && self.light).then(|| now + MOST)
     }
 
     /// Something came after so long.

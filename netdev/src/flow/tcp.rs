@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::data::Data;
-use super::ring::{MOST, Pool, Ring, SMALL};
+use super::ring::{MOST, Pool, Ring};
 use super::{Carried, Key, Outlet, Verdict};
 use crate::counters::Counters;
 use crate::gather::Gather;
@@ -50,15 +50,6 @@ enum State {
     SynReceived,
     SynSent,
     Open,
-}
-
-/// What the guest has not been told that it has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Owed {
-    Nothing,
-    /// A little data, whose acknowledgement may go with an answer (RFC 9293, section 3.8.6.3).
-    Soon,
-    Now,
 }
 
 /// A segment that came before others that are missing.
@@ -112,7 +103,7 @@ pub struct Tcp {
     writable: bool,
     guest_ended: bool,
     shut: bool,
-    owed: Owed,
+    acknowledge: bool,
     timeout: Duration,
     timeouts: u8,
     /// When something is to be sent again, or the guest to be probed.
@@ -191,7 +182,7 @@ impl Tcp {
             writable: true,
             guest_ended: false,
             shut: false,
-            owed: Owed::Nothing,
+            acknowledge: false,
             timeout: FIRST_TIMEOUT,
             timeouts: 0,
             deadline: None,
@@ -275,7 +266,7 @@ impl Tcp {
         if flags.has(Flags::RST) {
             // RFC 5961, section 3: only an exact one counts.
             let exact = segment.sequence == self.expected;
-            self.owe(!exact);
+            self.acknowledge |= !exact;
             return Taken::nothing(if exact { Verdict::Reset } else { Verdict::Keep });
         }
         if flags.has(Flags::SYN) {
@@ -283,7 +274,7 @@ impl Tcp {
             if self.state == State::SynReceived {
                 self.next = self.unacknowledged;
             }
-            self.owe(true);
+            self.acknowledge = true;
             return Taken::nothing(Verdict::Keep);
         }
         if flags.has(Flags::ACK) {
@@ -309,7 +300,7 @@ impl Tcp {
             self.greet(segment);
             self.unacknowledged = self.next;
             self.state = State::Open;
-            self.owe(true);
+            self.acknowledge = true;
             self.settle();
         }
         Verdict::Keep
@@ -319,7 +310,7 @@ impl Tcp {
         let newly = segment.acknowledgement.wrapping_sub(self.unacknowledged);
         if newly > self.sent.wrapping_sub(self.unacknowledged) {
             // Of something that was never sent (RFC 9293, section 3.10.7.4), or older.
-            self.owe(newly < 1 << 31);
+            self.acknowledge |= newly < 1 << 31;
             return;
         }
         let window = u32::from(segment.window) << self.scale;
@@ -327,7 +318,7 @@ impl Tcp {
         let before = |a: u32, b: u32| b.wrapping_sub(a).wrapping_sub(1) < 1 << 31;
         if before(edge, self.next) && before(edge, self.unacknowledged.wrapping_add(self.window)) {
             // It may not have looked at what was acknowledged beyond.
-            self.owe(true);
+            self.acknowledge = true;
         }
         if newly == 0 {
             let waits = self.flight() > 0;
@@ -416,13 +407,10 @@ impl Tcp {
         let len = segment.payload.len();
         if len == 0 && !fin {
             // One that is not the next is a probe, of a window or of our life.
-            self.owe(known != 0);
+            self.acknowledge |= known != 0;
             return Taken::nothing(Verdict::Keep);
         }
-        self.owed = match self.owed {
-            Owed::Nothing if known == 0 && !fin && len <= SMALL => Owed::Soon,
-            _ => Owed::Now,
-        };
+        self.acknowledge = true;
         if known >= 1 << 31 {
             return Taken {
                 early: self.is_worth_keeping(segment),
@@ -553,8 +541,8 @@ impl Tcp {
         // The guest waits for room where it was told that there is little.
         let told = self.edge.wrapping_sub(self.expected) as usize;
         let (more, limit) = (self.room().saturating_sub(told), self.limit as usize);
-        let listens = !self.guest_ended && self.state == State::Open;
-        self.owe(listens && told < limit / 2 && more >= limit / 4);
+        self.acknowledge |=
+            !self.guest_ended && self.state == State::Open && told < limit / 2 && more >= limit / 4;
         Verdict::Keep
     }
 
@@ -597,35 +585,15 @@ impl Tcp {
         Verdict::Keep
     }
 
-    /// Whether the guest has sent something that it has not been told has come.
-    pub fn owes(&self) -> bool {
-        self.owed != Owed::Nothing
-    }
-
-    /// Owes the guest an acknowledgement at once, if `owes`.
-    fn owe(&mut self, owes: bool) {
-        if owes {
-            self.owed = Owed::Now;
-        }
-    }
-
-    /// Sends what may be sent now; false where the guest's card has no room. Where `patient`, an
-    /// acknowledgement that may wait waits for data to go with, or for the next call.
-    pub fn send(
-        &mut self,
-        outlet: &mut Outlet<'_>,
-        guest: IpAddr,
-        now: Instant,
-        patient: bool,
-    ) -> bool {
+    /// Sends what may be sent now; false where the guest's card has no room.
+    pub fn send(&mut self, outlet: &mut Outlet<'_>, guest: IpAddr, now: Instant) -> bool {
         let sent = match self.state {
             State::Connecting => true,
             State::SynReceived => self.send_syn(outlet, guest, Flags::SYN.and(Flags::ACK), now),
             State::SynSent => self.send_syn(outlet, guest, Flags::SYN, now),
             State::Open => self.send_data(outlet, guest, now),
         };
-        let owed = self.owed == Owed::Now || self.owed == Owed::Soon && !patient;
-        let owed = owed && matches!(self.state, State::SynReceived | State::Open);
+        let owed = self.acknowledge && matches!(self.state, State::SynReceived | State::Open);
         let sent = sent && (!owed || self.emit(outlet, guest, Flags::ACK, self.acceptable(), 0..0));
         if !sent {
             // If there is no room before the timer ends, that is as if it had been lost.
@@ -748,7 +716,7 @@ impl Tcp {
             }
             self.wait(now);
         } else {
-            self.send(outlet, guest, now, false);
+            self.send(outlet, guest, now);
         }
         Verdict::Keep
     }
@@ -813,7 +781,7 @@ impl Tcp {
             return false;
         }
         if flags.has(Flags::ACK) {
-            self.owed = Owed::Nothing;
+            self.acknowledge = false;
             if !self.guest_ended {
                 let told = window << scale;
                 let edge = self.expected.wrapping_add(told);
@@ -844,7 +812,7 @@ impl Tcp {
 
     /// Whether both sides have ended and everything was acknowledged.
     pub fn is_done(&self) -> bool {
-        self.fin_sent && self.next == self.unacknowledged && self.shut && !self.owes()
+        self.fin_sent && self.next == self.unacknowledged && self.shut && !self.acknowledge
     }
 
     /// Tells the guest that the connection is over.
@@ -886,7 +854,6 @@ impl Tcp {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
     use std::io::Write;
     use std::net::TcpListener;
 
@@ -960,14 +927,14 @@ mod tests {
             tcp.ready(true, false, false);
             tcp.fill(500, &mut pool);
         }
-        tcp.send(&mut outlet, guest, now, false);
+        tcp.send(&mut outlet, guest, now);
         assert_eq!(fake::segment(&card.receive()).unwrap().1.payload.len(), 500);
         for (window, payload) in [(200, &b"abc"[..]), (100, b""), (0, b"abc")] {
             let mut data = segment(tcp.expected, payload);
             data.window = window;
             let taken = tcp.receive(&data, now, &mut pool);
             assert_eq!(taken.data, 0..payload.len());
-            tcp.send(&mut outlet, guest, now, false);
+            tcp.send(&mut outlet, guest, now);
             let frame = card.receive();
             let (_, answer) = fake::segment(&frame).unwrap();
             assert_eq!(answer.acknowledgement, tcp.expected);
@@ -976,47 +943,30 @@ mod tests {
     }
 
     #[test]
-    fn a_little_data_is_acknowledged_with_what_is_sent_next_but_never_twice_as_much() {
-        let (mut tcp, mut peer) = open(100);
-        let (pool, now) = (RefCell::new(Pool::new(64 << 20)), Instant::now());
-        let (mut link, card) = fake::pair();
-        let guest = "10.0.2.2".parse().unwrap();
-        let mut outlet = Outlet {
-            link: &mut link,
-            mac: [2; 6],
-            mtu: 1500,
-        };
-        let hear = |tcp: &mut Tcp, sequence, payload: &'static [u8]| {
-            let mut segment = segment(sequence, payload);
-            (segment.window, segment.acknowledgement) = (500, tcp.next);
-            tcp.receive(&segment, now, &mut pool.borrow_mut());
-        };
-        hear(&mut tcp, 0, b"ab");
-        assert!(tcp.send(&mut outlet, guest, now, true) && tcp.owes());
-        peer.write_all(b"answer").unwrap();
-        peer.shutdown(Shutdown::Write).unwrap();
-        while !tcp.host_ended {
-            tcp.ready(true, false, true);
-            tcp.fill(500, &mut pool.borrow_mut());
+    fn the_end_goes_with_the_last_data_where_the_guest_has_room_for_it() {
+        for (window, ends) in [(7, true), (6, false)] {
+            let (mut tcp, mut peer) = open(100);
+            let (mut pool, now) = (Pool::new(64 << 20), Instant::now());
+            let (mut link, card) = fake::pair();
+            let guest = "10.0.2.2".parse().unwrap();
+            let mut outlet = Outlet {
+                link: &mut link,
+                mac: [2; 6],
+                mtu: 1500,
+            };
+            tcp.window = window;
+            peer.write_all(b"answer").unwrap();
+            peer.shutdown(Shutdown::Write).unwrap();
+            while !tcp.host_ended {
+                tcp.ready(true, false, true);
+                tcp.fill(500, &mut pool);
+            }
+            tcp.send(&mut outlet, guest, now);
+            let frame = card.receive();
+            let (_, answer) = fake::segment(&frame).unwrap();
+            assert_eq!(answer.payload, b"answer");
+            assert_eq!(answer.flags.has(Flags::FIN), ends);
         }
-        tcp.send(&mut outlet, guest, now, true);
-        // All of it in the first frame that there is.
-        let frame = card.receive();
-        let (_, answer) = fake::segment(&frame).unwrap();
-        assert_eq!(answer.payload, b"answer");
-        assert!(answer.flags.has(Flags::FIN));
-        assert_eq!((answer.acknowledgement, tcp.owes()), (2, false));
-        for (sequence, owes) in [(2, true), (3, false)] {
-            hear(&mut tcp, sequence, b"c");
-            tcp.send(&mut outlet, guest, now, true);
-            assert_eq!(tcp.owes(), owes);
-        }
-        let frame = card.receive();
-        assert_eq!(fake::segment(&frame).unwrap().1.acknowledgement, 4);
-        hear(&mut tcp, 4, b"d");
-        assert!(tcp.owes());
-        tcp.send(&mut outlet, guest, now, false);
-        assert!(!tcp.owes());
     }
 
     #[test]
