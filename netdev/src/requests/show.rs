@@ -58,7 +58,7 @@ pub fn show(request: &Request, answer: &Value) -> String {
         Request::Counters => {
             let counters = answer.get("counters").and_then(Value::as_object);
             let lines = counters.into_iter().flatten();
-            let rows = lines.map(|(name, value)| vec![name.clone(), text(value)]);
+            let rows = lines.map(|(name, value)| vec![printable(name), text(value)]);
             align(&rows.collect::<Vec<_>>())
         }
         Request::Metrics => answer.get("metrics").map_or(String::new(), text),
@@ -114,10 +114,7 @@ pub fn align(rows: &[Vec<String>]) -> String {
 /// A value for people: no quotes, and no control characters of anybody's.
 pub fn text(value: &Value) -> String {
     match value {
-        Value::String(text) => text
-            .chars()
-            .filter(|c| !c.is_control() || *c == '\n')
-            .collect(),
+        Value::String(text) => printable(text),
         Value::Bool(true) => "yes".to_owned(),
         Value::Bool(false) => "no".to_owned(),
         Value::Null => String::new(),
@@ -125,8 +122,13 @@ pub fn text(value: &Value) -> String {
             Some(whole) => whole.to_string(),
             None => format!("{:.1}", number.as_f64().unwrap_or_default()),
         },
-        other => other.to_string(),
+        other => printable(&other.to_string()),
     }
+}
+
+fn printable(text: &str) -> String {
+    let shown = |c: &char| !c.is_control() || *c == '\n';
+    text.chars().filter(shown).collect()
 }
 
 #[cfg(test)]
@@ -156,5 +158,8 @@ mod tests {
     #[test]
     fn no_answer_speaks_to_the_terminal() {
         assert_eq!(text(&json!("a\u{1b}[2Jb")), "a[2Jb");
+        assert_eq!(text(&json!(["\u{9b}2J"])), "[\"2J\"]");
+        let answer = json!({ "counters": { "a\u{1b}[2J": 1 } });
+        assert_eq!(show(&Request::Counters, &answer), "a[2J  1\n");
     }
 }
