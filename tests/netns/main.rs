@@ -10,6 +10,7 @@
 )]
 
 mod addresses;
+mod bound;
 mod content;
 mod datagrams;
 mod forwards;
@@ -92,7 +93,8 @@ fn trials() -> Vec<Trial> {
             a_narrow_path_carries_connections
             descriptors_that_run_out_refuse_what_is_new_until_some_are_free
             flows_at_their_limit_refuse_what_is_new_until_some_have_ended
-            connections_that_nobody_reads_take_bounded_memory_and_lose_nothing,
+            connections_that_nobody_reads_take_bounded_memory_and_lose_nothing
+            a_pod_with_the_memory_that_its_limits_want_is_never_killed,
         soak:
             connections_one_after_another_leave_nothing_behind
             connections_that_end_in_any_way_lose_nothing_before

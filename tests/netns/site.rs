@@ -14,6 +14,7 @@ use peapod_tests::{Resent, peapod_net};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::bound::Bound;
 use crate::machine::{self, Kind, Machine};
 use crate::sockets::{PATIENCE, accept, call, dial, listen, port, until, wait_for};
 
@@ -44,7 +45,7 @@ pub struct Site {
 }
 
 /// How a site is other than usual.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Setup<'a> {
     /// peapod-net's further arguments.
     pub arguments: &'a str,
@@ -54,6 +55,8 @@ pub struct Setup<'a> {
     pub resolver: &'a str,
     /// The most descriptors that peapod-net may have.
     pub files: Option<u32>,
+    /// The control group that it is in.
+    pub group: Option<&'a Bound>,
     /// The guest has to ask for its addresses.
     pub asks: bool,
 }
@@ -322,6 +325,9 @@ impl Setup<'_> {
         );
         if let Some(files) = self.files {
             script += &format!("ulimit -n {files}\n");
+        }
+        if let Some(group) = self.group {
+            script += &format!("echo 0 >{}\n", group.processes());
         }
         script += "exec \"$@\"";
         let mut command = pod.command("unshare").unwrap();

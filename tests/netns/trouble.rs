@@ -12,6 +12,7 @@ use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size, set_socket_send_buffer_size, set_socket_timeout,
 };
 
+use crate::bound::Bound;
 use crate::content::{Content, MIB, pass};
 use crate::site::{Ends, Setup, Site, sh, world};
 use crate::sockets::{accept, call, dial, listen, port, try_dial, until};
@@ -166,6 +167,74 @@ fn run_out(setup: Setup<'_>, most: Range<usize>, counter: &str) {
     }
 }
 
+/// A connection of which nobody reads either end, and what each has sent.
+struct Unread {
+    guest: TcpStream,
+    world: TcpStream,
+    there: usize,
+    back: usize,
+}
+
+/// What each of them sends.
+const UNREAD: usize = 9;
+
+impl Unread {
+    fn new(guest: TcpStream, world: TcpStream) -> Self {
+        for stream in [&guest, &world] {
+            set_socket_send_buffer_size(stream, 16 << 10).unwrap();
+            stream.set_nonblocking(true).unwrap();
+        }
+        Self {
+            guest,
+            world,
+            there: 0,
+            back: 0,
+        }
+    }
+
+    /// Sends all that either end takes; whether that was anything.
+    fn fill(&mut self) -> bool {
+        let fill = |mut stream: &TcpStream, sent: &mut usize| {
+            let before = *sent;
+            while let Ok(n) = stream.write(Content::new(UNREAD).bytes(*sent, 64 << 10)) {
+                *sent += n;
+            }
+            *sent > before
+        };
+        fill(&self.guest, &mut self.there) | fill(&self.world, &mut self.back)
+    }
+
+    /// Reads what was sent.
+    fn read(&self) {
+        for (stream, sent) in [(&self.world, self.there), (&self.guest, self.back)] {
+            stream.set_nonblocking(false).unwrap();
+            Content::new(UNREAD).expect(stream, sent);
+        }
+    }
+}
+
+/// Reads what was sent by all of them at once, for each may wait for a probe of its window.
+fn read_all(all: &[Unread]) {
+    thread::scope(|scope| {
+        for unread in all {
+            scope.spawn(|| unread.read());
+        }
+    });
+}
+
+/// Sends all that anybody takes, until nobody has taken any for a while.
+fn fill(all: &mut [Unread], quiet: Duration, mut look: impl FnMut()) {
+    let mut last = Instant::now();
+    while last.elapsed() < quiet {
+        for unread in &mut *all {
+            if unread.fill() {
+                last = Instant::now();
+            }
+        }
+        look();
+    }
+}
+
 pub fn connections_that_nobody_reads_take_bounded_memory_and_lose_nothing() {
     const CONNECTIONS: usize = 500;
     /// 24 MiB, what was promised before there were so many, the least that each has, and what there is
@@ -174,52 +243,81 @@ pub fn connections_that_nobody_reads_take_bounded_memory_and_lose_nothing() {
     let site = Site::new("-p 8080:80 --buffers 24");
     let listener = listen(&site.world, 0);
     let to = world(Family::V4, port(&listener));
-    // Less than what was told at first: the kernel drops what it gets, and takes the window back.
-    let small = |stream: &TcpStream| {
-        set_socket_recv_buffer_size(stream, 16 << 10).unwrap();
-        set_socket_send_buffer_size(stream, 16 << 10).unwrap();
-        stream.set_nonblocking(true).unwrap();
-    };
     let mut both: Vec<_> = (0..CONNECTIONS)
         .map(|_| {
-            let guest = dial(&site.guest, to);
-            let world = accept(&listener);
-            small(&guest);
-            small(&world);
-            (guest, world, 0, 0)
+            let unread = Unread::new(dial(&site.guest, to), accept(&listener));
+            for stream in [&unread.guest, &unread.world] {
+                // Less than what was told at first: the kernel drops what it gets, and takes the window back.
+                set_socket_recv_buffer_size(stream, 16 << 10).unwrap();
+            }
+            unread
         })
         .collect();
-    let content = Content::new(9);
-    let fill = |mut stream: &TcpStream, sent: &mut usize| {
-        let before = *sent;
-        while let Ok(n) = stream.write(content.bytes(*sent, 64 << 10)) {
-            *sent += n;
-        }
-        *sent > before
-    };
-    // All that anybody takes, until nobody has taken any for a while.
-    let mut quiet = Instant::now();
-    while quiet.elapsed() < Duration::from_millis(300) {
-        for (guest, world, there, back) in &mut both {
-            if fill(guest, there) | fill(world, back) {
-                quiet = Instant::now();
-            }
-        }
+    fill(&mut both, Duration::from_millis(300), || {
         let resident = site.resident();
         assert!(resident < MOST, "{} MiB in memory", resident / MIB);
-    }
+    });
     // Others go on.
     let ends = site.connect(Way::In, Family::V6);
     pass(&ends.world, &ends.guest, MIB);
-    thread::scope(|scope| {
-        for (guest, world, there, back) in &both {
-            guest.set_nonblocking(false).unwrap();
-            world.set_nonblocking(false).unwrap();
-            scope.spawn(move || {
-                content.expect(world, *there);
-                content.expect(guest, *back);
-            });
-        }
-    });
+    read_all(&both);
+    site.nothing_sent_again();
+}
+
+pub fn a_pod_with_the_memory_that_its_limits_want_is_never_killed() {
+    const FLOWS: usize = 100;
+    const BUFFERS: usize = 8;
+    /// Of a socket, each way.
+    const SOCKET: usize = 128 << 10;
+    /// As docs/network.md has it.
+    const LIMIT: usize = 3 * BUFFERS * MIB + FLOWS * 2 * SOCKET;
+    let bound = Bound::new(LIMIT);
+    let site = Setup {
+        arguments: &format!("--buffers {BUFFERS} --max-flows {FLOWS}"),
+        group: Some(&bound),
+        ..Setup::default()
+    };
+    let mut site = site.site();
+    let sizes = format!("4096 65536 {SOCKET}");
+    sh(
+        &site.pod,
+        &format!("for way in r w; do echo {sizes} >/proc/sys/net/ipv4/tcp_${{way}}mem; done"),
+    );
+    let idle = bound.used();
+    let listener = listen(&site.world, 0);
+    let to = world(Family::V4, port(&listener));
+    for _ in 0..2 {
+        let before = site.counter("refused_limit");
+        let mut both = Vec::new();
+        // Each is told of a window while there are few, and that stays told.
+        let error = loop {
+            match try_dial(&site.guest, to) {
+                Ok(guest) => both.push(Unread::new(guest, accept(&listener))),
+                Err(error) => break error,
+            }
+            let last = both.len() - 1;
+            fill(&mut both[last..], Duration::from_millis(5), || {});
+        };
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(both.len(), FLOWS);
+        fill(&mut both, Duration::from_millis(300), || {});
+        // It takes what it is said to.
+        let used = bound.used();
+        assert!(used > LIMIT / 2, "{} MiB", used / MIB);
+        // Those that nobody reads hold up nobody else.
+        let one = both.pop().unwrap();
+        one.read();
+        pass(&one.guest, &one.world, MIB);
+        pass(&one.world, &one.guest, MIB);
+        read_all(&both);
+        drop((both, one));
+        assert_eq!(site.counter("refused_limit"), before + 1);
+        // Others have their place, and their memory.
+        until("its memory stays taken", || {
+            (bound.used() < idle + 4 * MIB).then_some(())
+        });
+    }
+    assert!(!site.network.ended());
+    assert_eq!((bound.killed(), bound.reached()), (0, 0));
     site.nothing_sent_again();
 }
