@@ -169,7 +169,10 @@ pub fn machine() -> String {
 
 /// Prints the records as a table and writes them as `directory/name.json`.
 pub fn report(directory: &Path, name: &str, records: &[Record]) -> io::Result<()> {
-    println!("{}", machine());
+    println!(
+        "{}",
+        records.first().map_or_else(machine, |r| r.machine.clone())
+    );
     println!(
         "{:<44} {:>8} {:>12} {:>12} {:<22} {:>7} {:>9} {:>4}  spread",
         "", "unit", "ours", "peer", "", "ratio", "mark", "met"
