@@ -26,11 +26,16 @@ use peapod_tests::sides::{Family, Way};
 use peapod_tests::space;
 
 use measure::{Measurement, Scale};
-use site::{Contender, Site};
+use rustix::process::{Resource, getrlimit};
+use site::{Contender, SPARE, Site};
 use table::Table;
 
 /// A failure for a reason outside of what is measured.
 const UNUSABLE: u8 = 2;
+
+/// Idle flows where descriptors are many, and where they are not.
+const MANY: usize = 100_000;
+const SOME: usize = 15_000;
 
 /// The first word of a command line for a part of the load.
 const LOAD: &str = "load";
@@ -52,9 +57,9 @@ struct Options {
     /// Contenders to leave out.
     #[arg(long, value_delimiter = ',')]
     without: Vec<Contender>,
-    /// Idle flows to open.
-    #[arg(long, default_value_t = 15_000)]
-    flows: usize,
+    /// Idle flows to open [default: 100,000 where a process may have as many descriptors, else 15,000]
+    #[arg(long)]
+    flows: Option<usize>,
     /// Runs in namespaces of its own already.
     #[arg(long, hide = true)]
     enclosed: bool,
@@ -89,19 +94,20 @@ struct Stage {
 
 impl Options {
     fn scale(&self) -> Scale {
+        let flows = self.flows.unwrap_or_else(idle_flows);
         let usual = Scale {
             seconds: 2.0,
             probe: 0.5,
             asks: 5000,
             connects: 2000,
-            flows: self.flows,
+            flows,
         };
         let quick = Scale {
             seconds: 0.5,
             probe: 0.2,
             asks: 500,
             connects: 200,
-            flows: self.flows.min(1000),
+            flows: flows.min(1000),
         };
         if self.quick { quick } else { usual }
     }
@@ -151,6 +157,16 @@ impl Options {
     }
 }
 
+/// As many idle flows as each process may have descriptors for, of those that are asked for.
+fn idle_flows() -> usize {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let most = most.map_or(usize::MAX, |most| most as usize);
+    match most.saturating_sub(SPARE) {
+        MANY.. => MANY,
+        fewer => fewer.min(SOME),
+    }
+}
+
 /// Whether a measurement says anything of a contender.
 fn concerns(part: Part, contender: Contender) -> bool {
     use Contender::{Loopback, Relay, Veth};
@@ -188,7 +204,7 @@ impl Outcome {
             if !parts.any(|part| concerns(part, contender)) {
                 continue;
             }
-            match Site::new(contender, stage.mtu, scale.seconds, stage.sidecar) {
+            match Site::new(contender, stage.mtu, scale, stage.sidecar) {
                 Ok(site) => sites.push(site),
                 Err(error) => self.failed(contender, "start", &error),
             }

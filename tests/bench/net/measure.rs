@@ -236,12 +236,11 @@ fn idle(site: &mut Site, to: SocketAddr, scale: Scale) -> io::Result<Vec<f64>> {
     // What the first flow of all brings with it belongs to no flow.
     ask(site, Way::Out, to, 10)?;
     let before = possessions(site)?;
-    let (seconds, holders) = (LIMIT.as_secs() / 2, site.holders().join(" "));
-    let client = site.load(
-        Way::Out,
-        &format!("hold {} {seconds} {holders}", scale.flows),
-    )?;
-    let [flows] = client.numbers(LIMIT)?;
+    let (flows, holders) = (scale.flows, site.holders().join(" "));
+    // A fifth of a millisecond for each of many is enough for a peer too.
+    let seconds = LIMIT.as_secs() / 2 + flows as u64 / 5000;
+    let client = site.load(Way::Out, &format!("hold {flows} {seconds} {holders}"))?;
+    let [flows] = client.numbers(2 * Duration::from_secs(seconds))?;
     let after = possessions(site)?;
     // One that took no more flows has none left for this.
     let beside = ask(site, Way::Out, to, scale.asks);

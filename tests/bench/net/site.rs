@@ -13,6 +13,7 @@ use peapod_tests::sides::{Family, GATEWAY, GUEST, Way};
 use peapod_tests::space::{Process, Space, about};
 
 use crate::load::service;
+use crate::measure::Scale;
 
 /// What connects the namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -42,6 +43,8 @@ const OUTBOUND: u16 = 15001;
 /// A service of the cluster.
 const CLUSTER_IP: &str = "10.96.0.10:80";
 const LIMIT: Duration = Duration::from_secs(10);
+/// Flows, and descriptors of each process, besides those that are idle.
+pub const SPARE: usize = 1000;
 
 /// What Istio's init container loads for a sidecar, by default. The contender is not uid 1337.
 const SIDECAR: &str = "\
@@ -130,8 +133,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// Builds one whose streams last so many seconds, and waits until both sides answer.
-    pub fn new(contender: Contender, mtu: u16, seconds: f64, sidecar: bool) -> io::Result<Self> {
+    /// Builds one for measurements of that scale, and waits until both sides answer.
+    pub fn new(contender: Contender, mtu: u16, scale: Scale, sidecar: bool) -> io::Result<Self> {
         let host = Space::new("h")?;
         host.shell("ip link add pod type veth peer name node; ip link set node up")?;
         let [a, b, c, d] = HOST;
@@ -150,11 +153,11 @@ impl Site {
             _ => Some(Space::new("g")?),
         };
         let process = match &guest {
-            Some(guest) => connect(contender, &host, guest, mtu)?,
+            Some(guest) => connect(contender, &host, guest, mtu, scale.flows)?,
             None => None,
         };
         let serve = |space: &Space, first: u16| {
-            let server = load(space, &format!("serve {first} {seconds}"))?;
+            let server = load(space, &format!("serve {first} {}", scale.seconds))?;
             server.line(LIMIT)?;
             Ok::<_, io::Error>(server)
         };
@@ -251,8 +254,14 @@ fn forwarded() -> impl Iterator<Item = (u16, &'static str)> {
     streams.chain([(GUEST_PORTS + service::DATAGRAMS, "udp")])
 }
 
-/// Puts the contender between the two; its process, if it has one.
-fn connect(c: Contender, host: &Space, guest: &Space, mtu: u16) -> io::Result<Option<Process>> {
+/// Puts the contender between the two, for so many idle flows; its process, if it has one.
+fn connect(
+    c: Contender,
+    host: &Space,
+    guest: &Space,
+    mtu: u16,
+    flows: usize,
+) -> io::Result<Option<Process>> {
     if let Contender::Veth | Contender::Relay = c {
         veth(host, guest, mtu)?;
     }
@@ -263,6 +272,8 @@ fn connect(c: Contender, host: &Space, guest: &Space, mtu: u16) -> io::Result<Op
         Contender::Ours => {
             command.args(["--config-net", "--interface", "eth0", "--mtu", &mtu]);
             command.args(["--netns", &guest.path()]);
+            // A few more for what is asked beside them.
+            command.args(["--max-flows", &(flows + SPARE).max(65_536).to_string()]);
             for (port, transport) in forwarded() {
                 command.args(["-p", &format!("{port}:{port}/{transport}")]);
             }
