@@ -44,6 +44,12 @@ fn make(home: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether that is a directory of a process that was killed.
+fn is_left(path: &Path) -> bool {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|there| there.is_dir());
+    is_directory && File::open(path).is_ok_and(|directory| directory.try_lock().is_ok())
+}
+
 /// A VM's entry, which goes with it.
 #[derive(Debug)]
 pub struct Entry {
@@ -57,7 +63,15 @@ impl Entry {
     pub fn directory(home: &Path, name: &str) -> io::Result<Self> {
         Self::make(home, name, false, |path| {
             // mkdir fails on whatever is there, a link included; nobody else may look in.
-            DirBuilder::new().mode(0o700).create(path)
+            let make = || DirBuilder::new().mode(0o700).create(path);
+            match make() {
+                // A container's first process has the same number each time.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && is_left(path) => {
+                    fs::remove_dir_all(path)?;
+                    make()
+                }
+                made => made,
+            }
         })
     }
 
@@ -262,10 +276,23 @@ mod tests {
         let none = find(&home, "ratings").unwrap_err().to_string();
         assert!(none.starts_with("no VM `ratings` runs here"), "{none}");
         assert!(!found.ends_within(Duration::ZERO));
+        let twice = Entry::directory(&home, "details").unwrap_err();
+        assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
         drop(lock);
         assert!(found.ends_within(Duration::ZERO));
         drop((entry, other));
         assert!(elsewhere.exists() && !home.exists());
+    }
+
+    #[test]
+    fn what_a_killed_process_of_the_same_number_left_is_made_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let left = Entry::directory(home.path(), "details").unwrap();
+        fs::write(left.path().join("file"), "").unwrap();
+        let path = left.path().to_owned();
+        std::mem::forget(left);
+        let anew = Entry::directory(home.path(), "details").unwrap();
+        assert_eq!((anew.path(), path.join("file").exists()), (&*path, false));
     }
 
     #[test]
