@@ -36,17 +36,21 @@ impl Content {
         Self { start }
     }
 
-    /// The bytes from the stream's `at` on, no more than a piece.
-    pub fn bytes(self, at: usize, len: usize) -> &'static [u8] {
+    /// What every stream is a piece of: a period, and a piece's length of the next.
+    pub fn all() -> &'static [u8] {
         static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
-        let bytes = BYTES.get_or_init(|| {
+        BYTES.get_or_init(|| {
             let mut chance = Chance(1);
             let mut bytes: Vec<u8> = (0..PERIOD).map(|_| chance.below(256) as u8).collect();
             bytes.extend_from_within(..PIECE);
             bytes
-        });
+        })
+    }
+
+    /// The bytes from the stream's `at` on, no more than a piece.
+    pub fn bytes(self, at: usize, len: usize) -> &'static [u8] {
         let from = (self.start + at) % PERIOD;
-        &bytes[from..from + len.min(PIECE)]
+        &Self::all()[from..from + len.min(PIECE)]
     }
 
     /// Sends the first `len` bytes.

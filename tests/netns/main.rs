@@ -1,6 +1,6 @@
 //! Tests of `peapod-net --netns`, of which the Linux kernel of a network namespace is the guest.
-//! They run on this host, as root, and leave nothing behind. Those of programs run with VMs too, where
-//! KVM works and `PEAPOD_GUEST` says so.
+//! They run on this host, as root, and leave nothing behind. Those whose guest's side is a program run with
+//! VMs too, where KVM works and `PEAPOD_GUEST` says so.
 
 #![allow(
     clippy::expect_used,
@@ -13,6 +13,7 @@ mod addresses;
 mod bound;
 mod content;
 mod datagrams;
+mod ends;
 mod forwards;
 mod machine;
 mod programs;
@@ -30,10 +31,13 @@ use machine::Kind;
 use peapod_tests::{harness, trials};
 
 /// With VMs, what `make test` has time for.
-const QUICK: [&str; 1] = ["programs::curl_gets_by_http_1_1_and_2_and_in_ranges"];
+const QUICK: [&str; 2] = [
+    "programs::curl_gets_by_http_1_1_and_2_and_in_ranges",
+    "ends::each_side_may_end_and_go_on_listening",
+];
 
 fn trials() -> Vec<Trial> {
-    let programs = trials! {
+    let with_vms = trials! {
         programs:
             iperf3_measures_each_way
             curl_gets_by_http_1_1_and_2_and_in_ranges
@@ -45,9 +49,20 @@ fn trials() -> Vec<Trial> {
             a_postgres_session_keeps_what_it_is_told
             dig_asks_by_udp_and_by_tcp
             ping_is_answered_by_who_is_asked_or_by_nobody,
+        ends:
+            much_arrives_whole_each_way_by_each_family
+            both_ways_at_once_arrive_whole
+            a_thousand_connections_at_once_keep_their_bytes_apart
+            each_side_may_end_and_go_on_listening
+            a_reset_reaches_the_other_side
+            a_dead_port_refuses_the_guest_at_once
+            a_pod_with_ipv6_only_carries_that_and_refuses_the_other_at_once
+            a_narrow_path_carries_connections
+            a_slow_reader_makes_nobody_send_again
+            a_reader_that_stops_stops_no_other_flow,
     };
     if Kind::asked() != Kind::Namespace {
-        return harness::slow_but(&QUICK, programs);
+        return harness::slow_but(&QUICK, with_vms);
     }
     let mut trials = trials! {
         addresses:
@@ -102,7 +117,7 @@ fn trials() -> Vec<Trial> {
             peers_that_vanish_are_forgotten
             a_guest_that_vanishes_is_forgotten,
     };
-    trials.extend(programs);
+    trials.extend(with_vms);
     trials
 }
 

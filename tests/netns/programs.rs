@@ -21,42 +21,55 @@ const WORLD6: &str = crate::site::WORLD[1];
 
 /// Where the world gives a VM its copy of the folder.
 const SHARED: u16 = 9098;
-const SHARE: &str = "server = TCPServer.new(ARGV[0])
+const SHARE: &str = "server = TCPServer.new('::', ARGV[0])
     loop { peer = server.accept; system(*%w[tar -C / -c], ARGV[1], out: peer, err: File::NULL); peer.close }";
 
 /// A site, and a folder that all of it sees: a VM fetches it before each of its scripts, and what it
 /// changes there the world does not see.
-struct Stage {
-    site: Site,
+pub struct Stage {
+    pub site: Site,
     folder: TempDir,
+    /// Where the pod finds the world.
+    from: &'static str,
     _share: Option<Process>,
 }
 
 impl Stage {
     fn new(arguments: &str) -> Self {
-        let (site, folder) = (Site::new(arguments), folder());
+        Self::of(Setup {
+            arguments,
+            ..Setup::default()
+        })
+    }
+
+    pub fn of(setup: Setup<'_>) -> Self {
+        let (site, folder) = (setup.site(), folder());
         let share = site.is_vm().then(|| {
             let folder = folder.path().display();
-            let script = format!("exec ruby -rsocket -e '{SHARE}' {SHARED} {folder}");
+            let script = format!("exec ruby -rsocket -e \"{SHARE}\" {SHARED} {folder}");
             serve(&site.world, &script, SHARED)
         });
         Self {
             site,
             folder,
+            from: match setup.only {
+                Some(Family::V6) => WORLD6,
+                _ => WORLD,
+            },
             _share: share,
         }
     }
 
     /// The folder.
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// What a script in the guest prints, which has to succeed.
     #[track_caller]
-    fn guest(&self, script: &str) -> String {
+    pub fn guest(&self, script: &str) -> String {
         if self.site.is_vm() {
-            let fetch = format!("tar -C / -x </dev/tcp/{WORLD}/{SHARED}");
+            let fetch = format!("tar -C / -x </dev/tcp/{}/{SHARED}", self.from);
             self.site.run(&format!("{fetch}\n{script}"))
         } else {
             self.site.run(script)

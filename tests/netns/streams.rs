@@ -147,8 +147,8 @@ pub fn a_slow_reader_makes_nobody_send_again() {
     site.nothing_sent_again();
 }
 
-/// Sends to a reader that doesn't read until nothing has gone on for a while; how much that was.
-fn fill(mut from: &TcpStream) -> usize {
+/// Sends content 2 to a reader that doesn't read until nothing has gone on for a while; how much that was.
+pub fn fill(mut from: &TcpStream) -> usize {
     from.set_write_timeout(Some(Duration::from_millis(300)))
         .unwrap();
     let mut at = 0;
