@@ -57,8 +57,8 @@ const ADVERTISEMENTS: Duration = Duration::from_secs(ndp::ROUTER_LIFETIME as u64
 const EVERYBODY: Mac = [0xff; 6];
 /// What a new connection is promised: the first flight of Ethernet's segments (RFC 6928).
 const FIRST_PROMISE: usize = 16 << 10;
-/// Milliseconds of rest after which memory that nobody uses goes back to the kernel.
-const TRIM_AFTER: i32 = 1000;
+/// How long memory has to be of no use before it goes back to the kernel.
+const TRIM_AFTER: Duration = Duration::from_secs(1);
 /// What a connection is promised at least.
 const LEAST_PROMISE: usize = 4 << 10;
 
@@ -87,6 +87,8 @@ pub struct Run<'a> {
     pod: Pod,
     table: Table,
     pool: Pool,
+    /// When the pool was of use last.
+    pool_used: Instant,
     batch: Batch,
     guest_mac: Mac,
     scratch: Box<[u8]>,
@@ -198,6 +200,7 @@ impl Engine {
             pod,
             table: Table::default(),
             pool,
+            pool_used: Instant::now(),
             batch: Batch::default(),
             guest_mac: EVERYBODY,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
@@ -316,18 +319,34 @@ impl Run<'_> {
                 let _pass = gate.pass();
                 self.more = self.link.quiet(false);
             }
-            let mut patience = if self.more { 0 } else { self.patience() };
-            let trims = self.pool.has_slack() && !(0..TRIM_AFTER).contains(&patience);
-            if trims {
-                patience = TRIM_AFTER;
-            }
-            count = self.ready(patience, events)?;
-            if trims && count == 0 {
-                self.pool.trim();
-            }
+            let patience = self.trim(start);
+            count = self.ready(if self.more { 0 } else { patience }, events)?;
         }
         self.polling.waited(start.elapsed());
         Ok(count)
+    }
+
+    /// Gives memory back that has been of no use for long. Returns the milliseconds until that may be so of
+    /// what there is, or until the next timer.
+    fn trim(&mut self, now: Instant) -> i32 {
+        let patience = self.patience();
+        if self.pool.was_used() {
+            self.pool_used = now;
+        }
+        if !self.pool.has_slack() {
+            return patience;
+        }
+        let left = TRIM_AFTER.saturating_sub(now.saturating_duration_since(self.pool_used));
+        if left.is_zero() {
+            self.pool.trim();
+            return patience;
+        }
+        let left = left.as_millis() as i32 + 1;
+        if patience < 0 {
+            left
+        } else {
+            left.min(patience)
+        }
     }
 
     /// The events that there are, or come within so many milliseconds; any number if negative.

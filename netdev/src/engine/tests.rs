@@ -146,6 +146,21 @@ fn a_port_is_asked_for_again_as_soon_as_the_guest_s_card_is_known() {
 }
 
 #[test]
+fn memory_that_is_of_no_use_goes_back_though_a_timer_runs_more_often() {
+    let (mut engine, _) = forwarding();
+    engine.config.eager = false;
+    let (mut link, _guest) = fake::pair();
+    let mut run = engine.attach(&mut link, &Instant::now).unwrap();
+    // What there was before the network.
+    assert!(run.pool.has_slack());
+    run.turn(true).unwrap();
+    assert!(run.pool.has_slack());
+    run.pool_used = Instant::now().checked_sub(TRIM_AFTER).unwrap();
+    run.turn(true).unwrap();
+    assert!(!run.pool.has_slack());
+}
+
+#[test]
 fn an_open_port_is_asked_for_less_often_while_the_guest_tells_of_it() {
     let (mut engine, _) = forwarding();
     engine.config.eager = false;

@@ -29,6 +29,8 @@ pub struct Pool {
     in_use: usize,
     /// Bytes that went back to the heap, and may still be this process's.
     returned: usize,
+    /// A piece was taken or given back since somebody asked.
+    used: bool,
 }
 
 impl Pool {
@@ -40,12 +42,18 @@ impl Pool {
             in_use: 0,
             // Whatever was done before there was a network.
             returned: SLACK,
+            used: false,
         }
     }
 
     /// Whether there may be much memory that nobody uses: pieces kept for the next flow, or the heap's.
     pub fn has_slack(&self) -> bool {
         self.returned >= SLACK || self.free.iter().skip(1).any(|kept| !kept.is_empty())
+    }
+
+    /// Whether it was of use since this was asked last.
+    pub fn was_used(&mut self) -> bool {
+        std::mem::take(&mut self.used)
     }
 
     /// Gives the kernel what nobody uses: of a thousand flows that opened at once a piece of the heap is
@@ -64,11 +72,13 @@ impl Pool {
 
     /// A piece of one of [`SIZES`].
     fn take(&mut self, size: usize) -> Box<[u8]> {
+        self.used = true;
         let kept = self.kept(size).and_then(|(free, _)| free.pop());
         kept.unwrap_or_else(|| vec![0; size].into_boxed_slice())
     }
 
     fn give(&mut self, bytes: Box<[u8]>) {
+        self.used = true;
         if let Some((free, most)) = self.kept(bytes.len())
             && free.len() < most
         {
