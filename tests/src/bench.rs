@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A mark that a figure is held against: the ratio of ours to the peer's.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,22 +28,34 @@ pub struct Record {
     pub unit: String,
     /// Ours, the median.
     pub ours: f64,
-    /// The peer's, the median.
+    /// The peer's, the median; no number, and null in JSON, where it could not do that.
+    #[serde(deserialize_with = "number")]
     pub peer: f64,
     /// Who that is.
     pub peer_name: String,
     /// How often each was measured.
     pub samples: usize,
     /// Of each, in ours' order: from the least to the most, divided by the median.
+    #[serde(deserialize_with = "numbers")]
     pub spread: [f64; 2],
     /// Where.
     pub machine: String,
     /// Ours divided by the peer's.
+    #[serde(deserialize_with = "number")]
     pub ratio: f64,
     /// What the ratio is to be, if anything: `<= 0.75`.
     pub mark: Option<String>,
     /// Whether it is.
     pub met: Option<bool>,
+}
+
+fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<[f64; 2], D::Error> {
+    let numbers = <[Option<f64>; 2]>::deserialize(from)?;
+    Ok(numbers.map(|number| number.unwrap_or(f64::NAN)))
 }
 
 impl Record {

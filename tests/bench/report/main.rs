@@ -68,14 +68,17 @@ impl Row {
             } else {
                 record.ratio
             },
-            bars: [record.ours / larger, record.peer / larger].map(|part| part * 100.0),
+            bars: [record.ours, record.peer].map(|figure| (figure / larger * 100.0).max(0.0)),
             record,
         }
     }
 }
 
 /// With as many digits as it deserves.
-fn told(figure: f64) -> String {
+fn told(figure: Option<f64>) -> String {
+    let Some(figure) = figure.filter(|figure| figure.is_finite()) else {
+        return "-".to_owned();
+    };
     let digits = match figure.abs() {
         100.0.. => 0,
         10.0.. => 1,
@@ -83,6 +86,10 @@ fn told(figure: f64) -> String {
         _ => 3,
     };
     format!("{figure:.digits$}")
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0))
 }
 
 fn section(
@@ -119,6 +126,7 @@ fn page(sections: &[Section]) -> String {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.add_filter("told", told);
+    environment.add_filter("percent", percent);
     let template = environment.template_from_str(include_str!("report.html"));
     template
         .and_then(|template| template.render(Serde(&page)))
@@ -174,10 +182,27 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_could_not_do_it_has_no_figure() {
+        let text = serde_json::to_string(&record("idle", "us", 4.0, f64::NAN)).unwrap();
+        assert!(text.contains("\"peer\":null"), "{text}");
+        let read: Record = serde_json::from_str(&text).unwrap();
+        let section = Section {
+            title: "All",
+            command: "make bench",
+            machine: "here".to_owned(),
+            age: 0,
+            rows: vec![Row::new(read)],
+        };
+        let page = page(&[section]);
+        let (_, row) = page.split_once("idle").unwrap();
+        assert!(row.contains(">- <small>"), "{row}");
+    }
+
+    #[test]
     fn a_figure_has_three_digits_or_so() {
         assert_eq!(
-            [1234.5, 12.34, 4.444, 0.1234].map(told),
-            ["1234", "12.3", "4.44", "0.123"]
+            [1234.5, 12.34, 4.444, 0.1234, f64::NAN].map(|figure| told(Some(figure))),
+            ["1234", "12.3", "4.44", "0.123", "-"]
         );
     }
 }
