@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use peapod_tests::mesh::{Guest, Redirect};
+use peapod_tests::mesh::{Guest, Redirect, is_vm};
 use peapod_tests::until;
 
 use crate::site::{DETAILS, RATINGS, Site, at_once, request, serving, told};
@@ -196,6 +196,8 @@ pub fn no_request_is_lost_while_the_guest_s_service_is_replaced() {
     serve(&mut guest);
     becomes(&site, "200");
     let retried = format!("cluster.{}.upstream_rq_retry", site.services[0].outbound());
+    // In the lab a service takes seconds to start.
+    let enough = if is_vm() { 1 } else { 5 };
     let traffic = Traffic::start(&site.ratings);
     until("too little is cut off", || {
         traffic.becomes(200);
@@ -203,7 +205,7 @@ pub fn no_request_is_lost_while_the_guest_s_service_is_replaced() {
         serve(&mut guest);
         // Whatever it was about to answer, and whoever it has not accepted yet.
         guest.run(&format!("kill -9 {old}"));
-        (client.counter(&retried) >= 5).then_some(())
+        (client.counter(&retried) >= enough).then_some(())
     });
     traffic.becomes(200);
     let calls = traffic.stop();
