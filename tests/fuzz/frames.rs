@@ -1,13 +1,14 @@
 //! One frame, before a gateway that lets no flow begin: readers of headers, and services.
 #![no_main]
 
+mod network;
+
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Instant;
 
-use netdev::config::{Config, Network, Policy};
+use netdev::config::Config;
 use netdev::engine::{Engine, Run};
 use netdev::link::{Capabilities, Link, MAX_FRAME, Offload, Received};
 use netdev::resolver::Resolver;
@@ -65,17 +66,12 @@ struct Gateway {
 impl Gateway {
     fn new() -> Self {
         let config = Config {
-            v4: Some(Network::<Ipv4Addr>::MASQUERADE),
-            v6: Some(Network::<Ipv6Addr>::MASQUERADE),
-            mtu: 1500,
             hostname: "details".to_owned(),
             resolver: Resolver::parse("nameserver ::1\nsearch default.svc.cluster.local"),
-            forwards: Vec::new(),
             eager: true,
-            open_loopback: Vec::new(),
             max_flows: 0,
             memory: 128 << 20,
-            policy: Policy::default(),
+            ..network::config()
         };
         let frame = Rc::default();
         let notify = Rc::new(EventFd::new(EFD_NONBLOCK).unwrap());

@@ -2,17 +2,16 @@
 //! of one of any making.
 #![no_main]
 
+mod network;
+
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
 use libfuzzer_sys::fuzz_target;
-use netdev::config::{Config, Network, Policy};
 use netdev::control::Control;
 use netdev::engine::Engine;
 use netdev::publish::Publish;
 use netdev::requests::show::show;
 use netdev::requests::{Action, Request, answer};
-use netdev::resolver::Resolver;
 use serde_json::Value;
 
 /// A connection may bring more.
@@ -29,20 +28,7 @@ struct Asked {
 
 impl Asked {
     fn new() -> Self {
-        let config = Config {
-            v4: Some(Network::<Ipv4Addr>::MASQUERADE),
-            v6: Some(Network::<Ipv6Addr>::MASQUERADE),
-            mtu: 1500,
-            hostname: String::new(),
-            resolver: Resolver::default(),
-            forwards: Vec::new(),
-            eager: false,
-            open_loopback: Vec::new(),
-            max_flows: 16,
-            memory: 1 << 20,
-            policy: Policy::default(),
-        };
-        let engine = Engine::new(config).unwrap();
+        let engine = Engine::new(network::config()).unwrap();
         Self {
             control: engine.control(),
             _engine: engine,
