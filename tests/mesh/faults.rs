@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use peapod_tests::mesh::{Guest, Redirect, is_vm};
+use peapod_tests::mesh::{Envoy, Guest, Redirect, is_vm};
 use peapod_tests::until;
 
 use crate::site::{DETAILS, RATINGS, Site, at_once, request, serving, told};
@@ -188,13 +188,19 @@ fn serve(guest: &mut Guest) {
     });
 }
 
-pub fn no_request_is_lost_while_the_guest_s_service_is_replaced() {
-    let site = Site::new(&Redirect::ISTIO);
-    let _envoy = site.envoy(&site.sidecar(&Redirect::ISTIO));
+/// A guest that serves by that program: its sidecar, and its client's own.
+fn start(site: &Site) -> (Envoy, Envoy, Guest) {
+    let envoy = site.envoy(&site.sidecar(&Redirect::ISTIO));
     let client = site.client();
     let mut guest = Guest::start(&site.details, &[9080]);
     serve(&mut guest);
-    becomes(&site, "200");
+    becomes(site, "200");
+    (envoy, client, guest)
+}
+
+pub fn no_request_is_lost_while_the_guest_s_service_is_replaced() {
+    let site = Site::new(&Redirect::ISTIO);
+    let (_envoy, client, mut guest) = start(&site);
     let retried = format!("cluster.{}.upstream_rq_retry", site.services[0].outbound());
     // In the lab a service takes seconds to start.
     let enough = if is_vm() { 1 } else { 5 };
@@ -215,11 +221,7 @@ pub fn no_request_is_lost_while_the_guest_s_service_is_replaced() {
 
 pub fn a_request_is_lost_only_where_each_time_that_it_is_tried_is_cut_off() {
     let site = Site::new(&Redirect::ISTIO);
-    let _envoy = site.envoy(&site.sidecar(&Redirect::ISTIO));
-    let _client = site.client();
-    let mut guest = Guest::start(&site.details, &[9080]);
-    serve(&mut guest);
-    becomes(&site, "200");
+    let (_envoy, _client, _guest) = start(&site);
     for number in 0..10 {
         // Istio has it tried three times.
         for cut in 0..=3 {
@@ -244,11 +246,7 @@ pub fn a_request_is_lost_only_where_each_time_that_it_is_tried_is_cut_off() {
 
 pub fn while_the_guest_or_its_service_is_away_each_request_is_answered_at_once() {
     let site = Site::new(&Redirect::ISTIO);
-    let _envoy = site.envoy(&site.sidecar(&Redirect::ISTIO));
-    let client = site.client();
-    let mut guest = Guest::start(&site.details, &[9080]);
-    serve(&mut guest);
-    becomes(&site, "200");
+    let (_envoy, client, mut guest) = start(&site);
     let cluster = site.services[0].outbound();
     let given_up = format!("cluster.{cluster}.upstream_rq_retry_limit_exceeded");
     let before = client.counter(&given_up);
