@@ -230,20 +230,23 @@ fn listen(forward: &Forward) -> io::Result<Listener> {
     }
 }
 
-/// A socket that listens at `bind`.
-fn tcp(bind: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(bind),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+/// A socket at `bind`, beside others where `reuse` and they let it.
+fn bound(bind: SocketAddr, (kind, protocol): (Type, Protocol), reuse: bool) -> io::Result<Socket> {
+    let domain = Domain::for_address(bind);
+    let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
     if bind.is_ipv6() {
         // IPv4 has a socket of its own.
         socket.set_only_v6(true)?;
     }
-    // Connections that are over may still keep the port for a minute.
-    socket.set_reuse_address(true)?;
+    socket.set_reuse_address(reuse)?;
     socket.bind(&bind.into())?;
+    Ok(socket)
+}
+
+/// A socket that listens at `bind`.
+fn tcp(bind: SocketAddr) -> io::Result<Socket> {
+    // Connections that are over may still keep the port for a minute.
+    let socket = bound(bind, (Type::STREAM, Protocol::TCP), true)?;
     // Each accepted connection has these from here; urgent data is data in its place (RFC 6093, section 5).
     socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)?;
@@ -271,17 +274,7 @@ fn beside(closed: &UdpSocket, bind: SocketAddr) -> io::Result<UdpSocket> {
 
 /// A socket for datagrams at `bind`, where none may be but one that lets others.
 fn udp(bind: SocketAddr, beside: bool) -> io::Result<UdpSocket> {
-    let socket = Socket::new(
-        Domain::for_address(bind),
-        Type::DGRAM.nonblocking(),
-        Some(Protocol::UDP),
-    )?;
-    if bind.is_ipv6() {
-        // IPv4 has a socket of its own.
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(beside)?;
-    socket.bind(&bind.into())?;
+    let socket = bound(bind, (Type::DGRAM, Protocol::UDP), beside)?;
     socket.set_reuse_address(false)?;
     sys::receive_joined(&socket);
     Ok(socket.into())
@@ -382,6 +375,11 @@ impl ListeningPort {
         Ok(())
     }
 
+    /// Whether somebody may listen on its guest's UDP port, by what the guest tells.
+    pub fn is_wanted(&self, told: Option<&Told>) -> bool {
+        told.is_none_or(|told| told.has(self.guest_port))
+    }
+
     /// Opens or closes it by what the guest tells of its UDP ports; one that it says nothing of is open.
     /// Returns whether it is open by that, with another descriptor.
     pub fn follow(&mut self, told: Option<&Told>) -> io::Result<bool> {
@@ -389,7 +387,7 @@ impl ListeningPort {
             return Ok(false);
         }
         let listened = self.listens;
-        self.set_listening(told.is_none_or(|told| told.has(self.guest_port)))?;
+        self.set_listening(self.is_wanted(told))?;
         Ok(self.listens && !listened)
     }
 

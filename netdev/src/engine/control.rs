@@ -4,13 +4,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
-use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Engine, KIND, PORT, Run};
 use crate::config::Transport;
 use crate::control::{Error, Flows, Kept};
 use crate::forward::{Forwards, ListeningPort, Told};
 use crate::link::capture::Capture;
+
+/// Has `epoll` tell of what comes to the forward at that place.
+pub(super) fn watch_port(epoll: &Epoll, index: usize, fd: RawFd) -> io::Result<()> {
+    let event = EpollEvent::new(EventSet::IN, PORT << KIND | index as u64);
+    epoll.ctl(ControlOperation::Add, fd, event)
+}
 
 impl Engine {
     fn kept(&mut self) -> Kept {
@@ -72,16 +78,13 @@ impl Run<'_> {
         let open = match port.tcp() {
             _ if self.engine.config.eager => true,
             Some(tcp) => self.probes.add(tcp, self.now),
-            None => true,
+            None => port.is_wanted(self.told.as_ref()),
         };
         let watch = |error| Error::Watch(bound, error);
         port.set_listening(open).map_err(watch)?;
-        if !self.engine.config.eager {
-            port.follow(self.told.as_ref()).map_err(watch)?;
-        }
         let fd = port.descriptor();
         let index = self.engine.forwards.insert(port)?;
-        if open && let Err(error) = self.watch_port(index, fd) {
+        if open && let Err(error) = watch_port(&self.epoll, index, fd) {
             self.engine.forwards.remove(transport, bound);
             return Err(watch(error));
         }
@@ -109,25 +112,15 @@ impl Run<'_> {
         if self.engine.config.eager {
             return;
         }
-        let mut opened = Vec::new();
         for (index, port) in self.engine.forwards.ports_mut() {
-            match port.follow(self.told.as_ref()) {
-                Ok(true) => opened.push((index, port.descriptor())),
-                Ok(false) => {}
-                Err(error) => tracing::warn!("port {}: {error}", port.bound()),
+            let followed = match port.follow(self.told.as_ref()) {
+                Ok(true) => watch_port(&self.epoll, index, port.descriptor()),
+                other => other.map(drop),
+            };
+            if let Err(error) = followed {
+                tracing::warn!("port {}: {error}", port.bound());
             }
         }
-        for (index, fd) in opened {
-            if let Err(error) = self.watch_port(index, fd) {
-                tracing::warn!("a forwarded port could not be watched: {error}");
-            }
-        }
-    }
-
-    /// Has epoll tell of what comes to the forward at that place.
-    fn watch_port(&self, index: usize, fd: RawFd) -> io::Result<()> {
-        let event = EpollEvent::new(EventSet::IN, PORT << KIND | index as u64);
-        self.epoll.ctl(ControlOperation::Add, fd, event)
     }
 
     pub(crate) fn capture(&mut self) -> &mut Option<Box<Capture>> {

@@ -249,7 +249,7 @@ impl Engine {
         for (index, port) in self.forwards.ports_mut() {
             port.set_listening(self.config.eager || port.transport() == Transport::Udp)?;
             if port.listens() {
-                watch(port.descriptor(), PORT << KIND | index as u64)?;
+                control::watch_port(&epoll, index, port.descriptor())?;
             }
         }
         Ok((epoll, pod))

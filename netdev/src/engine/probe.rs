@@ -5,9 +5,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+use vmm_sys_util::epoll::{ControlOperation, EpollEvent};
 
-use super::{EVERYBODY, KIND, PORT, Run};
+use super::control::watch_port;
+use super::{EVERYBODY, Run};
 use crate::config::Transport;
 use crate::flow::Key;
 use crate::link::{Link, Offload};
@@ -183,15 +184,14 @@ impl Run<'_> {
                 continue;
             }
             let fd = forward.descriptor();
-            let event = EpollEvent::new(EventSet::IN, PORT << KIND | index as u64);
             let changed = if open {
                 // In this order: one that does not listen is always ready, for its end.
                 forward
                     .set_listening(true)
-                    .and_then(|()| self.epoll.ctl(ControlOperation::Add, fd, event))
+                    .and_then(|()| watch_port(&self.epoll, index, fd))
             } else {
                 self.epoll
-                    .ctl(ControlOperation::Delete, fd, event)
+                    .ctl(ControlOperation::Delete, fd, EpollEvent::default())
                     .and_then(|()| forward.set_listening(false))
             };
             if let Err(error) = changed {

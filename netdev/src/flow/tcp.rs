@@ -859,7 +859,7 @@ mod tests {
 
     use super::*;
     use crate::config::Transport;
-    use crate::link::fake;
+    use crate::link::{Link, fake};
 
     /// An open connection, of which the guest was told a window of `window` bytes, and its peer.
     fn open(window: u32) -> (Tcp, TcpStream) {
@@ -875,6 +875,14 @@ mod tests {
         let mut tcp = Tcp::new(key, socket, State::Open, 0, MOST_PROMISED);
         tcp.edge = window;
         (tcp, peer)
+    }
+
+    fn outlet(link: &mut dyn Link) -> Outlet<'_> {
+        Outlet {
+            link,
+            mac: [2; 6],
+            mtu: 1500,
+        }
     }
 
     fn segment(sequence: u32, payload: &[u8]) -> Segment<'_> {
@@ -916,11 +924,7 @@ mod tests {
         let (mut pool, now) = (Pool::new(64 << 20), Instant::now());
         let (mut link, card) = fake::pair();
         let guest = "10.0.2.2".parse().unwrap();
-        let mut outlet = Outlet {
-            link: &mut link,
-            mac: [2; 6],
-            mtu: 1500,
-        };
+        let mut outlet = outlet(&mut link);
         tcp.window = 500;
         peer.write_all(&[7; 500]).unwrap();
         while tcp.outbox.len() < 500 {
@@ -949,11 +953,7 @@ mod tests {
             let (mut pool, now) = (Pool::new(64 << 20), Instant::now());
             let (mut link, card) = fake::pair();
             let guest = "10.0.2.2".parse().unwrap();
-            let mut outlet = Outlet {
-                link: &mut link,
-                mac: [2; 6],
-                mtu: 1500,
-            };
+            let mut outlet = outlet(&mut link);
             tcp.window = window;
             peer.write_all(b"answer").unwrap();
             peer.shutdown(Shutdown::Write).unwrap();
